@@ -2,7 +2,7 @@
 import json, os, shutil, subprocess, sys, time
 from pathlib import Path
 
-import psutil, pytest
+import httpx, psutil, pytest
 
 from conftest import ROOT, missing
 from zztoolkit.serve import free_ports
@@ -19,7 +19,7 @@ def without_outputs(notebook: Path, target: Path):
 
 @pytest.fixture
 def lab(tmp_path):
-    "A JupyterLab over a folder with the tutorial; its URL"
+    "A JupyterLab over a folder with the tutorial; its address and token"
     without_outputs(ROOT / "nbs" / "tutorials" / "quality_inspection.ipynb", tmp_path / "quality_inspection.ipynb")
     settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
@@ -33,7 +33,7 @@ def lab(tmp_path):
         end = time.monotonic() + 60
         while "is running at" not in (tmp_path / "lab.log").read_text() and time.monotonic() < end: time.sleep(0.2)
         assert lab.poll() is None, (tmp_path / "lab.log").read_text()
-        yield f"http://127.0.0.1:{port}/lab/tree/quality_inspection.ipynb?token={token}"
+        yield f"http://127.0.0.1:{port}", token
     finally:
         family = psutil.Process(lab.pid).children(recursive=True)
         lab.terminate()
@@ -41,13 +41,22 @@ def lab(tmp_path):
         psutil.wait_procs(family, 20)
         assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
+def wait_for_kernel(address: str, token: str, timeout: float = 60):
+    "Until the browser is connected to an idle kernel: a run that comes before is dropped, or answered with a dialog"
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        kernels = httpx.get(f"{address}/api/kernels", params={"token": token}).json()
+        if any(k["connections"] and k["execution_state"] == "idle" for k in kernels): return
+        time.sleep(0.2)
+    raise AssertionError(f"no kernel was ready after {timeout:.0f} s: {kernels}")
+
 def run_all_cells(page):
-    "By the menu. JupyterLab drops a run that comes before its kernel is connected, without a word: try until a cell has begun"
+    "By the menu, as a person does; tried again where the page was not listening yet"
     from playwright.sync_api import TimeoutError
-    for _ in range(10):
+    for _ in range(5):
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        try: return page.wait_for_function("[...document.querySelectorAll('.jp-InputPrompt')].some(e => /[*0-9]/.test(e.innerText))", timeout=5_000)
+        try: return page.wait_for_function("[...document.querySelectorAll('.jp-InputPrompt')].some(e => /[*0-9]/.test(e.innerText))", timeout=10_000)
         except TimeoutError: continue
     raise AssertionError("no cell began to run")
 
@@ -61,8 +70,10 @@ def test_tutorial_in_jupyterlab(lab):
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        page.goto(lab)
+        address, token = lab
+        page.goto(f"{address}/lab/tree/quality_inspection.ipynb?token={token}")
         page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell").first.wait_for(timeout=60_000)
+        wait_for_kernel(address, token)
         page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(timeout=60_000)
         run_all_cells(page)
         panel = page.locator(".zz-endpoint").first
