@@ -3,7 +3,7 @@ import json, os, shutil, signal, subprocess, sys, textwrap, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil, pytest, torch
+import httpx, psutil, pytest, torch
 
 from zztoolkit import demo
 from zztoolkit.archive import archive
@@ -144,6 +144,33 @@ def test_stop_finishes_what_is_in_flight(tmp_path):
             time.sleep(0.5)
             server.stop()
             assert [a.result(timeout=1)["batch"] for a in asked] == [1, 1, 1]
+
+def test_stop_under_steady_traffic(tmp_path):
+    "Strangers keep sending: what was let in is answered, the rest is refused with words, and the stop does not wait for them"
+    mar = pack(tmp_path)
+    with LocalServer() as server:
+        endpoint = deploy(server, mar)
+        keys, url = server.management.tokens.bearer("inference"), f"{server._url(0)}/predictions/sleepy"
+        def stranger(_):
+            with httpx.Client(timeout=30) as http:
+                while (r := http.post(url, json={"sleep": 0.05}, headers=keys)).status_code == 200: pass
+                return r
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(stranger, i) for i in range(4)]
+            time.sleep(1)
+            started = time.monotonic()
+            server.stop()
+            assert time.monotonic() - started < server.settings.drain_timeout
+            assert {(r.result().status_code, r.result().json()["type"]) for r in asked} == {(400, "InvalidKeyException")}
+        with pytest.raises(ToolkitError, match="not running"): endpoint.predict({"sleep": 0})
+
+def test_a_forked_child_does_not_stop_the_server(server, classifier, photo):
+    child = os.fork()
+    if not child:
+        server.stop()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert server.running and classifier.predict(photo)
 
 def test_no_secret_in_a_worker_and_no_proxy_before_it(tmp_path, monkeypatch):
     "Variables that look like secrets stay here; a proxy named in the environment never sees the keys"

@@ -5,7 +5,7 @@
 # %% ../nbs/05_archive.ipynb #imports
 from __future__ import annotations
 
-import ast, importlib.util, json, logging, os, re, shutil, subprocess, sys, tempfile, traceback, warnings, zipfile
+import ast, glob, importlib.util, json, logging, os, re, shutil, subprocess, sys, tempfile, traceback, warnings, zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -212,9 +212,10 @@ def _run_archiver(name: str, version: str, handler: Path, contents: Path, model_
     "torch-model-archiver with everything in `contents` as extra files"
     from model_archiver.model_archiver_config import ModelArchiverConfig
     from model_archiver.model_packaging import generate_model_archive
+    if "," in str(contents): raise ToolkitError("torch-model-archiver splits names at commas", found=str(contents), do="put the archive into a folder without one (--store)")
     level = logging.getLogger().level
     with _archiver_tempdir(out): generate_model_archive(ModelArchiverConfig(
-        model_name=name, handler=str(handler), version=version, extra_files=str(contents), export_path=str(out), force=True,
+        model_name=name, handler=str(handler), version=version, extra_files=glob.escape(str(contents)), export_path=str(out), force=True,
         serialized_file=str(model_file) if model_file else None, config_file=str(contents / "model-config.yaml")))
     logging.getLogger().setLevel(level)
 

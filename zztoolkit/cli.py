@@ -5,16 +5,17 @@
 # %% ../nbs/12_cli.ipynb #imports
 from __future__ import annotations
 
-import filecmp, functools, importlib.util, re, shutil, signal, subprocess, sys, tempfile, threading
+import filecmp, functools, importlib.util, shutil, signal, subprocess, sys, tempfile, threading
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from .core import ToolkitError
-from .magics import undefined_names, without_magics
+from .magics import served_name, undefined_names, without_magics
 
 # %% auto #0
 __all__ = ['app', 'export_handlers', 'readme', 'project_root', 'export_project', 'drift', 'main', 'command', 'doctor', 'export',
@@ -36,8 +37,7 @@ def _handler_cells(path: Path) -> dict[str, list]:
 
 def _stem(cell: Any) -> str:
     "The handler that a cell belongs to by its own words"
-    served = re.match(r"%%serve\s+(\w+)", cell.source)
-    return served[1] if served else "".join((cell.directives_ or {}).get("handler", []))
+    return served_name(cell.source) or "".join((cell.directives_ or {}).get("handler", []))
 
 def export_handlers(nbs: Path, dest: Path) -> list[Path]:
     "Write every handler of the notebooks under `nbs` to `dest`"
@@ -191,7 +191,8 @@ def serve(
         stop = threading.Event()
         for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: stop.set())
         typer.echo("Ctrl-C stops it")
-        while server.running and not stop.wait(0.5): server.management.tokens.bearer("inference")     # renews the keys in time
+        while server.running and not stop.wait(0.5):
+            with suppress(ToolkitError): server.management.tokens.bearer("inference")     # renews the keys in time, or tries again
         if not stop.is_set(): raise ToolkitError("TorchServe ended by itself", found=server.last_words(), do="zz doctor")
         typer.echo("\nletting requests finish …")
 

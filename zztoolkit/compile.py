@@ -314,8 +314,10 @@ def _specs(names: list[str], xs: list) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(n, str(_numpy(x).dtype), (None, *x.shape[1:])) for n, x in zip(names, xs))
 
 def _input_names(model: torch.nn.Module, n: int) -> list[str]:
+    "Of `forward`'s parameters, where each input has one"
     import inspect
-    return list(inspect.signature(model.forward).parameters)[:n]
+    named = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return named[:n] if len(named) >= n else [f"input{i}" for i in range(n)]
 
 def _named(model: torch.nn.Module, sizes: BatchRange, digests: dict[str, str]) -> Path:
     "Folder in the cache, named by the content of the engine file: another model is another folder"

@@ -200,7 +200,7 @@ class Steps:
     def done(self):
         "Every step is behind us"
         self._show("  ".join(f"✓ {s}" for s in self.begun))
-        if self._shown and not self._handle: print(file=sys.stderr)
+        if self.begun and not self._handle and sys.stderr.isatty(): print(file=sys.stderr)
 
     def _show(self, text: str):
         if self._handle: self._handle.update({"text/plain": text}, raw=True)
@@ -208,11 +208,12 @@ class Steps:
         self._shown = text
 
 # %% ../nbs/00_core.ipynb #environment
-_SECRET = r"(?i).*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_.*)?"
+_SECRET_NAME = r"(?i).*(KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH|WEBHOOK|CONNECTION_STRING|_PWD|_PAT)S?\d*(_.*)?"
+_SECRET_VALUE = r"\w+://[^/\s:@]*:[^/\s@]+@"     # a user's password in an address
 
 def environment_without_secrets() -> dict[str, str]:
-    "`os.environ` without variables whose name speaks of a key, token, secret, password or credential"
-    return {k: v for k, v in os.environ.items() if not re.fullmatch(_SECRET, k)}
+    "`os.environ` without variables whose name speaks of a key, token, password or the like, or whose value is an address with a password"
+    return {k: v for k, v in os.environ.items() if not re.fullmatch(_SECRET_NAME, k) and not re.search(_SECRET_VALUE, v)}
 
 # %% ../nbs/00_core.ipynb #cores
 def _cgroup_quota(path: str = "/sys/fs/cgroup/cpu.max") -> float:

@@ -88,6 +88,7 @@ def photographs(say: Callable[[str], None] = print) -> list[Path]:
         try: part.rename(home)
         except OSError: shutil.rmtree(part)     # another process was first
     return sorted(p for p in home.iterdir() if p.suffix in (".jpg", ".png"))
+
 def showable(photos: Sequence[Path]) -> list[Path]:
     "The photographs whose pictures may stay in a committed notebook, under their photographers' names"
     return [p for p in photos if not p.stem.startswith(BY_SA)]
@@ -149,7 +150,8 @@ def serve_ours(server: LocalServer, say: Callable[[str], None]) -> Endpoint:
 
 def serve_stock(server: LocalServer) -> Endpoint:
     "Serve the same weights the stock way: `handlers/stock_classifier.py`, as many workers, TorchServe's batch of 1"
-    mar = archive("stock_classifier", HANDLERS / "stock_classifier.py", lite0_weights(), extra_files=[imagenet_labels()], minWorkers=usable_cores())
+    mar = archive("stock_classifier", HANDLERS / "stock_classifier.py", lite0_weights(), extra_files=[imagenet_labels()], example=sample_photo(),
+                  minWorkers=usable_cores())
     return deploy(server, mar)
 
 def main(say: Callable[[str], None] = lambda s: print(s, flush=True)):

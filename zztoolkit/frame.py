@@ -39,10 +39,15 @@ class Normalize:
     moments: dict[str, tuple[float, float]] = field(default_factory=dict)  # mean and deviation, by column
 
     def fit(self, df: pd.DataFrame) -> Normalize:
-        return Normalize(self.columns, {c: (float(df[c].mean()), float(df[c].std(ddof=0)) or 1.0) for c in self.columns})
+        return Normalize(self.columns, {c: _moments(df[c]) for c in self.columns})
 
     def transform(self, df: pd.DataFrame) -> pd.DataFrame:
         return df.assign(**{c: (df[c] - mean) / std for c, (mean, std) in self.moments.items()})
+
+def _moments(column: pd.Series) -> tuple[float, float]:
+    "Mean and deviation; of a constant column its value and 1, since the deviation that arithmetic gives it is rounding"
+    low, high = float(column.min()), float(column.max())
+    return (low, 1.0) if low == high else (float(column.mean()), float(column.std(ddof=0)))
 
 # %% ../nbs/02_frame.ipynb #categorify
 @dataclass(frozen=True)

@@ -73,12 +73,16 @@ def from_body(row: dict) -> Any:
     return body
 
 def as_array(x: Any, dtype: str = "float32") -> np.ndarray:
-    "A value as an array of `dtype`: JSON numbers, or an `.npy` that loses only precision by it (float64 to float32, not float to int)"
+    "JSON numbers or an `.npy` as an array of `dtype`, if only precision is lost by it (float64 to float32, never a fraction or a large number to int)"
     import numpy as np
-    if isinstance(x, np.ndarray): return x.astype(dtype) if np.can_cast(x.dtype, dtype, "same_kind") else x
     if isinstance(x, (bytes, bytearray)): raise DecodeError("expected an .npy array or JSON numbers")
-    try: return np.asarray(x, dtype=dtype)
-    except (TypeError, ValueError, OverflowError) as e: raise InputError(f"not an array of {dtype}: {e}") from None
+    try: given = np.asarray(x)
+    except ValueError as e: raise InputError(f"not an array of {dtype}: {e}") from None     # rows of different lengths
+    if given.dtype.kind not in "biuf": raise InputError(f"not an array of {dtype}: it holds something else than numbers")
+    with np.errstate(all="ignore"): out = given.astype(dtype)
+    kept = np.isfinite(out) == np.isfinite(given) if out.dtype.kind == "f" else out == given
+    if not kept.all(): raise InputError(f"not an array of {dtype}: it holds {given[~kept].flat[0]}")
+    return out
 
 def as_image(x: Any) -> np.ndarray:
     "A value as an image, for a chain that decodes none: an encoded one is decoded, an array is as it is"
@@ -86,11 +90,15 @@ def as_image(x: Any) -> np.ndarray:
 
 def as_inputs(specs: Sequence[TensorSpec], x: Any) -> Any:
     "A request as a model's inputs: an array for one input, a dict of them by name (or a list in order) for several"
-    if len(specs) <= 1: return as_array(x, specs[0].dtype if specs else "float32")
+    if len(specs) <= 1: return _as_input(specs[0], x) if specs else as_array(x)
     names = [s.name for s in specs]
     if isinstance(x, list) and len(x) == len(specs): x = dict(zip(names, x))
     if not isinstance(x, dict) or set(x) != set(names): raise InputError(f"expected a JSON object with {', '.join(names)}")
-    return tuple(as_array(x[s.name], s.dtype) for s in specs)
+    return tuple(_as_input(s, x[s.name]) for s in specs)
+
+def _as_input(spec: TensorSpec, x: Any) -> np.ndarray:
+    "One input of a model; pixels travel as an encoded image"
+    return as_image(x) if spec.dtype == "uint8" and len(spec.shape) == 4 else as_array(x, spec.dtype)
 
 def stack_inputs(rows: list) -> Any:
     "Rows of inputs as batches, one for each input"

@@ -5,14 +5,17 @@
 # %% ../nbs/11_magics.ipynb #imports
 from __future__ import annotations
 
-import argparse, ast, json, keyword, os, re, tempfile
+import argparse, ast, json, keyword, os, re, shlex, tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from IPython.core.error import UsageError
+from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 
 from .archive import archive, check_name, check_rules, default_store
 from .core import Steps, ToolkitError
@@ -20,14 +23,13 @@ from .serve import Endpoint, LocalServer, deploy, next_version
 
 # %% auto #0
 __all__ = ['defined_names', 'without_magics', 'undefined_names', 'Cells', 'in_order_of_use', 'is_marked', 'directives',
-           'cells_on_disk', 'build_module', 'check_names', 'serve_cell', 'ServeMagics', 'load']
+           'cells_on_disk', 'build_module', 'check_names', 'parsed', 'serve_cell', 'ServeMagics', 'served_name', 'load']
 
 # %% ../nbs/11_magics.ipynb #names
 def defined_names(source: str) -> set[str]:
     "Names that running the cell binds at top level"
-    try: tree = ast.parse(without_magics(source))
-    except SyntaxError: return set()
-    return {n for node in tree.body for n in _bound(node)}
+    tree = _parsed(without_magics(source))
+    return {n for node in tree.body for n in _bound(node)} if tree else set()
 
 def _bound(node: ast.stmt) -> Iterator[str]:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): yield node.name
@@ -37,9 +39,19 @@ def _bound(node: ast.stmt) -> Iterator[str]:
 def without_magics(source: str) -> str:
     "The cell as Python: its cell magic and line magics taken out; what is Python already stays as it is"
     source = re.sub(r"\A%%.*\n?", "", source)
-    try: ast.parse(source)
-    except SyntaxError: return re.sub(r"^[%!].*\n?", "", source, flags=re.M)
-    return source
+    if _parsed(source): return source
+    python = TransformerManager().transform_cell(source)
+    tree = _parsed(python)
+    gone = {n for node in tree.body if _is_magic(node) for n in range(node.lineno, (node.end_lineno or node.lineno) + 1)} if tree else set()
+    return "".join(l for n, l in enumerate(python.splitlines(keepends=True), 1) if n not in gone)
+
+def _parsed(source: str) -> ast.Module | None:
+    try: return ast.parse(source)
+    except SyntaxError: return None
+
+def _is_magic(node: ast.stmt) -> bool:
+    "Is it what IPython makes of `%magic` or `!command`?"
+    return isinstance(node, ast.Expr) and ast.unparse(node).startswith("get_ipython().")
 
 def undefined_names(source: str) -> list[str]:
     "Names that the module uses and nothing in it defines, in order of use"
@@ -52,7 +64,7 @@ def undefined_names(source: str) -> list[str]:
 # %% ../nbs/11_magics.ipynb #cells
 @dataclass
 class Cells:
-    "Source of the cells run so far, by cell id where the frontend sends one, in the order of their first run"
+    "Source of the cells run so far, by cell id where the frontend sends one"
     sources: dict[str, str] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)   # In [n] of the latest run
 
@@ -66,8 +78,9 @@ class Cells:
     def forget(self, key: str): del self.sources[key], self.numbers[key]
 
     def marked(self, stem: str) -> list[str]:
-        "Cells marked for export, or for the handler `stem`, definitions before their use; a `%%serve` cell is never one of them"
-        return in_order_of_use([s for s in self.sources.values() if is_marked(s, stem) and not s.startswith("%%serve")])
+        "Cells marked for export, or for the handler `stem`, in the order of their latest run as in the kernel; a `%%serve` cell is never one of them"
+        latest = [self.sources[k] for k in sorted(self.sources, key=lambda k: self.numbers[k])]
+        return in_order_of_use([s for s in latest if is_marked(s, stem) and not s.startswith("%%serve")])
 
     def marked_for(self, source: str) -> str:
         "What the directives of a cell mark it for, in words"
@@ -139,6 +152,10 @@ def _defining_line(source: str, name: str) -> str:
     return body.splitlines()[node.lineno - 1].strip()
 
 # %% ../nbs/11_magics.ipynb #options
+def parsed(magic: Any, line: str) -> argparse.Namespace:
+    "The arguments of a line magic, quoted as in a shell"
+    try: return magic.parser.parse_args(shlex.split(line))
+    except ValueError as e: raise UsageError(f"{e} in: {line}") from None
 def _config(args: argparse.Namespace) -> dict[str, int]:
     "The magic's options in model-config.yaml's words"
     given = {"batchSize": args.batch_size, "maxBatchDelay": args.max_batch_delay, "minWorkers": args.workers, "maxWorkers": args.workers, "threads": args.threads}
@@ -219,7 +236,7 @@ class ServeMagics(Magics):
     @cell_magic
     def serve(self, line: str, cell: str):
         "Run the cell, and serve the handler class in it on a local TorchServe"
-        args = parse_argstring(self.serve, line)
+        args = parsed(self.serve, line)
         if not isinstance(self.shell.user_ns.get(args.name), (Endpoint, type(None))):
             raise ToolkitError(f"the notebook has a variable {args.name} already", found=type(self.shell.user_ns[args.name]).__name__, do="serve under another name: the endpoint is left in that variable")
         self._run_here(cell)
@@ -237,7 +254,7 @@ class ServeMagics(Magics):
     def serve_status(self, line: str):
         "What is served, and how it is"
         from IPython.display import display
-        name = parse_argstring(self.serve_status, line).name
+        name = parsed(self.serve_status, line).name
         names = [name] if name else self.server.management.models() if self.server.running else []
         if not names: print("nothing is served; %%serve NAME starts a server")
         for n in names: display(self._endpoint(n))
@@ -248,7 +265,7 @@ class ServeMagics(Magics):
     @line_magic
     def serve_logs(self, line: str):
         "The last lines that a model's workers have printed"
-        args = parse_argstring(self.serve_logs, line)
+        args = parsed(self.serve_logs, line)
         print(self._endpoint(args.name).logs(args.n))
 
     @magic_arguments()
@@ -256,8 +273,14 @@ class ServeMagics(Magics):
     @line_magic
     def serve_stop(self, line: str):
         "Let requests in flight finish, then take a model off the server, or stop the server"
-        name = parse_argstring(self.serve_stop, line).name
+        name = parsed(self.serve_stop, line).name
         self._endpoint(name).remove() if name else self.server.stop()
+
+def served_name(source: str) -> str:
+    "The name that a `%%serve` cell serves under; '' for every other cell"
+    line = re.match(r"%%serve\s+(.+)", source)
+    with suppress(UsageError): return parsed(ServeMagics.serve, line[1]).name if line else ""
+    return ""
 
 # %% ../nbs/11_magics.ipynb #load
 def load(shell: Any):

@@ -22,7 +22,7 @@ from .handler import decode, is_busy, to_body
 if TYPE_CHECKING: import httpx, psutil
 
 # %% auto #0
-__all__ = ['NOT_DRAINED', 'Progress', 'Settings', 'free_ports', 'properties', 'server_environment', 'java_command',
+__all__ = ['NOT_DRAINED', 'Progress', 'Settings', 'free_ports', 'properties', 'server_environment', 'java_command', 'log_config',
            'worker_script', 'exit_codes', 'Tokens', 'Management', 'wait_idle', 'supervise', 'worker_log',
            'last_traceback', 'exit_words', 'LocalServer', 'next_version', 'deploy', 'PredictionError', 'error_of',
            'Endpoint']
@@ -75,8 +75,27 @@ def java_command(java: str, folder: Path) -> list[str]:
     import ts
     home = Path(ts.__file__).resolve().parent.parent
     return [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={folder}/tmp",
-            "-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer", "--python", f"{folder}/python",
+            f"-Dlog4j.configurationFile={folder}/log4j2.xml", "-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer", "--python", f"{folder}/python",
             "-f", f"{folder}/config.properties", "-s", f"{folder}/store", "-ncs", "--enable-model-api"]
+
+# %% ../nbs/06_serve.ipynb #log-config
+_FILE = """<RollingFile name="{name}" fileName="{folder}/{name}.log" filePattern="{folder}/{name}.%i.log">
+  <PatternLayout pattern="%d{{ISO8601}} [%-5p] %t %c - %m%n"/> <SizeBasedTriggeringPolicy size="20 MB"/> <DefaultRolloverStrategy max="1"/>
+</RollingFile>"""
+
+_LOGGING = """<Configuration>
+<Appenders> <Console name="console"><PatternLayout pattern="%d{{ISO8601}} [%-5p] %c - %m%n"/></Console> {files} </Appenders>
+<Loggers>
+  <Logger name="MODEL_LOG" level="all" additivity="false"><AppenderRef ref="model_log"/></Logger>
+  <Logger name="ACCESS_LOG" level="info" additivity="false"><AppenderRef ref="access_log"/></Logger>
+  <Logger name="MODEL_METRICS" level="off"/> <Logger name="TS_METRICS" level="off"/> <Logger name="org.apache" level="off"/> <Logger name="io.netty" level="error"/>
+  <Root level="info"><AppenderRef ref="ts_log"/><AppenderRef ref="console" level="error"/></Root>
+</Loggers>
+</Configuration>"""
+
+def log_config(folder: Path) -> str:
+    "log4j2.xml: model_log (what workers print), access_log and ts_log in `folder`, none over 20 MB and one before it"
+    return _LOGGING.format(files="".join(_FILE.format(name=n, folder=folder) for n in ("model_log", "access_log", "ts_log")))
 
 # %% ../nbs/06_serve.ipynb #worker-script
 _CODES = {137: "killed: out of memory?", 139: "segmentation fault", 143: "terminated", 132: "illegal instruction: built for another CPU?"}
@@ -116,12 +135,20 @@ class Tokens:
             if again or not self._keys or time.time() - self._read_at > 60: self._read()
             return {"Authorization": f"Bearer {self._keys[kind]['key']}"}
 
+    def renew(self, kind: str):
+        "A new key of this kind; the old one counts no more from this moment"
+        import httpx
+        header = {"Authorization": f"Bearer {self._keys['API']['key']}"}
+        try:
+            with _client(self.url, timeout=30) as http: http.get("/token", params={"type": kind}, headers=header)
+        except httpx.HTTPError as e: raise ToolkitError(f"the {kind} key could not be renewed", found=f"{type(e).__name__}: {e}", do="try again") from e
+        self._keys = json.loads(self.file.read_text())
+
     def _read(self):
-        self._keys, self._read_at = json.loads(self.file.read_text()), time.time()
+        self._keys = json.loads(self.file.read_text())
         for kind in ("inference", "management"):
-            if _seconds_left(self._keys[kind]["expiration time"]) > 120: continue
-            with _client(self.url) as http: http.get("/token", params={"type": kind}, headers={"Authorization": f"Bearer {self._keys['API']['key']}"})
-            self._keys = json.loads(self.file.read_text())
+            if _seconds_left(self._keys[kind]["expiration time"]) < 120: self.renew(kind)
+        self._read_at = time.time()
 
 def _seconds_left(iso: str) -> float:
     from datetime import datetime, timezone
@@ -136,10 +163,15 @@ class Management:
 
     def ask(self, method: str, path: str, **params: Any) -> Any:
         "The JSON answer. Raises `ToolkitError` with TorchServe's own words"
-        r = self.http.request(method, path, params=params, headers=self.tokens.bearer("management"))
-        if _bad_token(r): r = self.http.request(method, path, params=params, headers=self.tokens.bearer("management", again=True))
+        r = self._send(method, path, params)
+        if _bad_token(r): r = self._send(method, path, params, again=True)
         if r.status_code < 300: return r.json()
         raise ToolkitError(f"TorchServe refused {method} {path}", found=f"{r.status_code}: {_message(r)}")
+
+    def _send(self, method: str, path: str, params: dict, again: bool = False) -> httpx.Response:
+        import httpx
+        try: return self.http.request(method, path, params=params, headers=self.tokens.bearer("management", again))
+        except httpx.HTTPError as e: raise ToolkitError(f"TorchServe did not answer {method} {path}", found=f"{type(e).__name__}: {e}") from e
 
     def models(self) -> list[str]: return [m["modelName"] for m in self.ask("GET", "/models", limit=1000)["models"]]
 
@@ -164,12 +196,11 @@ def _message(r: httpx.Response) -> str:
 def _pids(version: dict) -> list[int]: return [w["pid"] for w in version["workers"] if w.get("pid", -1) > 0]
 
 def _working(pid: int) -> tuple[bool, float]:
-    "Is the worker in the middle of a batch, and, if its handler does not say, its CPU seconds so far"
+    "Does the worker's handler say that it is in the middle of a batch, and its CPU seconds so far"
     import psutil
     try:
         p = psutil.Process(pid)
-        busy = is_busy(Path(p.cwd()))
-        return bool(busy), sum(p.cpu_times()[:2]) if busy is None else 0.0
+        return bool(is_busy(Path(p.cwd()))), sum(p.cpu_times()[:2])
     except (psutil.Error, OSError): return False, 0.0
 
 def wait_idle(
@@ -182,12 +213,13 @@ def wait_idle(
     "Wait until a version has nothing queued and no batch in a worker"
     end, quiet_since, seen = time.monotonic() + timeout, None, (time.monotonic(), 0.0)
     while time.monotonic() < end:
-        with suppress(ToolkitError):
-            d = management.version(name, version)
+        try: d = management.version(name, version)
+        except ToolkitError: quiet_since = None
+        else:
             states = [_working(pid) for pid in _pids(d)]
             queued, cpu = d.get("jobQueueStatus", {}).get("pendingRequests", 0), sum(c for _, c in states)
             now = time.monotonic()
-            load = (cpu - seen[1]) / max(now - seen[0], 0.01)      # cores, since the last look; 0 for handlers that say
+            load = (cpu - seen[1]) / max(now - seen[0], 0.01)      # cores, since the last look
             seen, calm = (now, cpu), not queued and not any(busy for busy, _ in states) and load < 0.3
             quiet_since = (quiet_since or now) if calm else None
             if quiet_since and now - quiet_since >= quiet + d["maxBatchDelay"] / 1000: return True
@@ -215,8 +247,10 @@ def _when_parent_ends(then: Callable[[], None]):
     then()
 
 def _drain(folder: Path, plan: dict) -> bool:
-    "Wait, within the drain timeout, until no model has work; did that happen?"
+    "Let nothing new in, and wait, within the drain timeout, until no model has work; did that happen?"
     management, end = Management(folder, plan["management"]), time.monotonic() + plan["drain_timeout"]
+    management.tokens.bearer("inference")
+    management.tokens.renew("inference")     # the key that callers have opens nothing now; what it has let in is finished
     versions = [(name, v["modelVersion"]) for name in management.models() for v in management.versions(name)]
     return all([wait_idle(management, name, version, end - time.monotonic()) for name, version in versions])
 
@@ -264,18 +298,21 @@ def supervise(folder: str) -> int:
 # %% ../nbs/06_serve.ipynb #logs
 _LINE = re.compile(r"^(?P<time>\S+) \[(?P<level>\w+) *\] (?P<thread>\S+) \S+ - (?P<text>.*)$")
 
-def _tail(path: Path, most: int = 1 << 20) -> list[str]:
-    "Lines of the last MiB of a log: a busy server's is long, and is read often"
+def _tail(path: Path, since: int = 0, most: int = 1 << 20) -> list[str]:
+    "Lines of a log from byte `since` on, of its last MiB at most: a busy server's is long, and is read often"
     try:
         with open(path, "rb") as f:
-            f.seek(max(0, path.stat().st_size - most))
+            size = path.stat().st_size
+            f.seek(max(since if since <= size else 0, size - most))     # it begins anew when it is full
             return f.read().decode(errors="replace").splitlines()
     except FileNotFoundError: return []
 
-def worker_log(folder: Path, name: str, version: str = "") -> list[str]:
-    "What the workers of a model (of one version, or of all) have printed, metrics apart"
+def _model_log(folder: Path) -> Path: return folder / "logs" / "model_log.log"
+
+def worker_log(folder: Path, name: str, version: str = "", since: int = 0) -> list[str]:
+    "What the workers of a model (of one version, or of all) have printed, metrics apart, from byte `since` of the log on"
     whose = re.compile(rf"W-\d+-{re.escape(name)}_{re.escape(version) if version else '.*'}-std(out|err)$")
-    found = [m for m in map(_LINE.match, _tail(folder / "logs" / "model_log.log")) if m and whose.match(m["thread"])]
+    found = [m for m in map(_LINE.match, _tail(_model_log(folder), since)) if m and whose.match(m["thread"])]
     return [m["text"] for m in found if not m["text"].startswith(("[METRICS]", "Backend received inference"))]
 
 def _tracebacks(lines: Sequence[str]) -> Iterator[list[str]]:
@@ -315,9 +352,9 @@ _DIED = "Backend worker process died."    # what TorchServe's worker says before
 
 def exit_words(code: int) -> str: return f"exit code {code}" + (f", {_CODES[code]}" if code in _CODES else "")
 
-def _why_worker_died(folder: Path, name: str, version: str) -> str:
-    "The cause of a worker's death, '' while none has died: its traceback, else its exit code and last words"
-    lines, codes = worker_log(folder, name, version), exit_codes(folder / "exits")
+def _why_worker_died(folder: Path, name: str, version: str, since: int = 0) -> str:
+    "The cause of a worker's death since byte `since` of the log, '' while none has died: its traceback, else its exit code and last words"
+    lines, codes = worker_log(folder, name, version, since), exit_codes(folder / "exits")
     code = next((codes[p] for p in _worker_pids(lines) if p in codes), 0)
     if code in _CODES: return "\n".join([*lines[-15:], exit_words(code)])
     said = lines[lines.index(_DIED):] if _DIED in lines else []
@@ -333,6 +370,7 @@ class LocalServer:
     def __init__(self, settings: Settings = Settings()):
         self.settings, self.folder = settings, Path()
         self.process: subprocess.Popen | None = None    # the supervisor
+        self.stopping, self._owner = False, os.getpid()
 
     def start(self, timeout: float = 60) -> LocalServer:
         "Start it and wait until it answers; a server that runs is left as it is"
@@ -348,7 +386,7 @@ class LocalServer:
         raise ToolkitError("TorchServe did not start", found=said, do="zz doctor")
 
     def _launch(self):
-        java = find_java()
+        java, self._owner = find_java(), os.getpid()
         self.folder = Path(tempfile.mkdtemp(prefix="zztoolkit-"))   # 0700
         for sub in ("logs", "tmp", "store"): (self.folder / sub).mkdir()
         self.ports = tuple(self.settings.ports or free_ports(5))
@@ -356,6 +394,7 @@ class LocalServer:
         python.write_text(worker_script(sys.executable, self.folder / "exits"))
         python.chmod(0o700)
         (self.folder / "config.properties").write_text(properties(self.settings, self.ports, self.folder / "store"))
+        (self.folder / "log4j2.xml").write_text(log_config(self.folder / "logs"))
         (self.folder / "plan.json").write_text(json.dumps(dict(
             command=java_command(java.path, self.folder), environment=server_environment(self.folder, java.home),
             management=self._url(1), drain_timeout=self.settings.drain_timeout)))
@@ -380,7 +419,9 @@ class LocalServer:
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
 
     def stop(self):
-        "Wait up to `drain_timeout` for what is in flight, stop, and wait until everything is gone"
+        "Let no new request in, wait up to `drain_timeout` for what is in flight, stop, and wait until everything is gone"
+        if os.getpid() != self._owner: return     # a forked child: the server is its parent's
+        self.stopping = True
         if self.process and self.process.stdin:
             self.process.stdin.close()
             with suppress(subprocess.TimeoutExpired):
@@ -394,7 +435,7 @@ class LocalServer:
             self.process.kill()     # Java goes with it
             self.process.wait()
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.process = None
+        self.process, self.stopping = None, False
         self.__dict__.pop("management", None)
         self.__dict__.pop("inference", None)
 
@@ -433,12 +474,13 @@ def next_version(server: LocalServer, name: str) -> str:
     numbers = [int(float(v["modelVersion"])) for v in server.management.versions(name) if re.fullmatch(r"\d+(\.\d+)?", v["modelVersion"])]
     return str(max(numbers, default=0) + 1)
 
-def _await_ready(server: LocalServer, mar: Mar, workers: int, timeout: float):
+def _await_ready(server: LocalServer, mar: Mar, workers: int, timeout: float, since: int):
+    "Until the version's workers are ready. Raises `ToolkitError` if one has died; `since` is where the log stood before them"
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         d = server.management.version(mar.name, mar.version)
         if sum(w["status"] == "READY" for w in d["workers"]) >= workers: return
-        if why := _why_worker_died(server.folder, mar.name, mar.version):
+        if why := _why_worker_died(server.folder, mar.name, mar.version, since):
             raise ToolkitError(f"{mar.name} version {mar.version} does not load in a TorchServe worker", found=why, do="what served before still serves; mend the handler and try again")
         time.sleep(0.1)
     raise ToolkitError(f"{mar.name} version {mar.version} was not ready after {timeout:.0f} s", found="\n".join(worker_log(server.folder, mar.name, mar.version)[-10:]),
@@ -463,12 +505,13 @@ def deploy(
     if mar.version in old: raise ToolkitError(f"{mar.name} version {mar.version} is on this server already", do="give the archive another version")
     stored = server.folder / "store" / f"{mar.name}-{mar.version}-{mar.digest[:8]}.mar"
     shutil.copyfile(mar.path, stored)
-    workers = int(config.get("minWorkers", 1))
+    workers, log = int(config.get("minWorkers", 1)), _model_log(server.folder)
+    since = log.stat().st_size if log.exists() else 0       # a version of the same number may have died here before
     try:
         progress("start its workers")
         given = {api_name: config[key] for key, api_name in (("batchSize", "batch_size"), ("maxBatchDelay", "max_batch_delay")) if key in config}
         api.ask("POST", "/models", url=stored.name, model_name=mar.name, initial_workers=workers, synchronous="false", **given)
-        _await_ready(server, mar, workers, server.settings.startup_timeout)
+        _await_ready(server, mar, workers, server.settings.startup_timeout, since)
     except BaseException:
         with suppress(ToolkitError): api.ask("DELETE", f"/models/{mar.name}/{mar.version}")
         raise
@@ -566,7 +609,7 @@ class Endpoint:
 
     def post(self, body: bytes, kind: str = "application/octet-stream", **headers: str) -> httpx.Response:
         "The raw answer to one body"
-        if not self.server.running: raise ToolkitError("the server is not running", do="run the %%serve cell again, or LocalServer.start()")
+        if not self.server.running or self.server.stopping: raise ToolkitError("the server is not running", do="run the %%serve cell again, or LocalServer.start()")
         if len(body) > (limit := self.server.settings.max_request_size):
             raise PredictionError(413, "TooLargeError", f"the body has {len(body) / 2**20:.0f} MiB, the server takes {limit / 2**20:.0f}",
                                   do="send less, or LocalServer(Settings(max_request_size=...))")
