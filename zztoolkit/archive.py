@@ -145,7 +145,6 @@ def _probe(folder: str, report: str, example: str = "", kind: str = ""):
         handler: Any = getattr(service._entry_point, "__self__", None)
         if isinstance(handler, Handler): check_initialized(handler)
         chosen = (Path(example).read_bytes(), kind) if example else _default_example(handler)
-        found["chain"] = handler.chain.to_json() if isinstance(getattr(handler, "chain", None), Chain) else None
         if chosen is not None: found["answer"] = _dry_run(service, *chosen)
     except BaseException as e: found["error"] = _own_frames(e, folder)
     Path(report).write_text(json.dumps(found))
@@ -155,7 +154,7 @@ def check_unpacked(
     folder: Path,         # an unpacked archive
     example: Any = None,  # a file to predict, or a value; default: a photograph or zeros, where the handler's input is known
     timeout: float = 300, # seconds
-) -> dict: # `answer` of the dry run if there was one, `chain` as JSON if the handler has one
+) -> dict: # `answer` of the dry run, if there was one
     "Load and try the handler in a fresh process. Raises `ToolkitError` with the engineer's own traceback"
     folder = folder.resolve()
     report, body = folder.with_name("report.json"), folder.with_name("example")

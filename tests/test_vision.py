@@ -1,0 +1,115 @@
+"Chains on inputs nobody thought of: any chain, any size, any damage."
+import io
+
+import numpy as np, PIL.Image, pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from zztoolkit import demo, vision as V
+from zztoolkit.core import RequestError, ToolkitError
+
+PHOTO = PIL.Image.open(V.sample_photo()).convert("RGB")
+few = lambda n: settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def encoded(img: PIL.Image.Image, format: str = "PNG", **kw) -> bytes:
+    buf = io.BytesIO()
+    img.save(buf, format, **kw)
+    return buf.getvalue()
+
+sides, odd, fills = st.integers(1, 90), st.sampled_from([1, 3, 5, 9]), st.integers(0, 255)
+sizes = sides | st.tuples(sides, sides)
+turns = st.sampled_from(["bilinear", "bicubic", "nearest"])
+EXACT = st.one_of(          # operations that no plan approximates
+    st.builds(V.Resize, sizes, st.sampled_from(["area", "nearest", "nearest-exact"])), st.builds(V.Resize, sizes, st.sampled_from(["bilinear", "bicubic"]), antialias=st.just(False)),
+    st.builds(V.Crop, st.integers(0, 5), st.integers(0, 5), st.integers(1, 9), st.integers(1, 9)),
+    st.builds(V.Pad, st.integers(0, 9) | st.tuples(*[st.integers(0, 9)] * 4), fills, st.sampled_from(["constant", "edge", "reflect", "symmetric"])),
+    st.builds(V.Letterbox, sizes, fills), st.builds(V.Flip, st.sampled_from(["horizontal", "vertical", "both"])),
+    st.builds(V.Rotate, st.floats(-400, 400), turns, fills),
+    st.builds(V.Warp, st.tuples(*[st.tuples(*[st.floats(-2, 2)] * 3)] * 2) | st.tuples(*[st.tuples(*[st.floats(-2, 2)] * 3)] * 3), st.none() | st.tuples(sides, sides), turns, fills),
+    st.builds(V.GaussianBlur, odd | st.tuples(odd, odd), st.floats(0.1, 9)), st.builds(V.MedianBlur, odd),
+    st.builds(V.Morphology, st.sampled_from(["erode", "dilate", "open", "close"]), odd | st.tuples(odd, odd), st.integers(1, 3)),
+    st.builds(V.Threshold, st.floats(0, 255), fills, st.sampled_from(["binary", "binary_inv", "trunc", "tozero", "tozero_inv"])), st.builds(V.Equalize))
+FUSED = st.builds(V.Resize, sizes, st.sampled_from(["bilinear", "bicubic"])) | st.builds(V.CenterCrop, sizes)
+LAST = st.sampled_from([(), (V.Normalize(),), (V.ToDtype("float16"),), (V.ToDtype("uint8"),), (V.ToDtype(), V.Normalize())])
+images = st.builds(lambda h, w, seed: np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8), st.integers(1, 60), st.integers(1, 60), st.integers(0, 99))
+
+def outcome(f, x):
+    "What it gives, or the words it refuses with; anything else is a bug"
+    try: return f(x)
+    except RequestError as e: return type(e), str(e)
+
+def same(a, b) -> bool: return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+
+
+@few(300)
+@given(st.lists(EXACT, max_size=5), LAST, images)
+def test_a_plan_without_approximation_is_exact(ops, last, image):
+    chain = V.Chain(*ops, *last)
+    assert same(outcome(chain, image), outcome(chain.plan(exact=True), image))
+
+@few(200)
+@given(st.lists(FUSED | st.builds(V.Flip), min_size=1, max_size=4), images)
+def test_crop_before_resize_is_off_by_a_rounding(ops, image):
+    chain = V.Chain(*ops)
+    planned, exact = outcome(chain, image), outcome(chain.plan(exact=True), image)
+    if not isinstance(planned, np.ndarray): assert planned == exact
+    else: assert planned.shape == exact.shape and np.abs(planned.astype(int) - exact).max(initial=0) <= len(ops)     # 1 of 255 for each
+
+@few(60)
+@given(st.integers(60, 2200), st.floats(0.5, 2), st.integers(60, 95), st.booleans(), st.sampled_from([0, 1, 2]), st.sampled_from(["RGB", "GRAY"]),
+       st.builds(V.Resize, st.integers(16, 256)) | st.builds(V.Resize, st.integers(16, 256), st.just("bicubic")) | st.builds(V.Letterbox, st.integers(16, 256)))
+def test_scaled_decode_is_within_its_bound(width, aspect, quality, progressive, subsampling, mode, resize):
+    "On photographs of any size and any quality, mean difference under 1.5 of 255"
+    photo = encoded(PHOTO.resize((width, max(16, int(width * aspect)))), "JPEG", quality=quality, progressive=progressive, subsampling=subsampling)
+    chain = V.Chain(V.Decode(mode), resize)
+    planned, exact = chain(photo), chain.plan(exact=True)(photo)
+    assert planned.shape == exact.shape and np.abs(planned.astype(int) - exact).mean() < 1.5
+
+@few(200)
+@given(st.lists(EXACT | FUSED, max_size=6), LAST)
+def test_json_round_trip(ops, last):
+    chain = V.Chain(V.Decode(), *ops, *last)
+    assert V.Chain.from_json(chain.to_json()) == chain
+
+AWKWARD = {
+    "1 pixel": encoded(PHOTO.resize((1, 1))), "wide": encoded(PHOTO.resize((3000, 1))), "tall": encoded(PHOTO.resize((1, 3000)), "JPEG"),
+    "grey": encoded(PHOTO.convert("L"), "JPEG"), "alpha": encoded(PHOTO.convert("RGBA")), "grey and alpha": encoded(PHOTO.convert("LA")),
+    "palette": encoded(PHOTO.convert("P"), "GIF"), "1 bit": encoded(PHOTO.convert("1")), "CMYK": encoded(PHOTO.convert("CMYK"), "JPEG"),
+    "progressive": encoded(PHOTO.resize((2000, 2000)), "JPEG", progressive=True), "16 bit": encoded(PIL.Image.fromarray(np.asarray(PHOTO.convert("L")).astype("uint16") * 257)),
+    "float": encoded(PHOTO.convert("F"), "TIFF"), "animated": encoded(PHOTO.convert("P"), "GIF", save_all=True, append_images=[PHOTO.convert("P").rotate(9)]),
+    "truncated": encoded(PHOTO, "JPEG")[:9000], "truncated progressive": encoded(PHOTO.resize((2000, 2000)), "JPEG", progressive=True)[:90_000], "WebP": encoded(PHOTO, "WEBP"), "BMP": encoded(PHOTO, "BMP")}
+
+@pytest.mark.parametrize("what", AWKWARD)
+def test_awkward_input_works_or_is_refused_with_words(what):
+    for ops in ((V.Resize(256), V.CenterCrop(224), V.Normalize()), (V.Letterbox(64),), (V.Resize((8, 8), "area"), V.GaussianBlur(3, 1)), (V.Crop(0, 0, 1, 1),)):
+        for mode in ("RGB", "GRAY", "UNCHANGED"):
+            if mode != "RGB" and isinstance(ops[-1], V.Normalize): continue
+            chain = V.Chain(V.Decode(mode), *ops)
+            for run in (chain, chain.plan(exact=True)):
+                found = outcome(run, AWKWARD[what])
+                assert isinstance(found, np.ndarray) or found[1], what
+    assert isinstance(outcome(V.Chain(V.Decode(), V.Resize((8, 8))), AWKWARD[what]), np.ndarray) != (what in ("float", "truncated", "truncated progressive"))
+
+BODIES = [encoded(PHOTO.resize((300, 340)), "JPEG"), encoded(PHOTO.resize((1200, 1300)), "JPEG", progressive=True), encoded(PHOTO.resize((64, 64))),
+          encoded(PHOTO.resize((64, 64)), "WEBP"), encoded(PHOTO.resize((64, 64)), "TIFF"), encoded(PHOTO.resize((32, 32)), "BMP"), encoded(PHOTO.convert("P").resize((64, 64)), "GIF")]
+
+@few(400)
+@given(st.sampled_from(BODIES), st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=12), st.floats(0.05, 1))
+def test_damaged_files_never_crash_the_process(body, damage, kept):
+    data = bytearray(body[:max(1, int(len(body) * kept))])
+    for where, what in damage:
+        i = int(where * (len(data) - 1))
+        data[i:i + len(what)] = what
+    for chain in (V.Chain(V.Decode(max_pixels=10**7)), V.Chain(V.Decode(max_pixels=10**7), V.Resize(96, max_size=400)), V.Chain(V.Decode("GRAY", max_pixels=10**7), V.Letterbox(64))):
+        found = outcome(chain, bytes(data))
+        assert isinstance(found, np.ndarray) or found[1]
+
+def test_a_plan_does_not_change_what_is_seen(photos, lite0, chain, labelled):
+    "The classifier says the same of every photograph, approximations or not"
+    exact = chain.plan(exact=True)
+    best = [[int(lite0(run(p.read_bytes())[None]).argmax()) for p in [*photos, *(p for p, _ in labelled)]] for run in (chain, exact)]
+    assert best[0] == best[1]
+
+def test_what_cannot_be_planned_says_so():
+    with pytest.raises(ToolkitError, match="CLAHE.*takes 1 channel, but the operation before it gives 3"): V.Chain(V.Decode(), V.CLAHE())
+    with pytest.raises(ToolkitError, match="no engine for 'tpu'"): V.Chain(V.Decode()).plan("tpu")
