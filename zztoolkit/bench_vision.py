@@ -105,12 +105,12 @@ def _seconds(f: Side, data: bytes) -> float:
     return time.perf_counter() - start
 
 def images_per_second(found: dict[str, Side], bodies: Sequence[bytes], rounds: int = 5) -> dict[str, float]:
-    "Of each side: one over the mean of its median seconds for each photograph; the sides take turns on each"
+    "Of each side: one over the mean of its median seconds for each photograph; in a round each side goes through all of them"
     for f in found.values(): f(bodies[0])
     times: dict[str, list[list[float]]] = {name: [[] for _ in bodies] for name in found}
     for _ in range(rounds):
-        for i, data in enumerate(bodies):
-            for name, f in found.items(): times[name][i].append(_seconds(f, data))
+        for name, f in found.items():
+            for i, data in enumerate(bodies): times[name][i].append(_seconds(f, data))
     return {name: len(bodies) / sum(map(statistics.median, t)) for name, t in times.items()}
 
 def mean_difference(f: Side, bodies: Sequence[bytes]) -> float:

@@ -344,6 +344,10 @@ def _resized_middle(img: Image, box: Box, size: tuple[int, int], interpolation: 
     (left, top), sx, sy = crop.corner(w, h), box[2] / w, box[3] / h
     return as_hwc(pillow_resize(img, (cw, ch), interpolation, (left * sx, top * sy, min((left + cw) * sx, img.width), min((top + ch) * sy, img.height))))
 
+def _decode_resize_exactly(decode: Decode, resize: Resize, data: bytes) -> np.ndarray:
+    img = read_upright(open_image(data, decode.max_pixels), decode.mode, decode.apply_exif_orientation)
+    return as_hwc(pillow_resize(img, resize.target(*img.size), resize.interpolation))
+
 def _decode_resize(decode: Decode, resize: Resize, data: bytes) -> np.ndarray:
     return as_hwc(_reduced(decode, data, resize.target).resized(resize.interpolation))
 
@@ -389,6 +393,8 @@ def plan_cpu(
             return Step((d, r), partial(_decode_resize, d, r), "scaled JPEG decode"), *plan_cpu(rest)
         case [Decode() as d, Letterbox() as b, *rest] if not exact and d.reducing_gap:
             return Step((d, b), partial(_decode_letterbox, d, b), "scaled JPEG decode"), *plan_cpu(rest)
+        case [Decode() as d, Resize() as r, *rest] if r.smooth:
+            return Step((d, r), partial(_decode_resize_exactly, d, r), "Pillow, no copy in between"), *plan_cpu(rest, exact)
         case [Resize() as r, CenterCrop() as c, *rest] if not exact and r.smooth:
             return Step((r, c), partial(_resize_crop, r, c), "crop before resize"), *plan_cpu(rest)
         case [first, *rest]: return Step((first,), cpu_kernel(first), _named(first)), *plan_cpu(rest, exact)
