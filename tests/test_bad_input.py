@@ -3,7 +3,8 @@ import io
 
 import httpx, numpy as np, PIL.Image, pytest
 
-from zztoolkit.serve import error_of
+from zztoolkit.core import ToolkitError
+from zztoolkit.serve import PredictionError, error_of
 
 OCTETS = "application/octet-stream"
 
@@ -94,3 +95,10 @@ def test_form_content_type(classifier, photo):
 def test_unknown_model(classifier):
     with pytest.raises(Exception, match="404") as e: classifier.server.endpoint("nobody").predict(b"x")
     assert "classifier" in e.value.do
+
+def test_a_list_says_which_item_is_wrong(classifier, photo):
+    with pytest.raises(PredictionError, match="item 1 of a list of 3") as e: classifier.predict([photo, b"no image", photo])
+    assert e.value.status == 400 and "return_exceptions=True" in e.value.do
+    with pytest.raises(ToolkitError, match="no file at nowhere.jpg"): classifier.predict([photo, "nowhere.jpg"])
+    good, bad = classifier.predict([photo, b"no image"], return_exceptions=True)
+    assert len(good) == 5 and bad.kind == "DecodeError"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast, glob, importlib.util, json, logging, os, re, shutil, subprocess, sys, tempfile, traceback, warnings, zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from .handler import Handler, artifact_folder, check_initialized, load_service, 
 from .vision import Chain, sample_photo
 
 # %% auto #0
-__all__ = ['CONFIG_DEFAULTS', 'Mar', 'default_store', 'open_mar', 'check_name', 'check_handler_file', 'check_rules',
-           'check_unpacked', 'model_config', 'archive']
+__all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'Mar', 'default_store', 'open_mar', 'check_name', 'check_handler_file', 'check_rules',
+           'check_unpacked', 'model_config', 'as_model', 'archive']
 
 # %% ../nbs/05_archive.ipynb #mar
+NOT_TRIED = "not tried: the handler reads requests in a way of its own; give --example, a request"
 @dataclass(frozen=True)
 class Mar:
     "A model archive on disk"
@@ -29,8 +30,10 @@ class Mar:
     name: str      # of the model
     version: str
     digest: str    # SHA-256 of the file
+    tried: bool = field(default=True, compare=False)    # on a request in a fresh process, when it was packed
 
-    def __str__(self) -> str: return f"{self.path.name}: {self.name} version {self.version}, sha256 {self.digest[:12]}"
+    def __str__(self) -> str:
+        return f"{self.path.name}: {self.name} version {self.version}, sha256 {self.digest[:12]}" + ("" if self.tried else f" ({NOT_TRIED})")
 
     def verify(self) -> Mar:
         "Itself, if the file still has its digest. Raises `ToolkitError` if not"
@@ -78,6 +81,7 @@ def check_handler_file(path: str | Path) -> Path:
     "`path`, if its name can be imported and is nobody else's module"
     path = Path(path)
     if not path.is_file(): raise ToolkitError(f"no handler file at {path}")
+    if path.stem == "zztoolkit": raise ToolkitError("a handler cannot be called zztoolkit", do="the handler's file would stand in for the package: rename it")
     if path.suffix != ".py" or not path.stem.isidentifier():
         raise ToolkitError(f"{path.name} cannot be imported as a module", do="name it like a Python variable: quality_inspection.py")
     if (spec := _installed_module(path.stem)) and (not spec.origin or Path(spec.origin).resolve() != path.resolve()):
@@ -171,8 +175,15 @@ def check_unpacked(
         killed = "killed, out of memory?" if done.returncode == -9 else f"exit code {done.returncode}"
         raise ToolkitError("the handler's process died", found=f"{killed}\n{done.stderr[-2000:]}")
     found = json.loads(report.read_text())
-    if "error" in found: raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do="nothing was packed, and what is served still is; mend the handler and try again")
+    if "error" in found: raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do=f"nothing was packed, and what is served still is; {_next_step(found['error'])}")
     return found
+
+def _next_step(error: str) -> str:
+    "What mends an error of a handler's fresh process"
+    last = error.rstrip().rpartition("\n")[2]
+    if last.startswith("ModuleNotFoundError"): return "install that package here, or give a module of your own with the archive (--extra-file NAME.py)"
+    if last.startswith("FileNotFoundError"): return "give the file with the archive (--extra-file) and open it in context.system_properties['model_dir']"
+    return "mend the handler and try again"
 
 # %% ../nbs/05_archive.ipynb #config
 CONFIG_DEFAULTS = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 10}   # TorchServe's words; delay in ms
@@ -240,13 +251,14 @@ def _lay_out(contents: Path, artifact: Artifact | None, chain: Chain | None, ext
         shutil.copytree(extra, contents / extra.name) if extra.is_dir() else shutil.copy(extra, contents)
     (contents / "model-config.yaml").write_text(yaml.safe_dump(config, sort_keys=True))
 
-def _as_model(model: Any) -> tuple[Artifact | None, Path | None]:
+def as_model(model: Any) -> tuple[Artifact | None, Path | None]:
     "What was given as the model: an artifact (or its folder), or a file that a TorchServe handler loads by itself"
     if model is None or isinstance(model, Artifact): return model, None
     path = artifact_folder(model)
     if (path / "artifact.json").exists(): return load_artifact(path), None
     if path.is_file(): return None, path
-    raise ToolkitError("no model there", found=repr(model), do="give an Artifact, its folder, or a model file (.pt)")
+    raise ToolkitError("no model there", found=f"{model!r} is no folder of an artifact and no file" + (", nor a variable of the notebook" if isinstance(model, str) else ""),
+                       do="give an Artifact, its folder (artifact.path), or a model file (.pt)")
 
 def archive(
     name: str,                              # of the model
@@ -261,10 +273,10 @@ def archive(
 ) -> Mar:
     "Check the handler as a worker would run it, pack it, and put it into the store. What stood there stays until it worked"
     check_name(name), check_name(version)
-    if isinstance(example, (str, Path)) and not Path(example).is_file(): raise ToolkitError(f"no example at {example}")
+    if isinstance(example, (str, Path)) and not Path(example).is_file(): raise ToolkitError(f"no example at {example}", do="give a file, or what Endpoint.predict takes")
     handler = check_handler_file(handler)
     check_rules(handler.read_text(), handler.name)
-    artifact, model_file = _as_model(model)
+    artifact, model_file = as_model(model)
     settings = model_config(artifact, config)
     store = Path(store or default_store())
     store.mkdir(parents=True, exist_ok=True)
@@ -275,6 +287,5 @@ def archive(
         _repack(made, final)
         with zipfile.ZipFile(final) as z: z.extractall(Path(work, "unpacked"))
         found = check_unpacked(Path(work, "unpacked"), example)
-        if "answer" not in found: warnings.warn(f"{name} was loaded but not tried: it reads requests in a way of its own; give an example of one")
         os.replace(final, made)
-        return Mar(made, name, version, sha256(made)).move_to(store)
+        return Mar(made, name, version, sha256(made), tried="answer" in found).move_to(store)

@@ -199,4 +199,5 @@ def serve(
 def _curl(server: Any, name: str, port: int) -> str:
     "How to ask it from a shell; the key itself is never printed"
     key = f"$(python3 -c \"import json; print(json.load(open('{server.folder}/key_file.json'))['inference']['key'])\")"
-    return f'curl -T photo.jpg -X POST -H "Authorization: Bearer {key}" http://127.0.0.1:{port}/predictions/{name}'
+    return (f'curl --data-binary @FILE -H "Content-Type: application/octet-stream" -H "Authorization: Bearer {key}" http://127.0.0.1:{port}/predictions/{name}\n'
+            f"(application/json for a JSON body; what its workers print is in {server.folder}/logs/model_log.log)")

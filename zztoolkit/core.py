@@ -154,10 +154,11 @@ class Batch:
         return [found[i] for i in sorted(found)]
 
     def _called(self, f):
-        out = f(self.items)
-        n = len(out) + len(out.errors) if isinstance(out, Batch) else n_rows(out)
+        out, name = f(self.items), getattr(f, "__name__", f)
+        try: n = len(out) + len(out.errors) if isinstance(out, Batch) else n_rows(out)
+        except TypeError: raise ValueError(f"{name} returned {out!r:.60} for {len(self)} requests; it must return a list (or array) with one row for each") from None
         if n == len(self): return out
-        raise ValueError(f"{getattr(f, '__name__', f)} returned {n} rows for {len(self)} requests; it must return one for each")
+        raise ValueError(f"{name} returned {n} rows for {len(self)} requests; it must return one for each")
 
     def _merged(self, inner: Batch) -> Batch:
         "`inner` counted its requests by our rows; count them by the original positions"
@@ -185,7 +186,7 @@ def _png_of(fig: Figure) -> bytes:
 
 # %% ../nbs/00_core.ipynb #steps
 class Steps:
-    "Call it with the name of each step as it begins, then `done`"
+    "Call it with the name of each step as it begins (or with a remark that starts with –), then `done`"
     def __init__(self):
         self.begun: list[str] = []
         self._handle = self._shown = None
@@ -195,17 +196,19 @@ class Steps:
 
     def __call__(self, step: str):
         self.begun.append(step)
-        self._show("  ".join([*(f"✓ {s}" for s in self.begun[:-1]), f"● {step} …"]))
+        self._show("  ".join([*map(_ticked, self.begun[:-1]), f"● {step} …"]))
 
     def done(self):
         "Every step is behind us"
-        self._show("  ".join(f"✓ {s}" for s in self.begun))
+        self._show("  ".join(map(_ticked, self.begun)))
         if self.begun and not self._handle and sys.stderr.isatty(): print(file=sys.stderr)
 
     def _show(self, text: str):
         if self._handle: self._handle.update({"text/plain": text}, raw=True)
         elif sys.stderr.isatty(): print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
         self._shown = text
+
+def _ticked(step: str) -> str: return step if step.startswith("–") else f"✓ {step}"
 
 # %% ../nbs/00_core.ipynb #environment
 _SECRET_NAME = r"(?i).*(KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH|WEBHOOK|CONNECTION_STRING|_PWD|_PAT)S?\d*(_.*)?"

@@ -19,9 +19,9 @@ from .vision import Chain, Decode, decode_image, stack_rows
 if TYPE_CHECKING: import numpy as np
 
 # %% auto #0
-__all__ = ['NPY', 'STAGES', 'log', 'to_body', 'from_body', 'as_array', 'as_image', 'as_inputs', 'stack_inputs', 'encode', 'Busy',
-           'is_busy', 'Handler', 'check_initialized', 'worker_threads', 'respond', 'stage_metric', 'load_service',
-           'as_requests', 'receive', 'artifact_folder', 'LocalHandler', 'decode']
+__all__ = ['NPY', 'STAGES', 'log', 'to_body', 'existing', 'from_body', 'as_array', 'as_image', 'as_inputs', 'stack_inputs',
+           'encode', 'Busy', 'is_busy', 'Handler', 'check_initialized', 'worker_threads', 'respond', 'stage_metric',
+           'load_service', 'as_requests', 'receive', 'artifact_folder', 'LocalHandler', 'decode']
 
 # %% ../nbs/04_handler.ipynb #to-body
 NPY = b"\x93NUMPY"   # how an .npy file starts
@@ -49,13 +49,18 @@ def to_body(
     x: Any, # path of a file, bytes, NumPy array or torch tensor, or anything JSON can say
 ) -> tuple[bytes, str]:
     "Body and content type of one request"
-    if isinstance(x, (str, Path)): return Path(x).read_bytes(), "application/json" if Path(x).suffix == ".json" else "application/octet-stream"
+    if isinstance(x, (str, Path)): return existing(x).read_bytes(), "application/json" if Path(x).suffix == ".json" else "application/octet-stream"
     if isinstance(x, (bytes, bytearray, memoryview)): return bytes(x), "application/octet-stream"
     if hasattr(x, "detach"): x = x.detach().cpu().numpy()
     if type(x).__module__.startswith("PIL."): x = _pixels(x)
     if type(x).__module__ == "numpy" and hasattr(x, "ndim"):
         return (_png(x) if _is_image(x) else _npy(x)), "application/octet-stream"
     return json.dumps(x, default=_plain).encode(), "application/json"
+
+def existing(path: str | Path) -> Path:
+    "The path of a file that is there"
+    if not Path(path).is_file(): raise ToolkitError(f"no file at {path}", found=f"looked from {Path.cwd()}", do="a str or Path is a file to send; bytes, an array or a dict is sent as it is")
+    return Path(path)
 
 def _plain(x: Any) -> Any:
     "What `json` cannot say by itself: NumPy scalars and arrays, torch tensors; files and bytes become base64"
@@ -92,15 +97,18 @@ def as_image(x: Any) -> np.ndarray:
 
 def as_inputs(specs: Sequence[TensorSpec], x: Any) -> Any:
     "A request as a model's inputs: an array for one input, a dict of them by name (or a list in order) for several"
-    if len(specs) <= 1: return _as_input(specs[0], x) if specs else as_array(x)
     names = [s.name for s in specs]
+    if len(specs) == 1 and isinstance(x, dict) and set(x) == set(names): x = x[names[0]]
+    if len(specs) <= 1: return _as_input(specs[0], x) if specs else as_array(x)
     if isinstance(x, list) and len(x) == len(specs): x = dict(zip(names, x))
     if not isinstance(x, dict) or set(x) != set(names): raise InputError(f"expected a JSON object with {', '.join(names)}")
     return tuple(_as_input(s, x[s.name]) for s in specs)
 
 def _as_input(spec: TensorSpec, x: Any) -> np.ndarray:
     "One input of a model; pixels travel as an encoded image"
-    return as_image(x) if spec.dtype == "uint8" and len(spec.shape) == 4 else as_array(x, spec.dtype)
+    row = as_image(x) if spec.dtype == "uint8" and len(spec.shape) == 4 else as_array(x, spec.dtype)
+    if row.ndim == len(spec.shape) - 1: return row
+    raise InputError(f"one request is one row of {spec}, with shape {spec.shape[1:]}; got shape {row.shape}")
 
 def stack_inputs(rows: list) -> Any:
     "Rows of inputs as batches, one for each input"
@@ -111,7 +119,8 @@ def encode(answer: Any) -> tuple[bytes, str]:
     "An answer as body and content type: bytes and str as they are, everything else JSON (NaN is an error: JSON has none)"
     if isinstance(answer, (bytes, bytearray)): return bytes(answer), "application/octet-stream"
     if isinstance(answer, str): return answer.encode(), "text/plain; charset=utf-8"
-    return json.dumps(answer, default=_plain, allow_nan=False).encode(), "application/json"
+    try: return json.dumps(answer, default=_plain, allow_nan=False).encode(), "application/json"
+    except ValueError as e: raise ValueError(f"an answer cannot be JSON: {e}; JSON has no NaN and no infinity") from None
 
 # %% ../nbs/04_handler.ipynb #busy
 class Busy:

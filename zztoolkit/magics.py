@@ -17,7 +17,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
-from .archive import archive, check_name, check_rules, default_store
+from .archive import NOT_TRIED, archive, as_model, check_name, check_rules, default_store
 from .core import Steps, ToolkitError
 from .serve import Endpoint, LocalServer, deploy, next_version
 
@@ -185,6 +185,7 @@ def serve_cell(
     source = build_module(cells.marked(name), body)
     check_rules(source, f"the module of {name}")
     check_names(source, cells)
+    as_model(model)
     if not server.running: progress("start TorchServe")
     server.start()
     with tempfile.TemporaryDirectory(prefix="zz-serve-") as work:
@@ -192,9 +193,8 @@ def serve_cell(
         module.write_text(source)
         progress("try in a fresh process")
         mar = archive(name, module, model, next_version(server, name), Path(work, "store"), extra_files=tuple(extra_files), example=example, **config)
-        endpoint = deploy(server, mar, progress)
-        mar.move_to(Path(store or default_store()))
-    return endpoint
+        if not mar.tried: progress(f"– {NOT_TRIED}")
+        return deploy(server, mar, progress, serving=lambda: mar.move_to(Path(store or default_store())))
 
 # %% ../nbs/11_magics.ipynb #magics-class
 @magics_class
@@ -216,6 +216,7 @@ class ServeMagics(Magics):
         exec(compiler(source, compiler.cache(source, self.shell.execution_count), "exec"), self.shell.user_ns)
 
     def _endpoint(self, name: str | None) -> Endpoint:
+        if self.server.process and not self.server.running: raise ToolkitError("TorchServe has ended by itself", found=self.server.last_words(), do="run the %%serve cell again")
         have = self.server.management.models() if self.server.running else []
         if not have: raise ToolkitError("nothing is served", do="%%serve NAME starts a server")
         if name is None and len(have) > 1: raise ToolkitError("which one?", found=f"served: {', '.join(have)}")
@@ -274,7 +275,10 @@ class ServeMagics(Magics):
     def serve_stop(self, line: str):
         "Let requests in flight finish, then take a model off the server, or stop the server"
         name = parsed(self.serve_stop, line).name
-        self._endpoint(name).remove() if name else self.server.stop()
+        if name: self._endpoint(name).remove()
+        elif not self.server.process: return print("nothing is served")
+        else: self.server.stop()
+        print(f"{name or 'the server'} is stopped")
 
 def served_name(source: str) -> str:
     "The name that a `%%serve` cell serves under; '' for every other cell"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .archive import Mar, open_mar
 from .core import ToolkitError, environment_without_secrets, find_java
-from .handler import decode, is_busy, to_body
+from .handler import decode, existing, is_busy, to_body
 
 if TYPE_CHECKING: import httpx, psutil
 
@@ -497,6 +497,7 @@ def deploy(
     server: LocalServer,
     mar: Mar | str | Path,              # an archive; its version must be new to this server
     progress: Progress = lambda step: None,
+    serving: Callable[[], Any] = lambda: None,  # called when the new version serves, before the old ones are taken away
 ) -> Endpoint:
     "Put an archive on the server and make it the default version. Raises `ToolkitError` and changes nothing if it does not load"
     mar = mar.verify() if isinstance(mar, Mar) else open_mar(mar)
@@ -516,14 +517,13 @@ def deploy(
         with suppress(ToolkitError): api.ask("DELETE", f"/models/{mar.name}/{mar.version}")
         raise
     finally: stored.unlink()        # TorchServe has unpacked it
-    if old: _switch(server, mar, old, progress)
-    return server.endpoint(mar.name)
-
-def _switch(server: LocalServer, mar: Mar, old: list[str], progress: Progress):
-    progress("switch to it")
-    server.management.ask("PUT", f"/models/{mar.name}/{mar.version}/set-default")
-    progress("let the old one finish")
+    if old:
+        progress("switch to it")
+        api.ask("PUT", f"/models/{mar.name}/{mar.version}/set-default")
+    serving()
+    if old: progress("let the old one finish")
     for v in old: _take_away(server, mar.name, v, server.settings.response_timeout)
+    return server.endpoint(mar.name)
 
 def _take_away(server: LocalServer, name: str, version: str, patience: float):
     "Unregister a version when it has finished; after `patience` seconds, all the same"
@@ -574,10 +574,15 @@ def error_of(r: httpx.Response, endpoint: Endpoint) -> PredictionError:
     found, do = ("", "") if ours else _explained(r.status_code, kind, message, endpoint)
     if ours and kind == "InternalError":
         found = _awaited(lambda: last_traceback(worker_log(endpoint.server.folder, endpoint.name), said.get("request_id") or "-"))
-        do = "it is a mistake in the handler: handler.local(artifact).predict(...) stops at it"
+        do = "a mistake in the handler: YourHandler.local(artifact).predict(request) stops at it. If the request is wrong, let the handler raise RequestError"
     return PredictionError(r.status_code, kind, message, found, do)
 
 # %% ../nbs/06_serve.ipynb #endpoint
+def _of_many(e: Exception, i: int, n: int) -> Exception:
+    "The error of item `i` of a list of `n`, which says so"
+    if not isinstance(e, PredictionError): return e
+    return PredictionError(e.status, e.kind, e.message, "\n".join(filter(None, (e.found, f"item {i} of a list of {n}"))), e.do or "return_exceptions=True gives every answer, and errors in their places")
+
 class Endpoint:
     "A model on a server: predict, look, stop"
     def __init__(self, server: LocalServer, name: str): self.server, self.name = server, name
@@ -589,10 +594,14 @@ class Endpoint:
     ) -> Any:
         "The decoded answer, or a list of them. Raises `PredictionError`"
         if not isinstance(x, (list, tuple)): return self._one(x)
-        with ThreadPoolExecutor(min(concurrency, max(1, len(x)))) as pool: answers = list(pool.map(self._caught, x))
-        failed = [a for a in answers if isinstance(a, Exception)]
-        if failed and not return_exceptions: raise failed[0]
-        return answers
+        for path in x:
+            if isinstance(path, (str, Path)): existing(path)        # before anything is sent
+        pool = ThreadPoolExecutor(min(concurrency, max(1, len(x))))
+        try: answers = list(pool.map(self._caught, x))
+        finally: pool.shutdown(wait=False, cancel_futures=True)     # an interrupted cell does not wait
+        failed = next((i for i, a in enumerate(answers) if isinstance(a, Exception)), None)
+        if failed is None or return_exceptions: return answers
+        raise _of_many(answers[failed], failed, len(x))
 
     def _caught(self, x: Any) -> Any:
         try: return self._one(x)
