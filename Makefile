@@ -7,11 +7,12 @@ TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Succ
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test lab notebooks export bench-vision clean
+.PHONY: help demo test gpu lab notebooks export bench-vision clean
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
+	@echo "make gpu           the tests that need an NVIDIA GPU: every image operation on both engines"
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
@@ -30,6 +31,10 @@ test: $(VENV)/dev.ok
 	@mypy
 	@echo "── 4/4  tests against a real TorchServe"
 	@pytest
+
+gpu: $(VENV)/dev.ok
+	@$(PIP) install -e '.[gpu]'
+	@pytest -m gpu
 
 bench-vision: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.bench_vision
@@ -57,6 +62,7 @@ $(VENV)/demo.ok: $(VENV)/python.ok settings.ini setup.py
 $(VENV)/dev.ok: $(VENV)/demo.ok
 	@echo "── installing what the tests need (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,notebook,dev]' && touch $@; } $(TELL); test -e $@
+	@$(PIP) install -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): calls of CV-CUDA are not type-checked here"
 
 $(VENV)/bench.ok: $(VENV)/demo.ok
 	@echo "── installing what is measured against (first time only)"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FORMATS', 'COARSE', 'Box', 'LARGE', 'open_image', 'orientation', 'read_upright', 'as_hwc', 'decode_image',
-           'coarse_scans', 'pillow_resize', 'cpu_kernel', 'Step', 'plan_cpu', 'run_steps']
+           'coarse_scans', 'pillow_resize', 'check_inside', 'cpu_kernel', 'Step', 'plan_cpu', 'run_steps']
 
 # %% ../nbs/01b_cpu.ipynb #open-image
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -186,11 +186,15 @@ def _center_crop(op: CenterCrop, img: np.ndarray) -> np.ndarray:
     left, top = op.corner(w, h)
     return img[top:top + ch, left:left + cw]
 
-def _crop(op: Crop, img: np.ndarray) -> np.ndarray:
+def check_inside(op: Crop, h: int, w: int) -> tuple[int, int, int, int]:
+    "The region of a crop, if it is inside an image of this height and width. Raises `InputError`"
     if op.per_request: raise InputError("this chain crops a region of each request: send {\"image\": ..., \"region\": [top, left, height, width]}")
     top, left, height, width = op.region
-    if top + height > img.shape[0] or left + width > img.shape[1]:
-        raise InputError(f"the region {list(op.region)} (top, left, height, width) is not inside an image of {img.shape[0]} x {img.shape[1]} (height, width)")
+    if top + height <= h and left + width <= w: return op.region
+    raise InputError(f"the region {list(op.region)} (top, left, height, width) is not inside an image of {h} x {w} (height, width)")
+
+def _crop(op: Crop, img: np.ndarray) -> np.ndarray:
+    top, left, height, width = check_inside(op, *img.shape[:2])
     return img[top:top + height, left:left + width]
 
 def _pad(op: Pad, img: np.ndarray) -> np.ndarray:

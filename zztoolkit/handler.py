@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .compile import Artifact, Session, TensorSpec, load_artifact
 from .core import Batch, DecodeError, InputError, RequestError, ToolkitError, http_error, row_list, usable_cores
+from .cuda import check_cuda
 from .vision import Chain, Decode, decode_image, stack_rows
 
 if TYPE_CHECKING: import numpy as np
@@ -172,6 +173,7 @@ class Handler:
         self._timings = stage_metric(context)
         if self.chain is None and (folder / "chain.json").exists():
             self.chain = Chain.from_json((folder / "chain.json").read_text())
+        if self.chain and self.config.get("device") == "cuda": check_cuda()
         artifact = folder / self.config.get("artifact", "artifact")
         if artifact.exists() or "artifact" in self.config: self.session = load_artifact(artifact).load(self.threads)
 
@@ -179,7 +181,7 @@ class Handler:
         "Bodies to model inputs: by `chain` where there is one, else arrays, one for each input of the artifact"
         if chain := self.chain:
             batch = Batch.of(requests) if chain.decodes else Batch.of(requests).map(as_image)
-            return batch.through(lambda xs: chain.batch(xs, self._pool))
+            return batch.through(lambda xs: chain.batch(xs, self._pool, self.config.get("device", "cpu")))
         specs = self.session.artifact.inputs if self.session else ()
         return Batch.of(requests).map(partial(as_inputs, specs)).through(stack_inputs)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .core import Batch, DecodeError, InputError, ToolkitError, figure
 from .cpu import Step, cpu_kernel, decode_image, plan_cpu, run_steps
+from .cuda import plan_cuda, run_batch
 from .ops import (CLAHE, OPS, Apply, CenterCrop, Crop, CvtColor, Decode, Equalize, Flip, GaussianBlur, Letterbox, MedianBlur, Morphology, Normalize,
                            Op, Pad, Resize, Rotate, Threshold, ToDtype, Warp, check_order, check_region, op_from_dict, op_to_dict)
 
@@ -40,7 +41,12 @@ class Plan:
     exact: bool
     steps: tuple[Step, ...]
 
-    def __call__(self, x: Any) -> Any: return run_steps(self.steps, x)
+    def __call__(self, x: Any) -> Any:
+        "Raises `RequestError` for an input that is no image"
+        if self.device == "cpu": return run_steps(self.steps, x)
+        [answer] = run_batch(self.steps, [x]).answers()
+        if isinstance(answer, Exception): raise answer
+        return answer
 
     def __str__(self) -> str:
         rows = [(str(n), " + ".join(type(o).__name__ for o in s.ops), s.how) for n, s in enumerate(self.steps, 1)]
@@ -118,12 +124,12 @@ class Chain:
     def __hash__(self) -> int: return hash(self.ops)
 
     def plan(self,
-        device: str = "cpu",
-        exact: bool = False, # forbid every approximation: full decode, resize before crop
+        device: str = "cpu", # or "cuda"
+        exact: bool = False, # forbid every approximation: full decode, resize before crop ("cuda" makes none)
     ) -> Plan:
-        "What runs on a device"
-        if device != "cpu": raise ToolkitError(f"no engine for {device!r}", do="use 'cpu'")
-        return Plan(device, exact, plan_cpu(self.ops, exact))
+        "What runs on a device. Raises `ToolkitError` for an operation that its engine lacks; planning needs no GPU"
+        if device not in ("cpu", "cuda"): raise ToolkitError(f"no engine for {device!r}", do="use 'cpu' or 'cuda'")
+        return Plan(device, exact, plan_cpu(self.ops, exact) if device == "cpu" else plan_cuda(self.ops))
 
     @cached_property
     def _planned(self) -> Plan: return self.plan()
@@ -143,10 +149,11 @@ class Chain:
 
     def batch(self,
         xs: Sequence,                 # as many inputs
-        pool: Executor | None = None, # threads to share them; decoding and resizing release Python's lock
-    ) -> Batch: # the live ones stacked, (N, C, H, W); the others in `errors`
+        pool: Executor | None = None, # threads to share them on the CPU; decoding and resizing release Python's lock
+        device: str = "cpu",          # or "cuda"
+    ) -> Batch: # the live ones stacked, (N, C, H, W): a NumPy array, or on CUDA a torch tensor; the others in `errors`
         "Run the chain on many inputs, each failing alone"
-        return Batch.of(xs).map(self, pool).through(stack_rows)
+        return run_batch(self.plan(device).steps, xs) if device == "cuda" else Batch.of(xs).map(self, pool).through(stack_rows)
 
     def example(self, photo: str | Path | None = None):
         "A real input of the model behind this chain: a torch tensor (1, C, H, W) of `photo`, or of a sample photograph"
