@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # %% auto #0
-__all__ = ['FORMATS', 'COARSE', 'Box', 'LARGE', 'open_image', 'orientation', 'read_upright', 'as_hwc', 'decode_image',
-           'coarse_scans', 'pillow_resize', 'check_inside', 'cpu_kernel', 'Step', 'plan_cpu', 'run_steps']
+__all__ = ['FORMATS', 'MAX_SCANS', 'COARSE', 'Box', 'LARGE', 'open_image', 'orientation', 'read_upright', 'as_hwc',
+           'decode_image', 'coarse_scans', 'pillow_resize', 'check_inside', 'cpu_kernel', 'Step', 'plan_cpu',
+           'run_steps']
 
 # %% ../nbs/01b_cpu.ipynb #open-image
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")      # a JPEG with more pictures behind it (MPO, of some phones) is opened as its first
+MAX_SCANS = 100     # of a progressive JPEG; cameras and encoders write about ten
 
 def open_image(data: bytes, max_pixels: int) -> Image:
     "Header of an encoded image, size checked, pixels not yet read"
@@ -39,12 +41,15 @@ def open_image(data: bytes, max_pixels: int) -> Image:
     except Exception as e: raise DecodeError(f"unreadable image: {e}") from e
     if img.width * img.height > max_pixels:
         raise TooLargeError(f"{img.width} x {img.height} pixels is over the limit of {max_pixels:,}")
+    if img.info.get("progressive") and (scans := bytes(data).count(b"\xff\xda")) > MAX_SCANS:
+        raise TooLargeError(f"a JPEG of {scans} scans, each of which is work for every pixel; the limit is {MAX_SCANS}")
     return img
 
 _UPRIGHT_SWAPS = {5, 6, 7, 8}   # EXIF orientations that exchange width and height
 
 def orientation(img: Image) -> int:
-    "EXIF's orientation, 1 to 8; 1 (upright) where there is none or it cannot be read"
+    "EXIF's orientation, 1 to 8; 1 (upright) where there is none or it cannot be read, and for a TIFF, which Pillow turns as it loads"
+    if img.format == "TIFF": return 1
     try: return img.getexif().get(0x0112, 1)
     except Exception: return 1   # a broken EXIF block does not make a photograph unreadable
 
@@ -90,7 +95,7 @@ COARSE = 6      # the first coefficient in zigzag order that is finer than two h
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     "Marker and bytes of every segment after the first, a scan with its data. Ends without EOI if the file does"
     i = 2
-    while i + 4 <= len(data) and data[i] == 0xFF:
+    while i + 4 <= len(data) and data[i] == 0xFF and data[i + 1] != _EOI:
         marker, end = data[i + 1], i + 2 + int.from_bytes(data[i + 2:i + 4], "big")
         if marker == _SOS:
             found = _MARKER.search(data, end)
@@ -98,7 +103,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             end = found.start()
         yield marker, data[i:end]
         i = end
-    if data[i:i + 2] == b"\xff\xd9": yield _EOI, data[i:i + 2]
+    if data[i:i + 2] == b"\xff\xd9": yield _EOI, data[i:]       # and whatever follows it
 
 def _components(frame: bytes) -> dict[int, tuple[int, int]]:
     "Sampling factors and quantisation table of each component, by its id, from a frame header"
@@ -123,21 +128,39 @@ def _without_wave(segment: bytes, kept: set[int]) -> bytes:
         i += 1 + 64 * wide
     return bytes(out)
 
+def _roughness(tables: Sequence[bytes], table: int) -> int:
+    "The largest quantiser of the coarse waves in a quantisation table"
+    for segment in tables:
+        i = 4
+        while i < len(segment):
+            wide = 1 + (segment[i] >> 4)
+            if segment[i] & 15 == table: return max(int.from_bytes(segment[i + 1 + k * wide:i + 1 + (k + 1) * wide], "big") for k in range(1, COARSE))
+            i += 1 + 64 * wide
+    raise KeyError(table)
+
 def coarse_scans(
     data: bytes,
-    reduction: int, # how many times smaller it will be decoded: 4 or 8
+    reduction: int, # how many times smaller libjpeg will decode it: 1, 2, 4 or 8
+    shrink: float,  # how many times smaller it is to become
 ) -> bytes:
-    "A progressive JPEG without the scans that its reduced decode does not need; anything else as it is"
+    "A progressive JPEG without the scans that it does not need to become so small; anything else as it is"
+    try: return _coarse_scans(data, reduction, shrink)
+    except (KeyError, IndexError): return data      # no sound JPEG: libjpeg has the words for it
+
+def _coarse_scans(data: bytes, reduction: int, shrink: float) -> bytes:
     segments = list(_segments(data))
     frame = next((s for m, s in segments if m == _SOF2), None)
     if frame is None or segments[-1][0] != _EOI: return data
     parts = _components(frame)
     largest = max(sampling for sampling, _ in parts.values())       # chroma is often half as large, and then decoded twice as large
+    rough = max(_roughness([s for m, s in segments if m == _DQT], table) for sampling, table in parts.values() if sampling == largest)
+    if reduction < 8 and not (shrink >= 5 and rough <= 1.4 * shrink): return data      # a first look at the waves would be too rough
     finest = {c: 1 if reduction == 8 and sampling == largest else COARSE for c, (sampling, _) in parts.items()}
     kept = [(m, s) for m, s in segments if m != _SOS or _is_needed(s, finest)]
     if len(kept) == len(segments): return data
     waves = [_scan(s) for m, s in kept if m == _SOS]
     with_wave = {parts[c][1] for c, first, last, _ in waves if 0 < first <= COARSE <= last}
+    if with_wave == {table for _, table in parts.values()}: return data     # luma and chroma share one: it cannot be set to 0
     return data[:2] + b"".join(_without_wave(s, with_wave) if m == _DQT else s for m, s in kept)
 
 
@@ -331,12 +354,11 @@ def _reduced(decode: Decode, data: bytes, target: Callable[[int, int], tuple[int
     w, h = (img.height, img.width) if turned in _UPRIGHT_SWAPS else img.size
     size = target(w, h)
     box: Box = (0, 0, *img.size)
-    if img.format == "JPEG" and w * h >= LARGE:
+    if img.format in ("JPEG", "MPO") and w * h >= LARGE:
         gap = decode.reducing_gap or 1
         least = max(1, round(size[0] * gap)), max(1, round(size[1] * gap))
         fits = min(w // least[0], h // least[1])        # libjpeg gives an eighth, a quarter, a half or all
-        if img.info.get("progressive") and min(w // size[0], h // size[1]) >= 4:
-            img = open_image(coarse_scans(bytes(data), 8 if fits >= 8 else 4), decode.max_pixels)
+        if img.info.get("progressive"): img = open_image(coarse_scans(bytes(data), min(fits, 8), min(w / size[0], h / size[1])), decode.max_pixels)
         drawn = img.draft("L" if decode.mode == "GRAY" else None, least[::-1] if turned in _UPRIGHT_SWAPS else least)
         if drawn: box = drawn[1]
     return _Reduced(read_upright(img, decode.mode, exif=False), box, turned, size)

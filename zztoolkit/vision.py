@@ -172,6 +172,7 @@ class Chain:
         "The chain that `to_json` wrote"
         try: ops = json.loads(text)["chain"]
         except (ValueError, KeyError, TypeError): raise ToolkitError("not a saved chain", found=str(text)[:80], do="Chain.to_json writes one") from None
+        if not isinstance(ops, list): raise ToolkitError("not a saved chain", found=str(text)[:80], do="Chain.to_json writes one")
         return cls(*map(op_from_dict, ops))
 
     @classmethod
@@ -245,6 +246,11 @@ def _words(interpolation: Any) -> str:
 
 def _int_or_pair(size: Any) -> Any: return size if isinstance(size, int) else size[0] if len(size) == 1 else tuple(size)
 
+def _of_pil(o: Any) -> Any:
+    "A `Resize` of a PIL image: that is always antialiased, and its nearest pixel is the one at the centre"
+    if not isinstance(o, Resize): return o
+    return replace(o, antialias=True, interpolation="nearest-exact" if o.interpolation == "nearest" else o.interpolation)
+
 def _resize_of(t: Any) -> list:
     return [Resize(_int_or_pair(t.size), _words(t.interpolation), t.max_size, t.antialias is not False)]
 
@@ -270,23 +276,38 @@ TORCHVISION: dict[str, Callable[[Any], list]] = {
     "ImageClassification": lambda t: [Resize(_int_or_pair(t.resize_size), _words(t.interpolation), antialias=t.antialias is not False),
                                       CenterCrop(_int_or_pair(t.crop_size)), Normalize(tuple(t.mean), tuple(t.std))]}
 
+def _flat(transform: Any) -> list:
+    "The transforms of a `Compose`, also of those in it"
+    if type(transform).__name__ != "Compose": return [transform]
+    return [t for part in transform.transforms for t in _flat(part)]
+
+def _counterpart(t: Any) -> list:
+    name = type(t).__name__
+    if name not in TORCHVISION: raise ToolkitError(f"{name} has no counterpart in a chain", found=repr(t), do=f"leave out what is for training; convertible are {', '.join(TORCHVISION)}; Apply(function) takes your own step")
+    try: return TORCHVISION[name](t)
+    except (TypeError, AttributeError) as e: raise ToolkitError(f"{name} has no counterpart in a chain with these parameters", found=f"{t!r}: {e}") from None
+
 def _of_torchvision(transform: Any) -> list:
     ops: list = []
-    for t in getattr(transform, "transforms", [transform]):
-        if type(t).__name__ == "Compose": ops += _of_torchvision(t)
-        elif type(t).__name__ in TORCHVISION: ops += TORCHVISION[type(t).__name__](t)
-        else: raise ToolkitError(f"{type(t).__name__} has no counterpart in a chain", found=repr(t), do=f"leave out what is for training; convertible are {', '.join(TORCHVISION)}; Apply(function) takes your own step")
+    pil = True
+    for t in _flat(transform):
+        ops += map(_of_pil, _counterpart(t)) if pil else _counterpart(t)
+        pil = pil and type(t).__name__ not in ("ToTensor", "PILToTensor", "ToImage")
     return _joined(ops)
 
 def _joined(ops: list) -> list:
-    "`ToDtype` and `Normalize` are one here"
-    return [o for i, o in enumerate(ops) if not (o == ToDtype() and i + 1 < len(ops) and isinstance(ops[i + 1], Normalize))]
+    "Images are uint8 here, and `ToDtype` and `Normalize` are one"
+    def is_needless(o: Any, after: Any) -> bool:
+        return after is not None and (o in (ToDtype("uint8"), ToDtype("uint8", False)) or o == ToDtype() and isinstance(after, Normalize))
+    return [o for o, after in zip(ops, [*ops[1:], None]) if not is_needless(o, after)]
 
 def _of_timm(config: dict) -> list:
     import math
+    if absent := {"input_size", "mean", "std"} - config.keys(): raise ToolkitError(f"timm's configuration lacks {', '.join(sorted(absent))}", do="give timm.data.resolve_data_config({}, model=model)")
     _, height, width = config["input_size"]
-    scale = [math.floor(side / config.get("crop_pct", 0.875)) for side in (height, width)]
-    mode, word = config.get("crop_mode", "center"), _words(config.get("interpolation", "bicubic"))
+    scale = [math.floor(side / (config.get("crop_pct") or 0.875)) for side in (height, width)]
+    mode, word = config.get("crop_mode") or "center", _words(config.get("interpolation") or "bicubic")
     if mode not in ("center", "squash"): raise ToolkitError(f"timm's crop_mode {mode!r} has no counterpart in a chain", do="use 'center' or 'squash'")
-    size: Any = scale[0] if mode == "center" and height == width else tuple(scale)
-    return [Decode(), Resize(size, word), CenterCrop((height, width)), Normalize(tuple(config["mean"]), tuple(config["std"]))]
+    if mode == "center" and height != width: raise ToolkitError("timm's crop_mode 'center' of an input that is not square has no counterpart in a chain", found=f"{height} x {width}")
+    size: Any = scale[0] if mode == "center" else tuple(scale)
+    return [Decode(), _of_pil(Resize(size, word)), CenterCrop((height, width)), Normalize(tuple(config["mean"]), tuple(config["std"]))]
