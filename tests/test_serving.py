@@ -151,10 +151,14 @@ def test_stop_under_steady_traffic(tmp_path):
     with LocalServer() as server:
         endpoint = deploy(server, mar)
         keys, url = server.management.tokens.bearer("inference"), f"{server._url(0)}/predictions/sleepy"
-        def stranger(_):
+        def stranger(i):
+            "Half of them keep their key, half read the file of keys each time, as the line does that `zz serve` prints"
             with httpx.Client(timeout=30) as http:
-                while (r := http.post(url, json={"sleep": 0.05}, headers=keys)).status_code == 200: pass
+                while (r := http.post(url, json={"sleep": 0.05}, headers=keys if i % 2 else from_file())).status_code == 200: pass
                 return r
+        def from_file():
+            try: return {"Authorization": "Bearer " + json.loads((server.folder / "key_file.json").read_text())["inference"]["key"]}
+            except OSError: return {}
         with ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(stranger, i) for i in range(4)]
             time.sleep(1)

@@ -119,7 +119,7 @@ def _default_example(handler: Any) -> tuple[bytes, str] | None:
     "A request for a handler that reads requests as `Handler` does: a photograph for a chain, zeros for an artifact, else None"
     import numpy as np
     if not isinstance(handler, Handler) or type(handler).preprocess is not Handler.preprocess: return None
-    if handler.chain: return to_body(sample_photo())
+    if handler.chain: return to_body({"image": sample_photo(), "region": [0, 0, 400, 300]} if handler.chain.crops_per_request else sample_photo())
     if handler.session is None: return None
     zeros = {s.name: np.zeros([d or 1 for d in s.shape[1:]], s.dtype) for s in handler.session.artifact.inputs}
     return to_body(zeros if len(zeros) > 1 else next(iter(zeros.values())))
@@ -257,7 +257,7 @@ def as_model(model: Any) -> tuple[Artifact | None, Path | None]:
     path = artifact_folder(model)
     if (path / "artifact.json").exists(): return load_artifact(path), None
     if path.is_file(): return None, path
-    raise ToolkitError("no model there", found=f"{model!r} is no folder of an artifact and no file" + (", nor a variable of the notebook" if isinstance(model, str) else ""),
+    raise ToolkitError("no model there", found=f"{model} is no folder of an artifact and no file" + (", nor a variable of the notebook" if isinstance(model, str) else ""),
                        do="give an Artifact, its folder (artifact.path), or a model file (.pt)")
 
 def archive(

@@ -5,7 +5,7 @@
 # %% ../nbs/12_cli.ipynb #imports
 from __future__ import annotations
 
-import filecmp, functools, importlib.util, shutil, signal, subprocess, sys, tempfile, threading
+import filecmp, functools, importlib.util, shutil, signal, subprocess, sys, tempfile, threading, warnings
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from contextlib import suppress
@@ -180,7 +180,7 @@ def archive(
 @command
 def serve(
     archives: Annotated[list[Path], typer.Argument(help="one or more .mar")],
-    port: Annotated[int, typer.Option(help="of the inference API; management, metrics and gRPC take the four after it")] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65_531, help="of the inference API; management, metrics and gRPC take the four after it")] = 8080,
 ):
     "Serve archives on this machine until Ctrl-C or SIGTERM; requests in flight get ten seconds to finish"
     from zztoolkit.serve import LocalServer, Settings, deploy
@@ -195,6 +195,8 @@ def serve(
             with suppress(ToolkitError): server.management.tokens.bearer("inference")     # renews the keys in time, or tries again
         if not stop.is_set(): raise ToolkitError("TorchServe ended by itself", found=server.last_words(), do="zz doctor")
         typer.echo("\nletting requests finish …")
+        with warnings.catch_warnings(record=True): drained = server.stop()
+        if not drained: raise ToolkitError("requests were cut off", found=f"they did not end in {server.settings.drain_timeout:.0f} s")
 
 def _curl(server: Any, name: str, port: int) -> str:
     "How to ask it from a shell; the key itself is never printed"

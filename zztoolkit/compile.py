@@ -204,7 +204,7 @@ def _numpy(x: Any) -> np.ndarray:
 def _batch_range(batch: Any) -> BatchRange:
     if isinstance(batch, BatchRange): return batch
     try: return BatchRange(*batch)
-    except TypeError: raise ToolkitError("batch must be (min, opt, max)", found=repr(batch)) from None
+    except TypeError: raise ToolkitError("batch must be (min, opt, max)", found=repr(batch), do="batch=(1, 8, 32): the smallest, the best and the largest number of rows") from None
 
 def _example_inputs(example: Any) -> tuple:
     import numpy as np, torch

@@ -158,7 +158,7 @@ class Batch:
         try: n = len(out) + len(out.errors) if isinstance(out, Batch) else n_rows(out)
         except TypeError: raise ValueError(f"{name} returned {out!r:.60} for {len(self)} requests; it must return a list (or array) with one row for each") from None
         if n == len(self): return out
-        raise ValueError(f"{name} returned {n} rows for {len(self)} requests; it must return one for each")
+        raise ValueError(f"{name} returned {n} rows for {len(self)} requests; it must return one for each, or a Batch (not its items) with the errors of those that failed")
 
     def _merged(self, inner: Batch) -> Batch:
         "`inner` counted its requests by our rows; count them by the original positions"

@@ -272,12 +272,17 @@ def _equalize(op: Equalize, img: np.ndarray) -> np.ndarray:
     import cv2
     return _by_channel(cv2.equalizeHist, img)
 
+def _check_grey(op: Any, img: np.ndarray):
+    if img.shape[2] != 1: raise InputError(f"{type(op).__name__} takes a grey image, this one has {img.shape[2]} channels")
+
 def _clahe(op: CLAHE, img: np.ndarray) -> np.ndarray:
     import cv2
+    _check_grey(op, img)
     return _by_channel(cv2.createCLAHE(op.clip_limit, op.tile_grid_size).apply, img)
 
 def _threshold(op: Threshold, img: np.ndarray) -> np.ndarray:
     import cv2
+    if op.otsu: _check_grey(op, img)
     code = getattr(cv2, f"THRESH_{op.type.upper()}") | (cv2.THRESH_OTSU if op.otsu else 0)
     return as_hwc(cv2.threshold(img, op.threshold, op.maxval, code)[1])
 
@@ -310,6 +315,16 @@ def _to_dtype(op: ToDtype, img: np.ndarray) -> np.ndarray:
     if op.dtype == "uint8": return planes
     return (planes / np.float32(255) if op.scale else planes).astype(op.dtype)
 
+def _apply(op: Apply, x: np.ndarray) -> np.ndarray:
+    "What a function of the engineer's own returned, if it is what the next operation counts on. Raises `TypeError`: no caller is at fault"
+    import numpy as np
+    y = op.function(x)
+    if isinstance(y, np.ndarray) and op.on == "image" and y.ndim == 2: y = y[..., None]
+    if not isinstance(y, np.ndarray) or y.ndim != 3 or op.on == "image" and (y.dtype != np.uint8 or y.shape[2] not in (1, 3, 4)):
+        got, wanted = f"{y.dtype} {y.shape}" if isinstance(y, np.ndarray) else type(y).__name__, "uint8 (H, W, C)" if op.on == "image" else "(C, H, W)"
+        raise TypeError(f"{op!r} returned {got}; of an {op.on} it must return an array {wanted}" + ("; for floats use on='tensor', after ToDtype" if op.on == "image" else ""))
+    return np.ascontiguousarray(y)
+
 # %% ../nbs/01b_cpu.ipynb #kernels
 @singledispatch
 def cpu_kernel(op: Any) -> Callable[[Any], Any]:
@@ -321,7 +336,7 @@ for _op, _kernel in {Decode: decode_image, Resize: _resize, Letterbox: _letterbo
                      CLAHE: _clahe, Threshold: _threshold, ToDtype: _to_dtype}.items():
     cpu_kernel.register(_op, lambda op, kernel=_kernel: partial(kernel, op))
 cpu_kernel.register(Normalize, lambda op: partial(_normalize, op, _normalize_table(op)))
-cpu_kernel.register(Apply, lambda op: op.function)
+cpu_kernel.register(Apply, lambda op: partial(_apply, op))
 
 # %% ../nbs/01b_cpu.ipynb #small-decode
 LARGE = 1 << 18     # pixels; a smaller image is decoded in full, which takes a few milliseconds

@@ -145,7 +145,9 @@ class Tokens:
         self._keys = json.loads(self.file.read_text())
 
     def _read(self):
-        self._keys = json.loads(self.file.read_text())
+        try: self._keys = json.loads(self.file.read_text())
+        except FileNotFoundError:       # a server that stops takes its keys away, but from those who hold them
+            if not self._keys: raise ToolkitError("the server has no keys to give", found="it is stopping, or not up yet", do="start it again") from None
         for kind in ("inference", "management"):
             if _seconds_left(self._keys[kind]["expiration time"]) < 120: self.renew(kind)
         self._read_at = time.time()
@@ -251,6 +253,7 @@ def _drain(folder: Path, plan: dict) -> bool:
     management, end = Management(folder, plan["management"]), time.monotonic() + plan["drain_timeout"]
     management.tokens.bearer("inference")
     with suppress(ToolkitError): management.tokens.renew("inference")     # the key that callers have opens nothing now; what it has let in is finished
+    management.tokens.file.unlink(missing_ok=True)                        # and nobody is told the new one
     versions = [(name, v["modelVersion"]) for name in management.models() for v in management.versions(name)]
     return all([wait_idle(management, name, version, end - time.monotonic()) for name, version in versions])
 
@@ -418,16 +421,16 @@ class LocalServer:
     @property
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
 
-    def stop(self):
-        "Let no new request in, wait up to `drain_timeout` for what is in flight, stop, and wait until everything is gone"
-        if os.getpid() != self._owner: return     # a forked child: the server is its parent's
-        self.stopping = True
+    def stop(self) -> bool:
+        "Let no new request in, wait up to `drain_timeout` for what is in flight, stop, and wait until everything is gone. Was everything finished?"
+        if os.getpid() != self._owner: return True     # a forked child: the server is its parent's
+        self.stopping, code = True, 0
         if self.process and self.process.stdin:
             self.process.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                if self.process.wait(self.settings.drain_timeout + 20) == NOT_DRAINED:
-                    warnings.warn(f"stopped with requests in flight: they did not end in {self.settings.drain_timeout:.0f} s")
+            with suppress(subprocess.TimeoutExpired): code = self.process.wait(self.settings.drain_timeout + 20)
         self._forget()
+        if code == NOT_DRAINED: warnings.warn(f"stopped with requests in flight: they did not end in {self.settings.drain_timeout:.0f} s")
+        return code != NOT_DRAINED
 
     def _forget(self):
         atexit.unregister(self.stop)
@@ -578,6 +581,11 @@ def error_of(r: httpx.Response, endpoint: Endpoint) -> PredictionError:
     return PredictionError(r.status_code, kind, message, found, do)
 
 # %% ../nbs/06_serve.ipynb #endpoint
+def _check_files(xs: Sequence[Any]):
+    for i, x in enumerate(xs):
+        try: isinstance(x, (str, Path)) and existing(x)
+        except ToolkitError as e: raise ToolkitError(e.problem, f"item {i} of a list of {len(xs)}; {e.found}", e.do) from None
+
 def _of_many(e: Exception, i: int, n: int) -> Exception:
     "The error of item `i` of a list of `n`, which says so"
     if not isinstance(e, PredictionError): return e
@@ -594,8 +602,7 @@ class Endpoint:
     ) -> Any:
         "The decoded answer, or a list of them. Raises `PredictionError`"
         if not isinstance(x, (list, tuple)): return self._one(x)
-        for path in x:
-            if isinstance(path, (str, Path)): existing(path)        # before anything is sent
+        if not return_exceptions: _check_files(x)       # before anything is sent
         pool = ThreadPoolExecutor(min(concurrency, max(1, len(x))))
         try: answers = list(pool.map(self._caught, x))
         finally: pool.shutdown(wait=False, cancel_futures=True)     # an interrupted cell does not wait

@@ -107,6 +107,16 @@ def stack_rows(xs: list[np.ndarray]) -> np.ndarray:
         raise InputError(f"inputs of different shapes {sorted(shapes)} cannot be one batch; crop or resize to (H, W)")
     return np.stack(xs)
 
+def _shown(chain: Chain, photo: Any) -> tuple[Chain, Any]:
+    "The chain for what a person shows it, its region set, and the bytes or the pixels that it begins with"
+    import numpy as np
+    photo = sample_photo() if photo is None else Path(photo) if isinstance(photo, str) else photo
+    x, region = _source(photo)
+    if chain.crops_per_request: chain = chain.at(region or (0, 0, 400, 300))
+    if type(x).__module__.startswith("PIL."): x = np.asarray(x.convert("RGB"))
+    if isinstance(x, np.ndarray) and chain.decodes: return Chain(*chain.ops[1:]), _check_image(x)
+    return chain, x if chain.decodes or isinstance(x, np.ndarray) else decode_image(Decode(), x)
+
 # %% ../nbs/01_vision.ipynb #chain
 class Chain:
     "Image operations in order: a value that is planned for a device, saved as JSON and carried in an archive"
@@ -118,6 +128,11 @@ class Chain:
     def decodes(self) -> bool:
         "Does it begin with `Decode`, and so take bytes?"
         return bool(self.ops) and isinstance(self.ops[0], Decode)
+
+    @property
+    def crops_per_request(self) -> bool:
+        "Does it take the region of each request?"
+        return any(isinstance(o, Crop) and o.per_request for o in self.ops)
 
     def __repr__(self) -> str: return f"Chain({', '.join(map(repr, self.ops))})"
     def __eq__(self, other: object) -> bool: return isinstance(other, Chain) and self.ops == other.ops
@@ -134,10 +149,10 @@ class Chain:
     @cached_property
     def _planned(self) -> Plan: return self.plan()
 
-    def _at(self, region: tuple[int, int, int, int]) -> Plan:
-        "The plan for one request's region"
-        if not any(isinstance(o, Crop) and o.per_request for o in self.ops): raise InputError("this chain crops no region of a request")
-        return Chain(*(Crop(*region) if isinstance(o, Crop) and o.per_request else o for o in self.ops)).plan()
+    def at(self, region: tuple[int, int, int, int]) -> Chain:
+        "The chain for the region of one request. Raises `InputError` if it takes none"
+        if not self.crops_per_request: raise InputError("this chain crops no region of a request")
+        return Chain(*(Crop(*region) if isinstance(o, Crop) and o.per_request else o for o in self.ops))
 
     def __call__(self,
         x: Any, # encoded image (bytes or a `Path`), an image uint8 (H, W, C) if the chain decodes none, or a dict of one and a region
@@ -145,7 +160,7 @@ class Chain:
         "Run the chain on one input. Raises `RequestError` for an input that is no image"
         value, region = _source(x)
         if not self.decodes: value = _check_image(value)
-        return (self._at(region) if region else self._planned)(value)
+        return (self.at(region).plan() if region else self._planned)(value)
 
     def batch(self,
         xs: Sequence,                 # as many inputs
@@ -155,12 +170,12 @@ class Chain:
         "Run the chain on many inputs, each failing alone"
         return run_batch(self.plan(device).steps, xs) if device == "cuda" else Batch.of(xs).map(self, pool).through(stack_rows)
 
-    def example(self, photo: str | Path | None = None):
-        "A real input of the model behind this chain: a torch tensor (1, C, H, W) of `photo`, or of a sample photograph"
+    def example(self, photo: Any = None):
+        "A real input of the model behind this chain: a torch tensor (1, C, H, W) of `photo` (what `show` takes)"
         import torch
-        x = Path(photo or sample_photo())
-        y = self(x if self.decodes else decode_image(Decode(), x.read_bytes()))
-        if self.ops[-1].gives != "tensor": raise ToolkitError("the chain gives no model input", found=f"{y.dtype} {y.shape}", do="end it with Normalize() or ToDtype()")
+        chain, x = _shown(self, photo)
+        y = chain(x)
+        if chain.ops[-1].gives != "tensor": raise ToolkitError("the chain gives no model input", found=f"{y.dtype} {y.shape}", do="end it with Normalize() or ToDtype()")
         return torch.from_numpy(y[None])
 
     def to_json(self) -> str:
@@ -185,25 +200,25 @@ class Chain:
         "A chain of timm's data configuration (`timm.data.resolve_data_config(model.pretrained_cfg)`), as timm evaluates"
         return cls(*_of_timm(config))
 
-    def show(self, photo: str | Path | bytes | None = None, times: bool = True) -> Figure:
-        "A picture of every stage with its shape, dtype and, with `times`, the milliseconds it takes by itself"
-        return _show_stages(self, _picked(photo), times)
+    def show(self,
+        photo: Any = None,   # a path, bytes, an image (PIL, or uint8 (H, W, C)), or a dict of one and a region; default: a sample photograph
+        times: bool = True,  # with the milliseconds that each stage takes by itself
+    ) -> Figure:
+        "A picture of every stage with its shape and dtype"
+        return _show_stages(*_shown(self, photo), times)
 
-    def compare(self, photo: str | Path | bytes | None = None) -> Figure:
-        "What the plan gives beside what `exact=True` gives, and the difference of their pixels, amplified"
-        return _show_difference(self, _picked(photo))
+    def compare(self, photo: Any = None) -> Figure:
+        "What the plan gives of `photo` (what `show` takes) beside what `exact=True` gives, and the difference of their pixels, amplified"
+        return _show_difference(*_shown(self, photo))
 
 # %% ../nbs/01_vision.ipynb #show
-def _picked(photo: str | Path | bytes | None) -> bytes:
-    return photo if isinstance(photo, bytes) else Path(photo or sample_photo()).read_bytes()
-
 def _milliseconds(f: Callable[[Any], Any], x: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     return f(x), (time.perf_counter() - start) * 1e3
 
-def _stages(chain: Chain, data: bytes) -> list[tuple[Any, np.ndarray, float]]:
+def _stages(chain: Chain, x: Any) -> list[tuple[Any, np.ndarray, float]]:
     "Every operation with what it gives and the milliseconds it took"
-    x, out = (data if chain.decodes else decode_image(Decode(), data)), []
+    out = []
     for o in chain.ops:
         x, ms = _milliseconds(cpu_kernel(o), x)
         out.append((o, x, ms))
@@ -224,14 +239,13 @@ def _row_of_pictures(pictures: Sequence[tuple[str, np.ndarray]]) -> Figure:
         ax.axis("off")
     return fig
 
-def _show_stages(chain: Chain, data: bytes, times: bool) -> Figure:
+def _show_stages(chain: Chain, x: Any, times: bool) -> Figure:
     took = lambda ms: f", {ms:.1f} ms" if times else ""
-    return _row_of_pictures([(f"{type(o).__name__}\n{y.dtype} {tuple(y.shape)}{took(ms)}", y) for o, y, ms in _stages(chain, data)])
+    return _row_of_pictures([(f"{type(o).__name__}\n{y.dtype} {tuple(y.shape)}{took(ms)}", y) for o, y, ms in _stages(chain, x)])
 
-def _show_difference(chain: Chain, data: bytes) -> Figure:
+def _show_difference(chain: Chain, x: Any) -> Figure:
     import numpy as np
     ops = chain.ops[:next((i for i, o in enumerate(chain.ops) if o.gives == "tensor"), len(chain.ops))]     # pixels, before they are normalised
-    x = data if chain.decodes else decode_image(Decode(), data)
     planned, exact = (Chain(*ops).plan(exact=e)(x) for e in (False, True))
     off = np.abs(planned.astype(int) - exact)
     gain = max(1, 255 // max(int(off.max()), 1))
@@ -303,8 +317,10 @@ def _joined(ops: list) -> list:
 
 def _of_timm(config: dict) -> list:
     import math
+    if not isinstance(config, dict): raise ToolkitError("not a data configuration of timm", found=repr(config)[:80], do="give timm.data.resolve_data_config({}, model=model)")
     if absent := {"input_size", "mean", "std"} - config.keys(): raise ToolkitError(f"timm's configuration lacks {', '.join(sorted(absent))}", do="give timm.data.resolve_data_config({}, model=model)")
-    _, height, width = config["input_size"]
+    try: _, height, width = config["input_size"]
+    except (TypeError, ValueError): raise ToolkitError("input_size is (channels, height, width)", found=repr(config["input_size"])) from None
     scale = [math.floor(side / (config.get("crop_pct") or 0.875)) for side in (height, width)]
     mode, word = config.get("crop_mode") or "center", _words(config.get("interpolation") or "bicubic")
     if mode not in ("center", "squash"): raise ToolkitError(f"timm's crop_mode {mode!r} has no counterpart in a chain", do="use 'center' or 'squash'")
