@@ -163,7 +163,6 @@ def _coarse_scans(data: bytes, reduction: int, shrink: float) -> bytes:
     if with_wave == {table for _, table in parts.values()}: return data     # luma and chroma share one: it cannot be set to 0
     return data[:2] + b"".join(_without_wave(s, with_wave) if m == _DQT else s for m, s in kept)
 
-
 # %% ../nbs/01b_cpu.ipynb #resize
 _PIL = {"bilinear": 2, "bicubic": 3}       # PIL.Image.Resampling
 Box = tuple[float, float, float, float]     # left, top, right, bottom, in pixels of the source

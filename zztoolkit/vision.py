@@ -82,7 +82,7 @@ def _source(x: Any) -> tuple[Any, Any]:
     "What a chain starts from, and the region of a request that names one: a `Path` is read, anything else is as it is"
     region = None
     if isinstance(x, dict):
-        if "image" not in x or (unknown := x.keys() - {"image", "region"}): raise InputError(f"a request is an image, or {{\"image\": ..., \"region\": [top, left, height, width]}}; got {sorted(map(str, x))}")
+        if "image" not in x or x.keys() - {"image", "region"}: raise InputError(f"a request is an image, or {{\"image\": ..., \"region\": [top, left, height, width]}}; got {sorted(map(str, x))}")
         x, region = x["image"], x.get("region")
         if isinstance(x, str): x = _from_base64(x)
         if region is not None: region = check_region(region)
