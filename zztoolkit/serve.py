@@ -142,15 +142,24 @@ class Tokens:
         try:
             with _client(self.url, timeout=30) as http: http.get("/token", params={"type": kind}, headers=header)
         except httpx.HTTPError as e: raise ToolkitError(f"the {kind} key could not be renewed", found=f"{type(e).__name__}: {e}", do="try again") from e
-        self._keys = json.loads(self.file.read_text())
+        self._keys = _keys_in(self.file)
 
     def _read(self):
-        try: self._keys = json.loads(self.file.read_text())
+        try: self._keys = _keys_in(self.file)
         except FileNotFoundError:       # a server that stops takes its keys away, but from those who hold them
             if not self._keys: raise ToolkitError("the server has no keys to give", found="it is stopping, or not up yet", do="start it again") from None
         for kind in ("inference", "management"):
             if _seconds_left(self._keys[kind]["expiration time"]) < 120: self.renew(kind)
         self._read_at = time.time()
+
+def _keys_in(file: Path, patience: float = 2) -> dict[str, dict[str, str]]:
+    "The keys that TorchServe has written; it may be in the middle of that"
+    end = time.monotonic() + patience
+    while True:
+        try: return json.loads(file.read_text())
+        except ValueError:
+            if time.monotonic() > end: raise
+            time.sleep(0.01)
 
 def _seconds_left(iso: str) -> float:
     from datetime import datetime, timezone
