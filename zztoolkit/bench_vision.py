@@ -86,8 +86,8 @@ def floor(data: bytes) -> Any:
     "libjpeg-turbo's decode, by Pillow, at the scale that the chain uses: no other way can do without it"
     import PIL.Image
     img = PIL.Image.open(io.BytesIO(data))
-    scale = 256 * 1.5 / min(img.size)
-    img.draft("RGB", (round(img.width * scale), round(img.height * scale)))
+    width, height = _shorter_edge_256(*img.size)
+    img.draft("RGB", (round(width * CHAIN.ops[0].reducing_gap), round(height * CHAIN.ops[0].reducing_gap)))
     img.load()
     return img
 

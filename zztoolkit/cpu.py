@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .core import DecodeError, InputError, RequestError, TooLargeError, ToolkitError
 from .ops import (CLAHE, OPS, Apply, CenterCrop, Crop, CvtColor, Decode, Equalize, Flip, GaussianBlur, Letterbox, MedianBlur, Morphology,
-                           Normalize, Pad, Resize, Rotate, Threshold, ToDtype, Warp)
+                           Normalize, Pad, Resize, Rotate, Threshold, ToDtype, Warp, as_pair)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,24 +119,27 @@ def _is_needed(segment: bytes, finest: dict[int, int]) -> bool:
     component, first, _, refines = _scan(segment)
     return first == 0 or not refines and first < finest[component]
 
+def _quantisers(segment: bytes) -> Iterator[tuple[int, list[slice]]]:
+    "Id of every quantisation table of a segment, and where its 64 numbers stand, in zigzag order"
+    i = 4
+    while i < len(segment):
+        wide = 1 + (segment[i] >> 4)        # bytes a number
+        yield segment[i] & 15, [slice(j, j + wide) for j in range(i + 1, i + 1 + 64 * wide, wide)]
+        i += 1 + 64 * wide
+
 def _without_wave(segment: bytes, kept: set[int]) -> bytes:
     "Quantisation tables with 0 for the wave `COARSE`, but for those in `kept`"
-    out, i = bytearray(segment), 4
-    while i < len(out):
-        wide = 1 + (out[i] >> 4)        # bytes a number
-        if out[i] & 15 not in kept: out[i + 1 + COARSE * wide:i + 1 + (COARSE + 1) * wide] = bytes(wide)
-        i += 1 + 64 * wide
+    out = bytearray(segment)
+    for table, numbers in _quantisers(segment):
+        if table not in kept: out[numbers[COARSE]] = bytes(len(out[numbers[COARSE]]))
     return bytes(out)
 
-def _roughness(tables: Sequence[bytes], table: int) -> int:
+def _roughness(tables: Sequence[bytes], wanted: int) -> int:
     "The largest quantiser of the coarse waves in a quantisation table"
     for segment in tables:
-        i = 4
-        while i < len(segment):
-            wide = 1 + (segment[i] >> 4)
-            if segment[i] & 15 == table: return max(int.from_bytes(segment[i + 1 + k * wide:i + 1 + (k + 1) * wide], "big") for k in range(1, COARSE))
-            i += 1 + 64 * wide
-    raise KeyError(table)
+        for table, numbers in _quantisers(segment):
+            if table == wanted: return max(int.from_bytes(segment[n], "big") for n in numbers[1:COARSE])
+    raise KeyError(wanted)
 
 def coarse_scans(
     data: bytes,
@@ -244,11 +247,9 @@ def _warp(op: Warp, img: np.ndarray) -> np.ndarray:
     return _warped(img, op.matrix, (w, h), op.interpolation, op.fill)
 
 # %% ../nbs/01b_cpu.ipynb #filter
-def _hw(size: int | tuple[int, int]) -> tuple[int, int]: return size if isinstance(size, tuple) else (size, size)
-
 def _gaussian_blur(op: GaussianBlur, img: np.ndarray) -> np.ndarray:
     import cv2
-    return as_hwc(cv2.GaussianBlur(img, _hw(op.kernel_size)[::-1], op.sigma, borderType=cv2.BORDER_REFLECT_101))
+    return as_hwc(cv2.GaussianBlur(img, as_pair(op.kernel_size)[::-1], op.sigma, borderType=cv2.BORDER_REFLECT_101))
 
 def _median_blur(op: MedianBlur, img: np.ndarray) -> np.ndarray:
     import cv2
@@ -257,7 +258,7 @@ def _median_blur(op: MedianBlur, img: np.ndarray) -> np.ndarray:
 def _morphology(op: Morphology, img: np.ndarray) -> np.ndarray:
     import cv2, numpy as np
     code = {"erode": cv2.MORPH_ERODE, "dilate": cv2.MORPH_DILATE, "open": cv2.MORPH_OPEN, "close": cv2.MORPH_CLOSE}[op.operation]
-    return as_hwc(cv2.morphologyEx(img, code, np.ones(_hw(op.kernel_size), np.uint8), iterations=op.iterations))
+    return as_hwc(cv2.morphologyEx(img, code, np.ones(as_pair(op.kernel_size), np.uint8), iterations=op.iterations))
 
 def _cvt_color(op: CvtColor, img: np.ndarray) -> np.ndarray:
     import cv2

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .core import Batch, DecodeError, InputError, ToolkitError
 from .cpu import Step, check_inside, decode_image, open_image
 from .ops import (CLAHE, Apply, CenterCrop, Crop, CvtColor, Decode, Equalize, Flip, GaussianBlur, Letterbox, MedianBlur, Morphology, Normalize, Pad,
-                           Resize, Rotate, Threshold, ToDtype, Warp)
+                           Resize, Rotate, Threshold, ToDtype, Warp, as_pair)
 
 if TYPE_CHECKING:
     import cvcuda
@@ -99,8 +99,6 @@ def _interp(word: str) -> cvcuda.Interp:
     import cvcuda
     return {"bilinear": cvcuda.Interp.LINEAR, "bicubic": cvcuda.Interp.CUBIC, "area": cvcuda.Interp.AREA, "nearest": cvcuda.Interp.NEAREST_FLOOR, "nearest-exact": cvcuda.Interp.NEAREST}[word]
 
-def _hw(size: int | tuple[int, int]) -> tuple[int, int]: return size if isinstance(size, tuple) else (size, size)
-
 def _resize(op: Resize, x: torch.Tensor) -> torch.Tensor:
     import cvcuda
     w, h = op.target(x.shape[1], x.shape[0])
@@ -154,7 +152,7 @@ def _warp(op: Warp, x: torch.Tensor) -> torch.Tensor: return _warped(x, op.matri
 # %% ../nbs/01c_cuda.ipynb #kernels-filter
 def _gaussian_blur(op: GaussianBlur, x: torch.Tensor) -> torch.Tensor:
     import cvcuda
-    kh, kw = _hw(op.kernel_size)        # the border must be named: CV-CUDA's default is black
+    kh, kw = as_pair(op.kernel_size)        # the border must be named: CV-CUDA's default is black
     return _torch(cvcuda.gaussian(_cv(x), (kw, kh), (op.sigma, op.sigma), cvcuda.Border.REFLECT101, stream=_stream()))
 
 def _median_blur(op: MedianBlur, x: torch.Tensor) -> torch.Tensor:
@@ -164,7 +162,7 @@ def _median_blur(op: MedianBlur, x: torch.Tensor) -> torch.Tensor:
 def _morphology(op: Morphology, x: torch.Tensor) -> torch.Tensor:
     import cvcuda, torch
     kind = {"erode": cvcuda.MorphologyType.ERODE, "dilate": cvcuda.MorphologyType.DILATE, "open": cvcuda.MorphologyType.OPEN, "close": cvcuda.MorphologyType.CLOSE}[op.operation]
-    kh, kw = _hw(op.kernel_size)
+    kh, kw = as_pair(op.kernel_size)
     return _torch(cvcuda.morphology(_cv(x), kind, (kw, kh), (-1, -1), workspace=_cv(torch.empty_like(x)), iteration=op.iterations, border=cvcuda.Border.REPLICATE, stream=_stream()))
 
 def _cvt_color(op: CvtColor, x: torch.Tensor) -> torch.Tensor:

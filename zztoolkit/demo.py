@@ -106,7 +106,8 @@ def large_photographs(say: Callable[[str], None] = print) -> list[Path]:
         say(f"photographs from Debian's {CAMERA} (94 MB), kept in the cache")
         if not _from_debian(part, CAMERA, "usr/share/wallpapers/*/contents/images/2560x1600.jpg", lambda p: f"{p.parents[2].name}.jpg"):
             raise ToolkitError("the large photographs cannot be downloaded", found=f"apt-get download {CAMERA} failed", do="on Debian or Ubuntu: apt-get update, and try again")
-    pixels = lambda p: PIL.Image.open(p).width * PIL.Image.open(p).height
+    def pixels(p: Path) -> int:
+        with PIL.Image.open(p) as img: return img.width * img.height
     return [p for p in photographs(say) + _cached("camera", fetch) if 4e6 <= pixels(p) <= 16e6]
 
 def showable(photos: Sequence[Path]) -> list[Path]:

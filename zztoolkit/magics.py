@@ -28,7 +28,7 @@ __all__ = ['defined_names', 'without_magics', 'undefined_names', 'Cells', 'in_or
 # %% ../nbs/11_magics.ipynb #names
 def defined_names(source: str) -> set[str]:
     "Names that running the cell binds at top level"
-    tree = _parsed(without_magics(source))
+    tree = _tree_of(without_magics(source))
     return {n for node in tree.body for n in _bound(node)} if tree else set()
 
 def _bound(node: ast.stmt) -> Iterator[str]:
@@ -39,13 +39,13 @@ def _bound(node: ast.stmt) -> Iterator[str]:
 def without_magics(source: str) -> str:
     "The cell as Python: its cell magic and line magics taken out; what is Python already stays as it is"
     source = re.sub(r"\A%%.*\n?", "", source)
-    if _parsed(source): return source
+    if _tree_of(source): return source
     python = TransformerManager().transform_cell(source)
-    tree = _parsed(python)
+    tree = _tree_of(python)
     gone = {n for node in tree.body if _is_magic(node) for n in range(node.lineno, (node.end_lineno or node.lineno) + 1)} if tree else set()
     return "".join(l for n, l in enumerate(python.splitlines(keepends=True), 1) if n not in gone)
 
-def _parsed(source: str) -> ast.Module | None:
+def _tree_of(source: str) -> ast.Module | None:
     try: return ast.parse(source)
     except SyntaxError: return None
 
@@ -56,9 +56,8 @@ def _is_magic(node: ast.stmt) -> bool:
 def undefined_names(source: str) -> list[str]:
     "Names that the module uses and nothing in it defines, in order of use"
     from pyflakes import checker, messages
-    try: found = checker.Checker(ast.parse(source)).messages
-    except SyntaxError: return []
-    undefined = [m for m in found if isinstance(m, (messages.UndefinedName, messages.UndefinedLocal))]
+    if not (tree := _tree_of(source)): return []
+    undefined = [m for m in checker.Checker(tree).messages if isinstance(m, (messages.UndefinedName, messages.UndefinedLocal))]
     return list(dict.fromkeys(m.message_args[0] for m in sorted(undefined, key=lambda m: m.lineno)))
 
 # %% ../nbs/11_magics.ipynb #cells
@@ -185,14 +184,14 @@ def serve_cell(
     source = build_module(cells.marked(name), body)
     check_rules(source, f"the module of {name}")
     check_names(source, cells)
-    as_model(model)
+    artifact, model_file = as_model(model)
     if not server.running: progress("start TorchServe")
     server.start()
     with tempfile.TemporaryDirectory(prefix="zz-serve-") as work:
         module = Path(work, f"{name}.py")
         module.write_text(source)
         progress("try in a fresh process")
-        mar = archive(name, module, model, next_version(server, name), Path(work, "store"), extra_files=tuple(extra_files), example=example, **config)
+        mar = archive(name, module, artifact or model_file, next_version(server, name), Path(work, "store"), extra_files=tuple(extra_files), example=example, **config)
         if not mar.tried: progress(f"– {NOT_TRIED}")
         return deploy(server, mar, progress, serving=lambda: mar.move_to(Path(store or default_store())))
 

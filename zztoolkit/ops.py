@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from .core import InputError, TooLargeError, ToolkitError
 
 # %% auto #0
-__all__ = ['T', 'OPS', 'INTERPOLATIONS', 'PADDING_MODES', 'CONVERSIONS', 'THRESHOLDS', 'Op', 'op', 'Decode', 'Resize',
+__all__ = ['T', 'OPS', 'INTERPOLATIONS', 'PADDING_MODES', 'CONVERSIONS', 'THRESHOLDS', 'Op', 'op', 'as_pair', 'Decode', 'Resize',
            'Letterbox', 'CenterCrop', 'Crop', 'check_region', 'Pad', 'Flip', 'Rotate', 'Warp', 'GaussianBlur',
            'MedianBlur', 'Morphology', 'CvtColor', 'Equalize', 'CLAHE', 'Threshold', 'ToDtype', 'Normalize', 'Apply',
            'check_order', 'op_to_dict', 'op_from_dict']
@@ -37,7 +37,7 @@ def op(cls: type[T]) -> type[T]:
     return cls
 
 # %% ../nbs/01a_ops.ipynb #checks
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     "A size as (H, W)"
     if not isinstance(size, tuple): return size, size
     if len(size) != 2: raise ToolkitError("a size is one number or (H, W)", found=repr(size))
@@ -122,7 +122,7 @@ class Resize(Op):
 
     def __post_init__(self):
         _as_tuple(self, "size")
-        _positive("Resize", self.max_pixels, *_pair(self.size))
+        _positive("Resize", self.max_pixels, *as_pair(self.size))
         _one_of("interpolation", self.interpolation, INTERPOLATIONS)
         if self.max_size is None: return
         _positive("max_size", self.max_size)
@@ -157,11 +157,11 @@ class Letterbox(Op):
 
     def __post_init__(self):
         _as_tuple(self, "size")
-        _positive("Letterbox", *_pair(self.size))
+        _positive("Letterbox", *as_pair(self.size))
         _one_of("fill", self.fill, range(256))
 
     @property
-    def hw(self) -> tuple[int, int]: return _pair(self.size)
+    def hw(self) -> tuple[int, int]: return as_pair(self.size)
 
     def target(self, w: int, h: int) -> tuple[int, int]:
         "(width, height) of the image inside"
@@ -181,10 +181,10 @@ class CenterCrop(Op):
 
     def __post_init__(self):
         _as_tuple(self, "size")
-        _positive("CenterCrop", *_pair(self.size))
+        _positive("CenterCrop", *as_pair(self.size))
 
     @property
-    def hw(self) -> tuple[int, int]: return _pair(self.size)
+    def hw(self) -> tuple[int, int]: return as_pair(self.size)
 
     def corner(self, w: int, h: int) -> tuple[int, int]:
         "(left, top) in an image of `w` x `h`; torchvision rounds half to even"
@@ -297,7 +297,7 @@ class Warp(Op):
         if len(rows) not in (2, 3): raise ToolkitError("a matrix has two or three rows of three numbers", found=repr(self.matrix))
         object.__setattr__(self, "matrix", rows)
         if self.size is not None:
-            object.__setattr__(self, "size", _pair(self.size))
+            object.__setattr__(self, "size", as_pair(self.size))
             _positive("size", *self.size)
         _one_of("interpolation", self.interpolation, ("bilinear", "bicubic", "nearest"))
         _one_of("fill", self.fill, range(256))
@@ -315,7 +315,7 @@ class GaussianBlur(Op):
 
     def __post_init__(self):
         _as_tuple(self, "kernel_size")
-        for k in _pair(self.kernel_size): _odd("kernel_size", k)
+        for k in as_pair(self.kernel_size): _odd("kernel_size", k)
         object.__setattr__(self, "sigma", _finite("sigma", (self.sigma,))[0])
         if self.sigma <= 0: raise ToolkitError("sigma must be a positive number", found=repr(self.sigma))
 
@@ -338,7 +338,7 @@ class Morphology(Op):
     def __post_init__(self):
         _as_tuple(self, "kernel_size")
         _one_of("operation", self.operation, ("erode", "dilate", "open", "close"))
-        for k in _pair(self.kernel_size): _odd("kernel_size", k)
+        for k in as_pair(self.kernel_size): _odd("kernel_size", k)
         _positive("iterations", self.iterations)
 
 # %% ../nbs/01a_ops.ipynb #colours
@@ -375,7 +375,7 @@ class CLAHE(Op):
 
     def __post_init__(self):
         _as_tuple(self, "tile_grid_size")
-        object.__setattr__(self, "tile_grid_size", _pair(self.tile_grid_size))
+        object.__setattr__(self, "tile_grid_size", as_pair(self.tile_grid_size))
         _positive("tile_grid_size", *self.tile_grid_size)
         object.__setattr__(self, "clip_limit", _finite("clip_limit", (self.clip_limit,))[0])
 
