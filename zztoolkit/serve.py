@@ -550,10 +550,18 @@ class PredictionError(ToolkitError):
         self.status, self.kind, self.message = status, kind, message
         super().__init__(f"{status} {kind}: {message}", found, do)
 
+def _runs(pid: int) -> bool:
+    import psutil
+    try: return _alive(psutil.Process(pid))
+    except psutil.Error: return False
+
 def _last_exit(endpoint: Endpoint) -> str:
-    "How the worker that ended last did so, in brackets; '' if it is not known"
-    codes = [*exit_codes(endpoint.server.folder / "exits").values()]
-    return f" ({exit_words(codes[-1])})" if codes else ""
+    "How the worker of this model that ended last did so, in brackets; '' if it is not known. Its shell writes the code a moment after the answer"
+    def found() -> str:
+        codes = exit_codes(endpoint.server.folder / "exits")
+        ended = [p for p in _worker_pids(worker_log(endpoint.server.folder, endpoint.name)) if not _runs(p)]
+        return f" ({exit_words(codes[ended[-1]])})" if ended and ended[-1] in codes else ""
+    return _awaited(found)
 
 def _explained(status: int, kind: str, message: str, endpoint: Endpoint) -> tuple[str, str]:
     "What was found and what to do, for the answers of TorchServe that mislead"
