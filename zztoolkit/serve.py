@@ -101,13 +101,17 @@ def log_config(folder: Path) -> str:
 _CODES = {137: "killed: out of memory?", 139: "segmentation fault", 143: "terminated", 132: "illegal instruction: built for another CPU?"}
 
 def worker_script(python: str, exits: Path) -> str:
-    "A shell script that runs `python` and appends its process id and exit code to `exits`; a termination is passed on"
+    """A shell script that runs `python`, passes a termination on, and appends its process id and exit code to `exits`.
+
+    TorchServe kills the shell it has started as soon as a worker's socket closes; the one within lives to write the code.
+    """
     return f"""#!/bin/sh
-'{python}' "$@" & worker=$!
-trap 'kill -TERM $worker' TERM
-wait $worker; code=$?
-while kill -0 $worker 2>/dev/null; do wait $worker; code=$?; done
-echo "$worker $code" >> '{exits}'
+hold() {{
+  trap "kill -TERM $1" TERM
+  wait $1; code=$?
+  while kill -0 $1 2>/dev/null; do wait $1; code=$?; done
+}}
+( '{python}' "$@" & hold $!; echo "$! $code" >> '{exits}'; exit $code ) & hold $!
 exit $code
 """
 
@@ -244,12 +248,15 @@ def _prctl(option: int, value: int):
     if sys.platform == "linux": ctypes.CDLL(None).prctl(option, value)
 
 def _kill_orphans(java: subprocess.Popen):
-    "Kill the children that are not Java: workers whose shell TorchServe has killed"
+    "Kill the children that are not Java: workers whose shell TorchServe has killed. One whose worker has ended is given a second to write its exit code"
     import psutil
     for child in psutil.Process().children():
         if child.pid == java.pid: continue
         with suppress(psutil.Error):
-            for p in (*child.children(recursive=True), child): p.kill()
+            workers = child.children(recursive=True)
+            if not any(map(_alive, workers)):
+                with suppress(psutil.TimeoutExpired): child.wait(1)
+            for p in (child, *workers): p.kill()
             child.wait(1)
 
 def _when_parent_ends(then: Callable[[], None]):
