@@ -34,7 +34,7 @@ test: $(VENV)/dev.ok
 
 gpu: $(VENV)/dev.ok
 	@$(PIP) install -e '.[gpu]'
-	@pytest -m gpu
+	@pytest -m gpu --record nbs/records/gpu_vision.json
 
 bench-vision: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.bench_vision
@@ -62,7 +62,7 @@ $(VENV)/demo.ok: $(VENV)/python.ok settings.ini setup.py
 $(VENV)/dev.ok: $(VENV)/demo.ok
 	@echo "── installing what the tests need (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,notebook,dev]' && touch $@; } $(TELL); test -e $@
-	@$(PIP) install -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): calls of CV-CUDA are not type-checked here"
+	@$(PIP) install -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): calls of the GPU libraries are not checked here"
 
 $(VENV)/bench.ok: $(VENV)/demo.ok
 	@echo "── installing what is measured against (first time only)"

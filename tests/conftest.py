@@ -14,6 +14,9 @@ from zztoolkit.vision import CenterCrop, Chain, Decode, Normalize, Resize, sampl
 
 ROOT = Path(__file__).parent.parent
 
+def pytest_addoption(parser):
+    parser.addoption("--record", metavar="JSON", help="write what the gpu tests measure to this file")
+
 
 def missing(what: str):
     "Skip loudly, except in CI, where nothing may be missing"

@@ -1,12 +1,12 @@
 "Every image operation on both engines, over real photographs: `make gpu` on a machine with an NVIDIA GPU. Collected everywhere."
-import re
+import json, re, time
 from importlib.metadata import PackageNotFoundError, distribution
 
 import numpy as np, pytest
 
 from conftest import missing
 from zztoolkit import cuda, vision as V
-from zztoolkit.core import DecodeError
+from zztoolkit.core import DecodeError, installed
 from zztoolkit.ops import CONVERSIONS, THRESHOLDS
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(cuda.why_not()), reason=cuda.why_not() or "-")]
@@ -29,17 +29,43 @@ def pixels(chain: V.Chain, device: str, image: np.ndarray) -> np.ndarray:
     made = chain.plan(device, exact=True)(image)
     return (made if isinstance(made, np.ndarray) else made.cpu().numpy()).astype(int)
 
+# Chains that one call of CV-CUDA does for a whole batch, and the largest difference of what they give, in 1/255 of a pixel's range
+FUSED = {(V.Resize(256), V.CenterCrop(224), V.Normalize()): 1.01, (V.Resize((200, 300)), V.CenterCrop((250, 224)), V.Normalize()): 1.01,
+         (V.Resize((256, 300), antialias=False), V.CenterCrop(224), V.ToDtype()): 1.01}
+
+@pytest.fixture(scope="module")
+def record(request):
+    "What was measured, written as JSON to --record with the device, the date and the versions"
+    measured: dict = {"operations": {}, "fused": {}}
+    yield measured
+    if not (path := request.config.getoption("--record")) or not any(measured.values()): return
+    import torch
+    about = {"device": torch.cuda.get_device_name(), "date": time.strftime("%Y-%m-%d"), "versions": {d: installed(d) for d in ("torch", "cvcuda-cu13", "nvidia-nvimgcodec-cu13")}}
+    with open(path, "w") as f: json.dump(about | measured, f, indent=1)
+
+def named(ops: tuple) -> str: return " ".join(map(repr, ops))
+
 class TestOnGpu:
     pytestmark = needs_gpu
 
-    @pytest.mark.parametrize("ops", ON_BOTH, ids=lambda ops: " ".join(map(repr, ops)))
-    def test_same_pixels_on_both_engines(self, ops, photos):
+    @pytest.mark.parametrize("ops", ON_BOTH, ids=named)
+    def test_same_pixels_on_both_engines(self, ops, photos, record):
+        seen = record["operations"][named(ops)] = {"allowed": ON_BOTH[ops], "largest": 0, "mean": 0.0}
         for photo in photos:
             image = V.Chain(V.Decode(), V.Resize(480))(photo)       # decoders differ by a level; each operation is compared on the same pixels
             a, b = (pixels(V.Chain(*ops), device, image) for device in ("cpu", "cuda"))
             assert a.shape == b.shape
             off = np.abs(a - b)
+            seen |= {"largest": max(seen["largest"], int(off.max())), "mean": max(seen["mean"], float(off.mean()))}
             assert off.max() <= ON_BOTH[ops] and (off > 1).mean() < 0.01, photo.name
+
+    @pytest.mark.parametrize("ops", FUSED, ids=named)
+    def test_one_call_for_a_batch_of_any_sizes(self, ops, photos, record):
+        images = [V.Chain(V.Decode(), V.Resize(480))(photo) for photo in photos]
+        chain, std = V.Chain(*ops), max(getattr(ops[-1], "std", (1,)))
+        off = 255 * std * np.abs(chain.batch(images, device="cuda").items.cpu().numpy() - np.stack([chain.plan(exact=True)(i) for i in images]))
+        record["fused"][named(ops)] = {"allowed": FUSED[ops], "largest": float(off.max()), "mean": float(off.mean())}
+        assert off.max() <= FUSED[ops]
 
     def test_decoders_agree(self, photos):
         for photo in photos:
@@ -73,3 +99,15 @@ def test_names_that_types_cannot_check():
     except PackageNotFoundError: return missing("CV-CUDA's stubs are not installed (make test installs them on Linux, x86-64)")
     has = lambda kind: set(re.findall(rf"    (\w+): ClassVar\[{kind}\]", stubs))
     assert set(CONVERSIONS) <= has("ColorConversion") and {t.upper() for t in THRESHOLDS} | {"OTSU"} <= has("ThresholdType")
+
+def test_nvimgcodec_takes_our_arguments(photo):
+    "nvImageCodec has no stubs; its own constructors and the signature of `decode` are what our calls are held against"
+    try: from nvidia import nvimgcodec
+    except ImportError: return missing("nvImageCodec is not installed (make test installs it on Linux, x86-64)")
+    assert cuda._parameters(V.Decode("GRAY", apply_exif_orientation=False)).color_spec == nvimgcodec.ColorSpec.GRAY
+    [stream] = cuda._streams([photo.read_bytes()])
+    assert (stream.width, stream.height) == (512, 600)
+    with pytest.raises(TypeError): nvimgcodec.DecodeParams(apply_exif=True)
+    decode = nvimgcodec.Decoder.decode.__doc__
+    assert re.search(r"decode\(self.*, srcs: collections.abc.Sequence\[\S*CodeStream\], .*params: \S*DecodeParams .*cuda_stream: ", decode)
+    assert re.search(r"__init__\(self.*, device_id: ", nvimgcodec.Decoder.__init__.__doc__)

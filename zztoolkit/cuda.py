@@ -5,7 +5,7 @@
 # %% ../nbs/01c_cuda.ipynb #imports
 from __future__ import annotations
 
-import importlib.util
+import importlib.util, threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, singledispatch
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['CACHE_LIMIT', 'why_not', 'check_cuda', 'decode_batch', 'cuda_kernel', 'plan_cuda', 'run_batch']
+__all__ = ['CACHE_LIMIT', 'NO_FLIP', 'why_not', 'check_cuda', 'decode_batch', 'cuda_kernel', 'plan_cuda', 'run_batch']
 
 # %% ../nbs/01c_cuda.ipynb #missing
 CACHE_LIMIT = 1 << 30       # bytes of device memory that CV-CUDA keeps for reuse, in each worker; its own default has no useful bound
@@ -45,10 +45,17 @@ def check_cuda():
     if why := why_not(): raise ToolkitError("the CUDA engine cannot run here", found=why, do="pip install 'zztoolkit[gpu]' on a machine with an NVIDIA driver, or device='cpu'")
 
 # %% ../nbs/01c_cuda.ipynb #bridge
-def _cv(x: torch.Tensor) -> cvcuda.Tensor:
-    "A torch tensor (H, W, C) as CV-CUDA sees it: the same memory"
+def _cv(x: torch.Tensor, layout: str = "HWC") -> cvcuda.Tensor:
+    "A torch tensor as CV-CUDA sees it: the same memory"
     import cvcuda
-    return cvcuda.as_tensor(cast("cvcuda.ExternalBuffer", x.contiguous()), "HWC")
+    return cvcuda.as_tensor(cast("cvcuda.ExternalBuffer", x.contiguous()), layout)
+
+def _images(xs: Sequence[torch.Tensor]) -> cvcuda.ImageBatchVarShape:
+    "Images uint8 (H, W, C) of any sizes as one batch: the same memory. Raises `InputError` unless they have the same channels"
+    import cvcuda
+    if len(channels := {x.shape[2] for x in xs}) > 1: raise InputError(f"images of {sorted(channels)} channels cannot be one batch")
+    kind = {1: cvcuda.Format.U8, 3: cvcuda.Format.RGB8, 4: cvcuda.Format.RGBA8}[channels.pop()]
+    return cvcuda.as_images([x.contiguous() for x in xs], kind)
 
 def _torch(t: cvcuda.Tensor) -> torch.Tensor:
     "What CV-CUDA made, as a torch tensor: the same memory"
@@ -61,22 +68,30 @@ def _stream() -> cvcuda.Stream:
 
 def _numbers(values: Sequence[float], like: torch.Tensor) -> cvcuda.Tensor:
     "A vector of float64, one for each image of a batch"
-    import cvcuda, torch
-    return cvcuda.as_tensor(cast("cvcuda.ExternalBuffer", torch.tensor(values, dtype=torch.float64, device=like.device)), "N")
+    import torch
+    return _cv(torch.tensor(values, dtype=torch.float64, device=like.device), "N")
 
 # %% ../nbs/01c_cuda.ipynb #decode
-@lru_cache(4)
-def _decoder(device: int) -> Any:
+@lru_cache(16)
+def _decoder(device: int, thread: int) -> Any:
+    "One for each thread: they cannot be shared"
     from nvidia import nvimgcodec
     return nvimgcodec.Decoder(device_id=device)
+
+def _parameters(op: Decode) -> Any:
+    from nvidia import nvimgcodec
+    spec = nvimgcodec.ColorSpec.GRAY if op.mode == "GRAY" else nvimgcodec.ColorSpec.SRGB
+    return nvimgcodec.DecodeParams(apply_exif_orientation=op.apply_exif_orientation, color_spec=spec)
+
+def _streams(bodies: Sequence[bytes]) -> list[Any]:
+    from nvidia import nvimgcodec
+    return [nvimgcodec.CodeStream(body) for body in bodies]
 
 def _decoded(op: Decode, bodies: Sequence[bytes]) -> list[Any]:
     "nvImageCodec's images on the device, None where it could not"
     import torch
-    from nvidia import nvimgcodec
-    spec = nvimgcodec.ColorSpec.GRAY if op.mode == "GRAY" else nvimgcodec.ColorSpec.SRGB
-    params = nvimgcodec.DecodeParams(apply_exif_orientation=op.apply_exif_orientation, color_spec=spec)
-    return _decoder(torch.cuda.current_device()).decode(list(bodies), params=params, cuda_stream=torch.cuda.current_stream().cuda_stream)
+    decoder = _decoder(torch.cuda.current_device(), threading.get_ident())
+    return decoder.decode(_streams(bodies), params=_parameters(op), cuda_stream=torch.cuda.current_stream().cuda_stream)
 
 def _uploaded(op: Decode, body: bytes) -> torch.Tensor:
     "Decoded by the CPU engine"
@@ -99,11 +114,25 @@ def _interp(word: str) -> cvcuda.Interp:
     import cvcuda
     return {"bilinear": cvcuda.Interp.LINEAR, "bicubic": cvcuda.Interp.CUBIC, "area": cvcuda.Interp.AREA, "nearest": cvcuda.Interp.NEAREST_FLOOR, "nearest-exact": cvcuda.Interp.NEAREST}[word]
 
-def _resize(op: Resize, x: torch.Tensor) -> torch.Tensor:
+def _empty(like: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    import torch
+    return torch.empty((h, w, like.shape[2]), dtype=torch.uint8, device=like.device)
+
+def _resized(sizes: Sequence[tuple[int, int]], interpolation: str, antialias: bool, xs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    "Images of any sizes to their own (width, height) each, in one call"
+    import cvcuda
+    outs = [_empty(x, h, w) for x, (w, h) in zip(xs, sizes)]
+    cvcuda.tvresize_into(_images(outs), _images(xs), _interp(interpolation), antialias, stream=_stream())
+    return outs
+
+def _targets(op: Resize | Letterbox, xs: Sequence[torch.Tensor]) -> list[tuple[int, int]]: return [op.target(x.shape[1], x.shape[0]) for x in xs]
+
+def _resize(op: Resize, xs: Sequence[torch.Tensor]) -> list[torch.Tensor]: return _resized(_targets(op, xs), op.interpolation, op.antialias, xs)
+
+def _resize_by_area(op: Resize, x: torch.Tensor) -> torch.Tensor:
     import cvcuda
     w, h = op.target(x.shape[1], x.shape[0])
-    if op.interpolation == "area": return _torch(cvcuda.resize(_cv(x), (h, w, x.shape[2]), _interp("area"), stream=_stream()))
-    return _torch(cvcuda.tvresize(_cv(x), (h, w), _interp(op.interpolation), antialias=op.antialias, stream=_stream()))
+    return _torch(cvcuda.resize(_cv(x), (h, w, x.shape[2]), _interp("area"), stream=_stream()))
 
 def _bordered(x: torch.Tensor, sides: Sequence[int], mode: str, fill: int) -> torch.Tensor:
     import cvcuda
@@ -111,17 +140,21 @@ def _bordered(x: torch.Tensor, sides: Sequence[int], mode: str, fill: int) -> to
     left, top, right, bottom = sides
     return _torch(cvcuda.copymakeborder(_cv(x), border, [float(fill)] * 4, top=top, bottom=bottom, left=left, right=right, stream=_stream()))
 
-def _letterbox(op: Letterbox, x: torch.Tensor) -> torch.Tensor:
-    import cvcuda
-    (H, W), (w, h) = op.hw, op.target(x.shape[1], x.shape[0])
-    left, top = op.corner(w, h)
-    inside = _torch(cvcuda.tvresize(_cv(x), (h, w), _interp("bilinear"), antialias=True, stream=_stream()))
-    return _bordered(inside, (left, top, W - w - left, H - h - top), "constant", op.fill)
+def _letterbox(op: Letterbox, xs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    H, W = op.hw
+    def framed(x: torch.Tensor) -> torch.Tensor:
+        h, w = x.shape[:2]
+        left, top = op.corner(w, h)
+        return _bordered(x, (left, top, W - w - left, H - h - top), "constant", op.fill)
+    return list(map(framed, _resized(_targets(op, xs), "bilinear", True, xs)))
+
+def _large_enough(op: CenterCrop, x: torch.Tensor) -> torch.Tensor:
+    "With a black border where the image is smaller than the crop"
+    dh, dw = (max(want - got, 0) for want, got in zip(op.hw, x.shape))
+    return _bordered(x, (dw // 2, dh // 2, dw - dw // 2, dh - dh // 2), "constant", 0) if dh or dw else x
 
 def _center_crop(op: CenterCrop, x: torch.Tensor) -> torch.Tensor:
-    ch, cw = op.hw
-    dh, dw = max(ch - x.shape[0], 0), max(cw - x.shape[1], 0)
-    if dh or dw: x = _bordered(x, (dw // 2, dh // 2, dw - dw // 2, dh - dh // 2), "constant", 0)
+    x, (ch, cw) = _large_enough(op, x), op.hw
     left, top = op.corner(x.shape[1], x.shape[0])
     return x[top:top + ch, left:left + cw]
 
@@ -136,8 +169,8 @@ def _flip(op: Flip, x: torch.Tensor) -> torch.Tensor:
 
 # %% ../nbs/01c_cuda.ipynb #kernels-warp
 def _warped(x: torch.Tensor, matrix: Sequence[Sequence[float]], size: tuple[int, int], interpolation: str, fill: int) -> torch.Tensor:
-    import cvcuda, numpy as np, torch
-    out = torch.empty((*size, x.shape[2]), dtype=torch.uint8, device=x.device)
+    import cvcuda, numpy as np
+    out = _empty(x, *size)
     warp = cvcuda.warp_perspective_into if len(matrix) == 3 else cvcuda.warp_affine_into
     interp = cvcuda.Interp.NEAREST if interpolation == "nearest" else _interp(interpolation)
     warp(_cv(out), _cv(x), np.array(matrix, np.float32), int(interp), border_mode=cvcuda.Border.CONSTANT, border_value=np.full(4, fill, np.float32), stream=_stream())
@@ -192,61 +225,113 @@ def _to_dtype(op: ToDtype, x: torch.Tensor) -> torch.Tensor:
     y = _planes(x).to(torch.float32)
     return (y / 255 if op.scale else y).to(getattr(torch, op.dtype)).contiguous()
 
+def _check_channels(op: Normalize, n: int):
+    if n != len(op.mean): raise InputError(f"the image has {n} channels, Normalize has numbers for {len(op.mean)}")
+
 def _normalize(op: Normalize, x: torch.Tensor) -> torch.Tensor:
     import torch
     y = _planes(x).to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
-    if y.shape[0] != len(op.mean): raise InputError(f"the image has {y.shape[0]} channels, Normalize has numbers for {len(op.mean)}")
+    _check_channels(op, y.shape[0])
     mean, std = (torch.tensor(v, device=y.device)[:, None, None] for v in (op.mean, op.std))
     return ((y - mean) / std).contiguous()
 
+# %% ../nbs/01c_cuda.ipynb #kernels-fused
+NO_FLIP = 2     # CV-CUDA flips for -1, 0 and 1
+
+def _crop_normalize(crop: CenterCrop, op: Normalize, xs: Sequence[torch.Tensor]) -> torch.Tensor:
+    "The middle of each image, normalised and laid out as (N, C, H, W), in one call"
+    import cvcuda, torch
+    images, (h, w), n, c = [_large_enough(crop, x) for x in xs], crop.hw, len(xs), len(op.mean)
+    for x in images: _check_channels(op, x.shape[2])
+    on = partial(torch.tensor, device=images[0].device)
+    out = torch.empty((n, c, h, w), dtype=torch.float32, device=images[0].device)
+    rects = on([[*crop.corner(x.shape[1], x.shape[0]), w, h] for x in images], dtype=torch.int32).reshape(n, 1, 1, 4)
+    flips = on([[NO_FLIP]] * n, dtype=torch.int32)
+    base, scale = (_cv(on([255 * v for v in values], dtype=torch.float32).reshape(1, 1, 1, c), "NHWC") for values in (op.mean, op.std))
+    cvcuda.crop_flip_normalize_reformat_into(_cv(out, "NCHW"), _images(images), _cv(rects, "NHWC"), _cv(flips, "NC"), base, scale,
+                                             flags=int(cvcuda.NormalizeFlags.SCALE_IS_STDDEV), border=cvcuda.Border.REPLICATE, stream=_stream())
+    return out
+
+def _resize_crop_convert(op: Resize, crop: CenterCrop, xs: Sequence[torch.Tensor]) -> torch.Tensor:
+    "Resize without antialiasing to (H, W), crop, divide by 255 and lay out as (N, C, H, W), in one call"
+    import cvcuda
+    (h, w), (ch, cw) = as_pair(op.size), crop.hw
+    left, top = crop.corner(w, h)
+    return _torch(cvcuda.resize_crop_convert_reformat(
+        _images(xs), (w, h), cvcuda.Interp.LINEAR, cvcuda.RectI(left, top, cw, ch), layout="NCHW", data_type=cast("cvcuda.Type", cvcuda.Type.F32), scale=1 / 255, stream=_stream()))
+
 # %% ../nbs/01c_cuda.ipynb #plan
+def _each(kernel: Callable[[Any], Any], xs: Sequence[Any]) -> Batch: return Batch.of(xs).map(kernel)
+
 @singledispatch
-def cuda_kernel(op: Any) -> tuple[Callable[[Any], Any], str]:
-    "The function that does one operation on a device, and what it calls"
+def cuda_kernel(op: Any) -> Step:
+    "The step that does one operation to a batch on a device: a list of images, or a tensor of them, to another or to a `Batch`"
     raise ToolkitError(f"{op!r} has no CUDA kernel", do="plan the chain for the CPU, or leave the operation out")
 
 for _op, _kernel, _calls in (
-        (Resize, _resize, "cvcuda.tvresize"), (Letterbox, _letterbox, "cvcuda.tvresize, cvcuda.copymakeborder"), (CenterCrop, _center_crop, "a view, no copy"),
-        (Pad, _pad, "cvcuda.copymakeborder"), (Flip, _flip, "torch.flip"), (Rotate, _rotate, "cvcuda.warp_affine"),
+        (CenterCrop, _center_crop, "a view, no copy"), (Pad, _pad, "cvcuda.copymakeborder"), (Flip, _flip, "torch.flip"), (Rotate, _rotate, "cvcuda.warp_affine"),
         (Warp, _warp, "cvcuda.warp_affine or warp_perspective"), (GaussianBlur, _gaussian_blur, "cvcuda.gaussian"), (MedianBlur, _median_blur, "cvcuda.median_blur"),
         (Morphology, _morphology, "cvcuda.morphology"), (CvtColor, _cvt_color, "cvcuda.cvtcolor"), (Equalize, _equalize, "cvcuda.histogrameq"), (CLAHE, _clahe, "cvcuda.clahe"),
         (Threshold, _threshold, "cvcuda.threshold"), (ToDtype, _to_dtype, "torch: convert, lay out"), (Normalize, _normalize, "torch: convert, normalise, lay out")):
-    cuda_kernel.register(_op, lambda op, kernel=_kernel, calls=_calls: (partial(kernel, op), calls))
+    cuda_kernel.register(_op, lambda op, kernel=_kernel, calls=_calls: Step((op,), partial(_each, partial(kernel, op)), calls))
 
 @cuda_kernel.register
-def _(op: Decode) -> tuple[Callable[[Any], Any], str]:
+def _(op: Decode) -> Step:
     if op.mode == "UNCHANGED": raise ToolkitError("Decode(mode='UNCHANGED') has no CUDA kernel", found="images of different channels in one batch", do="use 'RGB' or 'GRAY'")
-    return partial(decode_batch, op), "nvimgcodec.Decoder.decode, the whole batch"
+    return Step((op,), partial(decode_batch, op), "nvimgcodec.Decoder.decode, the whole batch")
 
 @cuda_kernel.register
-def _(op: Crop) -> tuple[Callable[[Any], Any], str]:
+def _(op: Resize) -> Step:
+    if op.interpolation == "area": return Step((op,), partial(_each, partial(_resize_by_area, op)), "cvcuda.resize")
+    return Step((op,), partial(_resize, op), "cvcuda.tvresize, the whole batch")
+
+@cuda_kernel.register
+def _(op: Letterbox) -> Step: return Step((op,), partial(_letterbox, op), "cvcuda.tvresize, the whole batch; cvcuda.copymakeborder")
+
+@cuda_kernel.register
+def _(op: Crop) -> Step:
     if op.per_request: raise ToolkitError("Crop() of a region of each request has no CUDA kernel", do="give the Crop a region, or plan the chain for the CPU")
-    return partial(_crop, op), "a view, no copy"
+    return Step((op,), partial(_each, partial(_crop, op)), "a view, no copy")
 
 @cuda_kernel.register
-def _(op: Apply) -> tuple[Callable[[Any], Any], str]:
-    if op.on == "tensor" and op.cuda: return op.function, "your function, on a torch tensor"
+def _(op: Apply) -> Step:
+    if op.on == "tensor" and op.cuda: return Step((op,), partial(_each, op.function), "your function, on a torch tensor")
     raise ToolkitError(f"{op!r} does not say that it takes CUDA tensors", do="Apply(function, on='tensor', cuda=True), after ToDtype or Normalize")
 
-def plan_cuda(ops: Sequence[Any]) -> tuple[Step, ...]:
-    "Steps for `ops` on CUDA, one for each. Raises `ToolkitError` that names an operation without a kernel"
-    kernels = [(o, *cuda_kernel(o)) for o in ops]
-    return tuple(Step((o,), run, calls) for o, run, calls in kernels)
+# %% ../nbs/01c_cuda.ipynb #plan-steps
+def _is_plain(op: Resize) -> bool:
+    "Bilinear to one size without antialiasing: what CV-CUDA's fused resize does"
+    return op.interpolation == "bilinear" and not op.antialias and not isinstance(op.size, int)
 
+def plan_cuda(ops: Sequence[Any]) -> tuple[Step, ...]:
+    "Steps for `ops` on CUDA, neighbours together where CV-CUDA has one call for them. Raises `ToolkitError` that names an operation without a kernel"
+    match list(ops):
+        case []: return ()
+        case [CenterCrop() as c, Normalize() as n, *rest]:
+            return Step((c, n), partial(_crop_normalize, c, n), "cvcuda.crop_flip_normalize_reformat, the whole batch"), *plan_cuda(rest)
+        case [Resize() as r, CenterCrop() as c, ToDtype("float32", True) as t, *rest] if _is_plain(r) and _covers(r, c):
+            return Step((r, c, t), partial(_resize_crop_convert, r, c), "cvcuda.resize_crop_convert_reformat, the whole batch"), *plan_cuda(rest)
+        case [first, *rest]: return cuda_kernel(first), *plan_cuda(rest)
+    raise AssertionError("a list is empty or has a first item")
+
+def _covers(resize: Resize, crop: CenterCrop) -> bool: return all(have >= want for have, want in zip(as_pair(resize.size), crop.hw))
+
+# %% ../nbs/01c_cuda.ipynb #run
 def run_batch(steps: Sequence[Step], xs: Sequence[Any]) -> Batch:
     "Bodies (or images uint8 (H, W, C), NumPy or torch) to one torch tensor on the device, each input failing alone"
     check_cuda()
     decodes = bool(steps) and isinstance(steps[0].ops[0], Decode)
-    batch = steps[0].run(xs) if decodes else Batch.of(xs).map(_on_device)
-    for step in steps[decodes:]: batch = batch.map(step.run)
+    batch = Batch.of(xs) if decodes else Batch.of(xs).map(_on_device)
+    for step in steps: batch = batch.through(step.run)
     return batch.through(_stacked)
 
 def _on_device(x: Any) -> torch.Tensor:
     import torch
     return torch.as_tensor(x, device="cuda")
 
-def _stacked(xs: list[torch.Tensor]) -> torch.Tensor:
+def _stacked(xs: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     import torch
+    if isinstance(xs, torch.Tensor): return xs
     if len(shapes := {tuple(x.shape) for x in xs}) > 1:
         raise InputError(f"inputs of different shapes {sorted(shapes)} cannot be one batch; crop or resize to (H, W)")
-    return torch.stack(xs)
+    return torch.stack(list(xs))

@@ -149,6 +149,9 @@ class Chain:
     @cached_property
     def _planned(self) -> Plan: return self.plan()
 
+    @cached_property
+    def _planned_for_cuda(self) -> Plan: return self.plan("cuda")
+
     def at(self, region: tuple[int, int, int, int]) -> Chain:
         "The chain for the region of one request. Raises `InputError` if it takes none"
         if not self.crops_per_request: raise InputError("this chain crops no region of a request")
@@ -168,7 +171,7 @@ class Chain:
         device: str = "cpu",          # or "cuda"
     ) -> Batch: # the live ones stacked, (N, C, H, W): a NumPy array, or on CUDA a torch tensor; the others in `errors`
         "Run the chain on many inputs, each failing alone"
-        return run_batch(self.plan(device).steps, xs) if device == "cuda" else Batch.of(xs).map(self, pool).through(stack_rows)
+        return run_batch(self._planned_for_cuda.steps, xs) if device == "cuda" else Batch.of(xs).map(self, pool).through(stack_rows)
 
     def example(self, photo: Any = None):
         "A real input of the model behind this chain: a torch tensor (1, C, H, W) of `photo` (what `show` takes)"
