@@ -1,12 +1,14 @@
-"Every image operation on both engines, over real photographs: `make gpu` on a machine with an NVIDIA GPU. Collected everywhere."
-import json, re, time
+"What needs a GPU, and what can be said of it without one. Every image operation on both engines, over real photographs: `make gpu` on a machine with an NVIDIA GPU. Collected everywhere."
+import ast, json, re, sys, time
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import numpy as np, pytest
 
 from conftest import missing
 from zztoolkit import cuda, vision as V
 from zztoolkit.core import DecodeError, installed
+from zztoolkit.engines import tensorrt_arguments
 from zztoolkit.ops import CONVERSIONS, THRESHOLDS
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(cuda.why_not()), reason=cuda.why_not() or "-")]
@@ -111,3 +113,12 @@ def test_nvimgcodec_takes_our_arguments(photo):
     decode = nvimgcodec.Decoder.decode.__doc__
     assert re.search(r"decode\(self.*, srcs: collections.abc.Sequence\[\S*CodeStream\], .*params: \S*DecodeParams .*cuda_stream: ", decode)
     assert re.search(r"__init__\(self.*, device_id: ", nvimgcodec.Decoder.__init__.__doc__)
+
+def test_torch_tensorrt_knows_our_options():
+    "It swallows keywords that it does not know, so they are looked up in its source"
+    source = Path(sys.prefix, "stubs", "torch_tensorrt", "dynamo", "_compiler.py")
+    if not source.exists(): return missing("torch_tensorrt's sources are not here (make test brings them on Linux, x86-64)")
+    [compiler] = [f for f in ast.parse(source.read_text()).body if isinstance(f, ast.FunctionDef) and f.name == "compile"]
+    known = {a.arg for a in (*compiler.args.args, *compiler.args.kwonlyargs)}
+    options = set(tensorrt_arguments((), {}, Path("cache")).options)
+    assert options <= known and "arg_inputs" in known and "enabled_precisions" not in known | options

@@ -5,13 +5,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .compile import Artifact as Artifact, compile_model as compile_model, load_artifact as load_artifact
+    from .artifact import Artifact as Artifact, load_artifact as load_artifact
+    from .compile import compile_model as compile_model
     from .core import doctor as doctor
     from .handler import Handler as Handler
     from .serve import Endpoint as Endpoint, LocalServer as LocalServer
+    from .tensors import Dim as Dim
 
 # Names of the modules below, imported when they are first used: `import zztoolkit` must stay light.
-_LAZY = dict(doctor="core", compile_model="compile", load_artifact="compile", Artifact="compile", Handler="handler",
+_LAZY = dict(doctor="core", compile_model="compile", load_artifact="artifact", Artifact="artifact", Dim="tensors", Handler="handler",
              LocalServer="serve", Endpoint="serve")
 __all__ = [*_LAZY]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .compile import Artifact, load_artifact
+from .artifact import Artifact, load_artifact
 from .core import ToolkitError, environment_without_secrets, sha256
 from .handler import Handler, artifact_folder, check_initialized, load_service, receive, to_body
 from .vision import Chain, sample_photo
@@ -121,7 +121,8 @@ def _default_example(handler: Any) -> tuple[bytes, str] | None:
     if not isinstance(handler, Handler) or type(handler).preprocess is not Handler.preprocess: return None
     if handler.chain: return to_body({"image": sample_photo(), "region": [0, 0, 400, 300]} if handler.chain.crops_per_request else sample_photo())
     if handler.session is None: return None
-    zeros = {s.name: np.zeros([d or 1 for d in s.shape[1:]], s.dtype) for s in handler.session.artifact.inputs}
+    sizes = {d.name: d.opt for d in handler.session.artifact.dims}
+    zeros = {s.name: np.zeros([sizes[n] if isinstance(n, str) else n for n in s.shape[1:]], s.dtype) for s in handler.session.artifact.inputs}
     return to_body(zeros if len(zeros) > 1 else next(iter(zeros.values())))
 
 def _dry_run(service: Any, body: bytes, kind: str) -> str:

@@ -5,7 +5,7 @@
 # %% ../nbs/12_cli.ipynb #imports
 from __future__ import annotations
 
-import filecmp, functools, importlib.util, shutil, signal, subprocess, sys, tempfile, threading, warnings
+import filecmp, functools, importlib.util, shutil, signal, subprocess, sys, tempfile, threading, time, warnings
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from contextlib import suppress
@@ -19,7 +19,7 @@ from .magics import served_name, undefined_names, without_magics
 
 # %% auto #0
 __all__ = ['app', 'export_handlers', 'readme', 'project_root', 'export_project', 'drift', 'main', 'command', 'doctor', 'export',
-           'archive', 'serve']
+           'archive', 'serve', 'cache']
 
 # %% ../nbs/12_cli.ipynb #handler-cells
 def _handler_cells(path: Path) -> dict[str, list]:
@@ -203,3 +203,21 @@ def _curl(server: Any, name: str, port: int) -> str:
     key = f"$(python3 -c \"import json; print(json.load(open('{server.folder}/key_file.json'))['inference']['key'])\")"
     return (f'curl --data-binary @FILE -H "Content-Type: application/octet-stream" -H "Authorization: Bearer {key}" http://127.0.0.1:{port}/predictions/{name}\n'
             f"(application/json for a JSON body; what its workers print is in {server.folder}/logs/model_log.log)")
+
+# %% ../nbs/12_cli.ipynb #cache-command
+@command
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="delete them")] = False,
+    older_than: Annotated[float, typer.Option(help="only those not used for so many days")] = 0,
+):
+    "Compiled artifacts that are kept to be found again: list or clear them"
+    from zztoolkit.artifact import cached_artifacts, clear_cache, load_artifact
+    if clear: return typer.echo(f"{clear_cache(older_than) / 2**20:.1f} MiB freed")
+    for path in cached_artifacts():
+        try: found = load_artifact(path)
+        except ToolkitError as e: typer.echo(f"{path.name}: {e.problem}")
+        else: typer.echo(f"{found.size / 2**20:8.1f} MiB  {_age(path)}  {path.name}  {found!r}")
+
+def _age(path: Path) -> str:
+    days = (time.time() - (path / "artifact.json").stat().st_mtime) / 86400
+    return "today      " if days < 1 else f"{days:4.0f} days ago"

@@ -343,6 +343,10 @@ def _gpu() -> Finding:
     names = [pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
     return Finding("GPU", bool(names), f"{', '.join(names)}; driver {pynvml.nvmlSystemGetDriverVersion()}")
 
+def _compiler() -> Finding:
+    found = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    return Finding("C++ compiler", bool(found), found or "none: no AOTInductor packages can be made (they run without one)", "apt install g++")
+
 # %% ../nbs/00_core.ipynb #doctor
 def doctor() -> Report:
     "What this machine can do, what is missing, and the command that brings it"
@@ -351,6 +355,8 @@ def doctor() -> Report:
         _package("TorchServe", ["torchserve"], "pip install torchserve", required=True),
         _package("model archiver", ["torch-model-archiver"], "pip install torch-model-archiver", required=True),
         _package("ONNX Runtime", ["onnxruntime", "onnxruntime-gpu"], "pip install onnxruntime onnxscript", "models run in eager PyTorch"),
+        _package("OpenVINO", ["openvino"], "pip install 'zztoolkit[openvino]'", "one engine less to choose from"),
+        _compiler(),
         _gpu(),
         _package("CV-CUDA", ["cvcuda-cu13", "cvcuda-cu12"], "pip install 'zztoolkit[gpu]'", "images are decoded and resized on the CPU"),
         _package("nvImageCodec", ["nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"], "pip install 'zztoolkit[gpu]'"),

@@ -163,7 +163,7 @@ def serve_ours(server: LocalServer, say: Callable[[str], None]) -> Endpoint:
     chain: Chain = module.chain
     artifact = compile_model(efficientnet_lite0(), chain.example())
     say(f"  {artifact!r}")
-    say(f"  a batch of {artifact.speed['batch']} on one thread: eager {artifact.speed['eager_ms']:.0f} ms, {artifact.engine} {artifact.speed['engine_ms']:.0f} ms")
+    say(f"  on one thread {artifact.engine} takes " + ", ".join(f"1/{times:.1f} of eager's time at batch {n}" for n, times in artifact.speedup.items()))
     mar = archive("imagenet_classifier", HANDLERS / "imagenet_classifier.py", artifact, extra_files=[imagenet_labels()],
                   batchSize=4, maxBatchDelay=2, minWorkers=usable_cores())
     say(f"  {mar}")

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .compile import Artifact, Session, TensorSpec, load_artifact
+from .artifact import Artifact, Session, load_artifact
 from .core import Batch, DecodeError, InputError, RequestError, ToolkitError, http_error, row_list, usable_cores
 from .cuda import check_cuda
+from .tensors import TensorSpec
 from .vision import Chain, Decode, decode_image, stack_rows
 
 if TYPE_CHECKING: import numpy as np
@@ -175,7 +176,7 @@ class Handler:
             self.chain = Chain.from_json((folder / "chain.json").read_text())
         if self.chain and self.config.get("device") == "cuda": check_cuda()
         artifact = folder / self.config.get("artifact", "artifact")
-        if artifact.exists() or "artifact" in self.config: self.session = load_artifact(artifact).load(self.threads)
+        if artifact.exists() or "artifact" in self.config: self.session = _loaded(artifact, self.config, self.threads, context)
 
     def preprocess(self, requests: Sequence) -> Any:
         "Bodies to model inputs: by `chain` where there is one, else arrays, one for each input of the artifact"
@@ -243,6 +244,11 @@ def check_initialized(handler: Handler):
     if handler._busy is None: raise ToolkitError(f"{type(handler).__name__}.initialize leaves out what Handler does", do="begin it with super().initialize(context)")
     if handler.session is None and type(handler).inference is Handler.inference:
         raise ToolkitError(f"{type(handler).__name__} has no model", do="give it an artifact (--model), or override `inference`")
+
+def _loaded(folder: Path, config: dict, threads: int, context: Any) -> Session:
+    "The archive's artifact, on the GPU that TorchServe gave this worker if it is for one"
+    artifact, gpu = load_artifact(folder, rebuild=bool(config.get("rebuild"))), context.system_properties.get("gpu_id")
+    return artifact.load(threads, f"cuda:{gpu or 0}" if artifact.device == "cuda" else None)
 
 def worker_threads(config: dict) -> int:
     "Threads of one worker: `threads` of its configuration, else the usable cores shared among `maxWorkers`"
