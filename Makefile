@@ -7,13 +7,14 @@ TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Succ
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test gpu lab notebooks export bench-vision clean
+.PHONY: help demo test gpu lab notebooks export bench-vision bench-compile clean
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every image operation on both engines"
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
+	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (some ten minutes)"
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
 	@echo "make notebooks     run every notebook and keep its outputs"
@@ -38,6 +39,9 @@ gpu: $(VENV)/dev.ok
 
 bench-vision: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.bench_vision
+
+bench-compile: $(VENV)/bench.ok
+	@$(BIN)/python -m zztoolkit.bench_compile
 
 lab: $(VENV)/dev.ok
 	@jupyter lab --notebook-dir nbs
@@ -66,7 +70,7 @@ $(VENV)/dev.ok: $(VENV)/demo.ok
 
 $(VENV)/bench.ok: $(VENV)/demo.ok
 	@echo "── installing what is measured against (first time only)"
-	@rm -f $@; { $(PIP) install -e '.[demo,bench]' && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(PIP) install -e '.[demo,bench]' && $(PIP) install --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache test-artefacts

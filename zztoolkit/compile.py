@@ -352,8 +352,11 @@ def _choose(passed: Sequence[Candidate], eager_ms: Mapping[str, float]) -> Candi
     "The fastest, or one before it in the list that is nearly as fast"
     scores = [_score(c.ms or {}, eager_ms) for c in passed]
     best = next(c for c, score in zip(passed, scores) if score <= min(scores) * MARGIN)
-    for c, score in zip(passed, scores): c.outcome = c.outcome or f"slower: {score / scores[passed.index(best)]:.2f} times the chosen one's time"
+    for c, score in zip(passed, scores): c.outcome = c.outcome or _why_lost(score / scores[passed.index(best)])
     return best
+
+def _why_lost(ratio: float) -> str:
+    return f"slower: {ratio:.2f} times the chosen one's time" if ratio > 1 else f"as fast, within {MARGIN - 1:.0%}, and further down the list"
 
 def _none_passed(candidates: Sequence[Candidate]) -> ToolkitError:
     why = "\n".join(f"{c.name}: {c.outcome}" for c in candidates)

