@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core import ToolkitError, cache_dir, installed, sha256, usable_cores
+from .core import ToolkitError, cache_dir, figure, installed, png_of, sha256, usable_cores
 from .engines import ENGINES, PROGRAM, Engine, Job, Loading, Run, hardware, takes
 from .tensors import Dim, Form, TensorSpec, check_inputs
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['log', 'FORMAT', 'Artifact', 'bound', 'Session', 'made_with', 'check_fit', 'staging', 'save', 'load_artifact',
-           'cached_artifacts', 'clear_cache']
+           'Evidence', 'cached_artifacts', 'clear_cache']
 
 # %% ../nbs/03c_artifact.ipynb #artifact
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ class Artifact:
         ms: dict = next((c.get("ms", {}) for c in self.report.get("candidates", ()) if c["outcome"] == "chosen"), {})
         return {n: self.report["eager_ms"][n] / t for n, t in ms.items()}
 
-    def show(self) -> Figure:
-        "A picture of the report: milliseconds and rows a second at each batch, each engine that passed against eager"
-        return _show_report(self)
+    def show(self) -> Evidence:
+        "What was tried, how fast it was and why it lost: a table, and a picture of time and throughput at each batch"
+        return Evidence(self.report)
 
     def __repr__(self) -> str:
         ins, outs = "; ".join(map(str, self.inputs)), "; ".join(map(str, self.outputs))
         return f"Artifact on {self.engine}, {self.precision}: {ins} to {outs}, {', '.join(map(_range, self.dims))}, within {bound(self.parity['max_abs_diff'])} of eager"
 
-    def _repr_html_(self) -> str: return _rows_html(_facts(self)) + _report_html(self.report)
+    def _repr_html_(self) -> str: return _rows_html(_facts(self))
 
 def _range(d: Dim) -> str: return f"{d.name} {d.min} to {d.max}"
 
@@ -226,30 +226,42 @@ def load_artifact(
     return _rebuilt(artifact) if rebuild and PROGRAM in artifact.digests and _misfit(artifact, artifact.device) else artifact
 
 # %% ../nbs/03c_artifact.ipynb #report
-def _milliseconds(ms: dict | None) -> str: return "; ".join(f"{n}: {t:.1f} ms" for n, t in (ms or {}).items())
+@dataclass(frozen=True)
+class Evidence:
+    "The report of a compilation, which shows itself"
+    report: dict
 
-def _report_html(report: dict) -> str:
-    "A table of the candidates; the chosen one in bold"
-    if not report.get("candidates"): return ""
-    head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("engine", "", "batch: time", "files", "memory", "largest difference"))
-    rows = [[f"{c['engine']} {c['precision']}", c["outcome"], _milliseconds(c.get("ms")), *(f"{c[k] / 2**20:.0f} MiB" if c.get(k) else "" for k in ("bytes", "memory")),
-             f"{c['parity']['max_abs_diff']:.1e}" if c.get("parity") else ""] for c in report["candidates"]]
-    rows.append(["the model itself", "", _milliseconds(report.get("eager_ms")), "", "", ""])
-    bold = lambda row: "font-weight:bold" if row[1] == "chosen" else ""
-    body = "".join(f"<tr style='{bold(r)}'>" + "".join(f"<td style='text-align:left'>{escape(c)}</td>" for c in r) + "</tr>" for r in rows)
-    return f"<table><tr>{head}</tr>{body}</table><small>{escape(report.get('conditions', ''))}</small>"
+    def rows(self) -> list[list[str]]:
+        "Engine and precision, what became of it, times, size of its files, memory it took, largest difference: for each candidate, and eager"
+        found = [[f"{c['engine']} {c['precision']}", c["outcome"], _times(c.get("ms")), *(f"{c[k] / 2**20:.0f} MiB" if c.get(k) else "" for k in ("bytes", "memory")),
+                  f"{c['parity']['max_abs_diff']:.1e}" if c.get("parity") else ""] for c in self.report.get("candidates", ())]
+        return [*found, ["the model itself", "", _times(self.report.get("eager_ms")), "", "", ""]]
 
-def _show_report(a: Artifact) -> Figure:
-    from zztoolkit.core import figure
-    if not a.report.get("eager_ms"): raise ToolkitError("this artifact was compiled without measuring", do="compile_model(..., measure=True)")
-    lines = {"eager": a.report["eager_ms"]} | {f"{c['engine']} {c['precision']}": c["ms"] for c in a.report["candidates"] if c.get("ms")}
+    def __repr__(self) -> str: return "\n".join(" | ".join(r).rstrip(" |") for r in self.rows())
+
+    def _repr_html_(self) -> str:
+        import base64
+        head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("engine", "", "milliseconds for a batch of", "files", "memory", "largest difference"))
+        bold = lambda row: "font-weight:bold" if row[1] == "chosen" else ""
+        body = "".join(f"<tr style='{bold(r)}'>" + "".join(f"<td style='text-align:left'>{escape(c)}</td>" for c in r) + "</tr>" for r in self.rows())
+        picture = f"<img src='data:image/png;base64,{base64.b64encode(png_of(self.picture())).decode()}'>" if self.report.get("eager_ms") else ""
+        return f"<table><tr>{head}</tr>{body}</table><small>{escape(self.report.get('conditions', ''))}</small><br>{picture}"
+
+    def picture(self) -> Figure:
+        "Milliseconds and rows a second at each batch, of eager and of each engine that passed. Raises `ToolkitError` if nothing was measured"
+        if not self.report.get("eager_ms"): raise ToolkitError("this artifact was compiled without measuring", do="compile_model(..., measure=True)")
+        return _picture({"eager": self.report["eager_ms"]} | {f"{c['engine']} {c['precision']}": c["ms"] for c in self.report["candidates"] if c.get("ms")})
+
+def _times(ms: dict | None) -> str: return "; ".join(f"{n}: {t:.1f}" for n, t in (ms or {}).items())
+
+def _picture(lines: dict[str, dict[str, float]]) -> Figure:
     fig = figure(9, 3.2)
     time_axis, rate_axis = fig.subplots(1, 2)
-    width = 0.8 / len(lines)
+    batches, width = list(next(iter(lines.values()))), 0.8 / len(lines)
     for k, (name, ms) in enumerate(lines.items()):
         time_axis.bar([i + k * width for i in range(len(ms))], list(ms.values()), width, label=name)
         rate_axis.plot(list(ms), [int(n) * 1000 / t for n, t in ms.items()], "o-", label=name)
-    time_axis.set_xticks([i + 0.4 - width / 2 for i in range(len(a.report["eager_ms"]))], list(a.report["eager_ms"]))
+    time_axis.set_xticks([i + 0.4 - width / 2 for i in range(len(batches))], batches)
     time_axis.set(title="time of a batch", xlabel="batch", ylabel="milliseconds")
     rate_axis.set(title="throughput", xlabel="batch", ylabel="rows a second", ylim=(0, None))
     time_axis.legend(fontsize=8)

@@ -18,8 +18,9 @@ if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['RequestError', 'DecodeError', 'TooLargeError', 'InputError', 'ToolkitError', 'http_phrase', 'http_error', 'n_rows',
-           'row_list', 'rows', 'join_rows', 'Batch', 'figure', 'Steps', 'environment_without_secrets', 'usable_cores',
-           'sha256', 'cache_dir', 'Java', 'java_major', 'find_java', 'Finding', 'Report', 'installed', 'doctor']
+           'row_list', 'rows', 'join_rows', 'Batch', 'figure', 'png_of', 'Steps', 'environment_without_secrets',
+           'usable_cores', 'sha256', 'cache_dir', 'Java', 'java_major', 'find_java', 'Finding', 'Report', 'installed',
+           'doctor']
 
 # %% ../nbs/00_core.ipynb #request-errors
 class RequestError(ValueError):
@@ -175,10 +176,11 @@ def figure(width: float, height: float) -> Figure:
     "An empty matplotlib figure of so many inches that displays itself as a PNG"
     from matplotlib.figure import Figure
     fig = Figure(figsize=(width, height), dpi=72, layout="constrained")
-    setattr(fig, "_repr_png_", partial(_png_of, fig))
+    setattr(fig, "_repr_png_", partial(png_of, fig))
     return fig
 
-def _png_of(fig: Figure) -> bytes:
+def png_of(fig: Figure) -> bytes:
+    "A figure's picture, without a trace of what drew it"
     import io
     buf = io.BytesIO()
     fig.savefig(buf, format="png", metadata={"Software": None})
