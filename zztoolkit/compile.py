@@ -450,10 +450,10 @@ def compile_model(
     key = content_key(s, order)
     home = Path(path) if path else cache_dir() / "artifacts" / f"{s.name.lower()}-{key[:12]}"
     with torch_threads(threads): made = _found_again(home, key, s, order)
-    if made: step("– compiled before")
+    if made: step("– compiled before")      # and it still agrees
     else:
         with staging(home) as folder: made = _compiled(s, order, key, home, folder, step)
-    if not progress: steps.done()
+    if not progress: steps.done(f"✓ compiled for {made.engine}, {made.precision}")
     return made
 
 def _compiled(s: Subject, order: Order, key: str, home: Path, folder: Path, step: Callable[[str], None]) -> Artifact:

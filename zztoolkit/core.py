@@ -200,9 +200,9 @@ class Steps:
         self.begun.append(step)
         self._show("  ".join([*map(_ticked, self.begun[:-1]), f"● {step} …"]))
 
-    def done(self):
-        "Every step is behind us"
-        self._show("  ".join(map(_ticked, self.begun)))
+    def done(self, summary: str = ""):
+        "Every step is behind us; `summary` takes their place"
+        self._show(summary or "  ".join(map(_ticked, self.begun)))
         if self.begun and not self._handle and sys.stderr.isatty(): print(file=sys.stderr)
 
     def _show(self, text: str):
