@@ -46,7 +46,7 @@ def wait_for_kernel(address: str, token: str, timeout: float = 60):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         kernels = httpx.get(f"{address}/api/kernels", params={"token": token}).json()
-        if any(k["connections"] and k["execution_state"] == "idle" for k in kernels): return
+        if isinstance(kernels, list) and any(k["connections"] and k["execution_state"] == "idle" for k in kernels): return
         time.sleep(0.2)
     raise AssertionError(f"no kernel was ready after {timeout:.0f} s: {kernels}")
 
