@@ -12,18 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import Artifact, Session, bound, load_artifact, made_with, save, staging
-from .core import Steps, ToolkitError, cache_dir, installed
-from .engines import ENGINES, Engine, Job, Loading, flat, hardware, sized
-from .tensors import Dim, Form, TensorSpec, dtype_name, outputs_of
+from .artifact import Artifact, Session, bound_to, check_home, load_artifact, made_with, save, staging
+from .core import InputError, Steps, ToolkitError, cache_dir, installed
+from .engines import ENGINES, Engine, Job, Loading, flat, hardware, no_cuda, sized
+from .parity import TOLERANCES, Tolerance, accept, compare, worst_of
+from .tensors import Dim, Form, TensorSpec, as_numpy, check_inputs, dtype_name, outputs_of
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 # %% auto #0
-__all__ = ['TOLERANCES', 'MARGIN', 'log', 'Subject', 'subject', 'Tolerance', 'compare', 'parity', 'accept', 'race',
-           'torch_threads', 'Candidate', 'Order', 'Jobs', 'content_key', 'compile_model']
+__all__ = ['MARGIN', 'log', 'Subject', 'subject', 'parity', 'race', 'torch_threads', 'Candidate', 'Order', 'ExportError', 'Jobs',
+           'content_key', 'fingerprint', 'compile_model']
 
 # %% ../nbs/03_compile.ipynb #subject
 @dataclass(frozen=True)
@@ -46,15 +47,15 @@ class Subject:
 
     def eager(self, xs: Sequence[torch.Tensor]) -> list[np.ndarray]:
         import torch
-        with torch.inference_mode(): return [_as_floats(y) for y in self.model(*xs)]
-
-def _as_floats(y: torch.Tensor) -> np.ndarray: return (y.float() if dtype_name(y) == "bfloat16" else y).numpy()
+        with torch.no_grad(): return [as_numpy(y) for y in self.model(*xs)]
 
 def _tensor(x: Any) -> torch.Tensor:
     import numpy as np, torch
     if not isinstance(x, (torch.Tensor, np.ndarray)) or not x.ndim or not len(x):
         raise ToolkitError("the example must be a tensor with a batch dimension, or a tuple or dict of them", found=type(x).__name__ if not hasattr(x, "shape") else f"shape {tuple(x.shape)}", do="chain.example() gives one")
-    return (x if isinstance(x, torch.Tensor) else torch.from_numpy(x)).detach().cpu()
+    x = x.detach().cpu().clone() if isinstance(x, torch.Tensor) else torch.from_numpy(x.astype(x.dtype.newbyteorder("="), order="C", copy=True))
+    if x.dtype == torch.bfloat16: raise ToolkitError("inputs of bfloat16 cannot come from a request", found="NumPy has no such dtype", do="give float32, and precision='bf16' to compute in it")
+    return x
 
 def _named_inputs(model: torch.nn.Module, example: Any) -> tuple[tuple[str, ...], bool, tuple[torch.Tensor, ...]]:
     "Names, whether the model is called by them, and the tensors"
@@ -85,16 +86,21 @@ def _dims(batch: Any, dynamic: Mapping[str, Mapping[int, Dim]]) -> tuple[Dim, ..
 
 def _varying(at: Callable[..., list[torch.Tensor]], dims: Sequence[Dim]) -> list[tuple[int | str, ...]]:
     "Shape of each output of `at(**sizes)`: what changes with a dimension has its name, or '?' where it is another size"
-    base = {d.name: d.opt for d in dims} | {"batch": 2}
+    batch, *others = dims
+    base = {d.name: d.opt for d in others} | {"batch": min(max(batch.min, 2), batch.max)}
     shapes = [list(y.shape) for y in at(**base)]
-    answer: list[list[int | str]] = [list(s) for s in shapes]
-    for d in dims:
-        other = 3 if d.name == "batch" else d.min if d.min != d.opt else d.max
-        for told, was, y in zip(answer, shapes, at(**base | {d.name: other}) if other != base[d.name] else []):
+    answer: list[list[int | str]] = [["batch" if i == 0 and batch.fixed and n == batch.min else n for i, n in enumerate(s)] for s in shapes]
+    for d in (d for d in dims if not d.fixed):
+        other = next(n for n in (3, d.min, d.max) if d.min <= n <= d.max and n != base[d.name])
+        for told, was, y in zip(answer, shapes, at(**base | {d.name: other})):
             if len(was) != y.ndim: raise ToolkitError("an output changes its number of dimensions with its input", found=f"{was} and {list(y.shape)}")
             for i, (a, b) in enumerate(zip(was, y.shape)):
                 if a != b: told[i] = d.name if (a, b) == (base[d.name], other) else "?"
     return [tuple(s) for s in answer]
+
+def _states(model: torch.nn.Module) -> dict[str, tuple]:
+    "Of each buffer: which tensor it is, and how often that was written to"
+    return {n: (id(b), b._version) for n, b in model.named_buffers()}
 
 def subject(model: torch.nn.Module, example: Any, batch: Any = (1, 8, 32), dynamic: Mapping[str, Mapping[int, Dim]] | None = None) -> Subject:
     "Raise `ToolkitError` unless the eager model takes the example, and gives tensors whose rows are the batch's"
@@ -102,44 +108,30 @@ def subject(model: torch.nn.Module, example: Any, batch: Any = (1, 8, 32), dynam
     if not isinstance(model, torch.nn.Module): raise ToolkitError("not a torch.nn.Module", found=repr(model), do="give an instance of one")
     names, by_name, xs = _named_inputs(model, example)
     inputs, dims = _specs(names, xs, dynamic or {}), _dims(batch, dynamic or {})
-    own = copy.deepcopy(model).cpu().eval()
+    if len({len(x) for x in xs}) > 1: raise ToolkitError("the inputs of the example have different numbers of rows", found=", ".join(f"{n} {len(x)}" for n, x in zip(names, xs)))
+    own, writes = copy.deepcopy(model).cpu().eval(), False
+    buffers = _states(own)
     def run(**sizes: int) -> Any:
-        rows = sized(xs, inputs, sizes)
-        with torch.inference_mode(): return own(**dict(zip(names, rows))) if by_name else own(*rows)
-    try: ys = run()
-    except Exception as e: raise ToolkitError("the model itself fails on this example", found=f"{type(e).__name__}: {e}", do="check its shapes and dtypes: model(example)") from e
-    gives, outs, tensors = outputs_of(ys)
+        nonlocal writes
+        rows = [x.clone() for x in sized(xs, inputs, sizes)]
+        try:
+            with torch.no_grad(): ys = own(**dict(zip(names, rows))) if by_name else own(*rows)
+        except Exception as e:
+            raise ToolkitError("the model itself fails on this example", found=f"{type(e).__name__}: {e}{f' (with {sizes})' if sizes else ''}", do="check its shapes and dtypes: model(example)") from e
+        writes = writes or any(x._version for x in rows)       # an in-place operation on an input
+        return ys
+    gives, outs, tensors = outputs_of(run())
     if any(y.is_complex() for y in tensors): raise ToolkitError("a model must give real numbers", found=", ".join(map(dtype_name, tensors)), do="wrap it in a module whose forward gives the real and the imaginary part")
     form = Form(names, by_name, outs, gives)
+    if changed := [n for n, state in _states(own).items() if buffers.get(n) != state]:
+        raise ToolkitError("the model changes its own buffers when it is called", found=", ".join(changed), do="answers would hang on the requests before: make the forward free of state")
     shapes = _varying(lambda **sizes: outputs_of(run(**sizes))[2], dims)
     if wrong := [s for s in shapes if not s or s[0] != "batch"]:
         raise ToolkitError("an output does not have one row for each row of the input", found=f"shape {wrong[0]} for a batch of 2", do="keep the batch as the first dimension: requests are told apart by it")
     outputs = tuple(TensorSpec(n, dtype_name(y).replace("bfloat16", "float32"), s) for n, y, s in zip(outs, tensors, shapes))
-    return Subject(type(model).__name__, flat(own, form), form, xs, inputs, outputs, dims)
-
-# %% ../nbs/03_compile.ipynb #tolerance
-@dataclass(frozen=True)
-class Tolerance:
-    "What an engine may differ by: the largest and the mean difference, as parts of an output's largest value, and how often the highest score must be the same one"
-    largest: float
-    mean: float
-    top1: float
-
-TOLERANCES = {"fp32": Tolerance(1e-4, 2e-5, 0), "fp16": Tolerance(0.02, 0.002, 0.98), "bf16": Tolerance(0.1, 0.015, 0.95), "int8": Tolerance(0.25, 0.04, 0.9)}
+    return Subject(type(model).__name__, flat(own, form, [o.dtype for o in outputs], careful=writes), form, xs, inputs, outputs, dims)
 
 # %% ../nbs/03_compile.ipynb #parity
-def compare(got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> dict:
-    "Differences over all outputs, the row that has the largest, and top-1 agreement of the first, where it is a row of scores"
-    import numpy as np
-    if [g.shape for g in got] != [w.shape for w in want]:
-        raise ToolkitError("the engine gives other shapes than the eager model", found=f"{[g.shape for g in got]}, eager {[w.shape for w in want]}")
-    off = [np.abs(g.astype("f8") - w).reshape(len(w), -1) for g, w in zip(got, want)]
-    scale = [max(float(np.abs(w).max(initial=0)), 1e-6) for w in want]
-    rows = np.max([o.max(1, initial=0) / s for o, s in zip(off, scale)], axis=0)      # np.max, unlike max, keeps a NaN
-    top1 = float((got[0].argmax(-1) == want[0].argmax(-1)).mean()) if want[0].ndim == 2 else 1.0
-    return dict(max_abs_diff=float(np.max([o.max(initial=0) for o in off])), mean_abs_diff=float(np.mean([o.mean() for o in off])), max_rel_diff=float(rows.max()),
-                mean_rel_diff=float(np.max([o.mean() / s for o, s in zip(off, scale)])), top1_agreement=top1, row=int(np.nan_to_num(rows, nan=np.inf).argmax()), rows=len(rows))
-
 def _chunks(xs: Sequence[torch.Tensor], batch: Dim) -> Iterator[tuple[str, tuple[torch.Tensor, ...]]]:
     "Rows of the inputs in batches that the engine takes, the last one smaller or filled up, with a word for where they are"
     for start in range(0, len(xs[0]), batch.opt):
@@ -156,20 +148,7 @@ def _trials(s: Subject, inputs: Sequence[torch.Tensor]) -> Iterator[tuple[str, t
 
 def parity(s: Subject, run: Callable[[Sequence[torch.Tensor]], list[np.ndarray]], inputs: Sequence[torch.Tensor]) -> dict:
     "The worst of all trials, and which it was"
-    import numpy as np
-    found = [(where, compare(run(xs), s.eager(xs))) for where, xs in _trials(s, inputs)]
-    total = sum(f["rows"] for _, f in found)
-    where, worst = max(found, key=lambda w: np.nan_to_num(w[1]["max_rel_diff"], nan=np.inf))
-    means = {k: float(sum(f[k] * f["rows"] for _, f in found) / total) for k in ("mean_abs_diff", "mean_rel_diff", "top1_agreement")}
-    return {k: float(np.max([f[k] for _, f in found])) for k in ("max_abs_diff", "max_rel_diff")} | means | {"worst": f"{where}, row {worst['row']}", "rows": total}
-
-def accept(found: dict, engine: str, allowed: Tolerance):
-    "Raise `ToolkitError` for an engine that disagrees"
-    is_, may = (found["max_rel_diff"], found["mean_rel_diff"], -found["top1_agreement"]), (allowed.largest, allowed.mean, -allowed.top1)
-    if all(a <= b for a, b in zip(is_, may)): return     # a NaN is not <= either
-    raise ToolkitError(f"{engine} disagrees with the eager model",
-        found=f"largest difference {is_[0]:.2g} of an output's largest value (allowed {may[0]:.2g}), mean {is_[1]:.2g} ({may[1]:.2g}), top-1 agreement {-is_[2]:.0%} ({-may[2]:.0%}); worst: {found['worst']}",
-        do="check that the model is in eval mode and deterministic; for a lower precision give real inputs=, or tolerance=Tolerance(...)")
+    return worst_of([(where, compare(run(xs), s.eager(xs))) for where, xs in _trials(s, inputs)])
 
 # %% ../nbs/03_compile.ipynb #race
 def race(
@@ -250,11 +229,16 @@ class Order:
         "One engine in one precision: its failure is the caller's error"
         return len(self.backends) * len(self.precisions) == 1
 
+class ExportError(ToolkitError):
+    "The model itself cannot be exported: no engine can have it"
+
 def _dtype(precision: str, model: torch.nn.Module) -> torch.dtype | None:
-    "That the model must be brought to; None if it is in it"
+    "That the model must be brought to; None if it is in it. Raises `ToolkitError` for one in half precision that is to compute in float32, which it never did"
     import torch
-    wanted = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-    return wanted if any(p.is_floating_point() and p.dtype != wanted for p in model.parameters()) else None
+    wanted, have = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32), {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if wanted == torch.float32 and have & {torch.float16, torch.bfloat16}:
+        raise ExportError(f"the model's own weights are {', '.join(map(str, have))}", do=f"ask for precision='{'bf16' if torch.bfloat16 in have else 'fp16'}', or give model.float()")
+    return wanted if have - {wanted} else None
 
 class Jobs:
     "The jobs of one compilation: a program is exported once for each precision"
@@ -266,32 +250,31 @@ class Jobs:
         "Raises `ToolkitError` for a model that cannot be exported"
         dtype = _dtype(precision, self.s.model)
         if dtype not in self._made: self._made[dtype] = self._export(dtype, precision)
-        job = replace(self._made[dtype], precision=precision)
-        job.__dict__["program"] = self._made[dtype].program
-        return job
+        return replace(self._made[dtype], precision=precision, exported=self._made[dtype].program)
 
     def _export(self, dtype: Any, precision: str) -> Job:
         s, device = self.s, self.order.device
-        model = s.model if not dtype else flat(copy.deepcopy(s.model), Form(s.form.inputs, False, s.form.outputs, "tuple"), dtype)
+        model = s.model if not dtype and device == "cpu" else copy.deepcopy(s.model).to(device)
+        if dtype: model = flat(model, Form(s.form.inputs, False, s.form.outputs, "tuple"), [o.dtype for o in s.outputs], dtype)
         on = lambda xs: tuple(x.to(device) for x in xs)
-        job = Job(model.to(device), on(s.at()), s.inputs, s.by_name, precision, device, on(self.order.calibration))
+        job = Job(model, on(s.at()), s.inputs, s.by_name, precision, device, on(self.order.calibration))
         try: job.program
         except Exception as e:
-            raise ToolkitError(f"{s.name} cannot be exported", found=f"{type(e).__name__}: {str(e).strip()[:1500]}",
+            raise ExportError(f"{s.name} cannot be exported", found=f"{type(e).__name__}: {str(e).strip()[:1500]}",
                 do="make the forward free of data-dependent Python (`if x.sum() > 0:`, `.item()`) and of sizes fixed in it; see torch.export's documentation") from e
         return job
 
 # %% ../nbs/03_compile.ipynb #attempt
 def _draft(s: Subject, c: Candidate, order: Order, folder: Path) -> Artifact:
     "The artifact of a candidate, not in its place yet"
-    fits = hardware(order.device) if c.engine.bound else ""
-    return Artifact(folder, c.engine.name, c.precision, order.device, s.form, s.inputs, s.outputs, s.dims, c.parity or {}, versions=made_with(c.engine), hardware=fits)
+    return Artifact(folder, c.engine.name, c.precision, order.device.partition(":")[0], s.form, s.inputs, s.outputs, s.dims, c.parity or {},
+                    versions=made_with(c.engine), hardware=bound_to(c.engine, c.precision, order.device))
 
 def _runner(s: Subject, session: Session) -> Callable[[Sequence[torch.Tensor]], list[np.ndarray]]:
     "Inputs through a session as every caller's go, to arrays"
     names = s.form.outputs
     def run(xs):
-        ys = session(*(x.numpy() for x in xs))
+        ys = session(*(x.clone().numpy() for x in xs))
         return [ys] if s.form.gives == "tensor" else [ys[n] for n in names] if s.form.gives == "dict" else list(ys)
     return run
 
@@ -303,13 +286,18 @@ def _attempt(s: Subject, c: Candidate, order: Order, jobs: Jobs, folder: Path):
     "Write, load and compare a candidate. Raises `ToolkitError`"
     folder.mkdir()
     job = jobs(c.precision)
-    try: c.engine.export(job, folder)
+    try:
+        c.engine.export(job, folder)
+        c.folder, c.bytes, before = folder, sum(p.stat().st_size for p in folder.iterdir()), _rss()
+        session = Session(_draft(s, c, order, folder), c.engine.load(folder, Loading(order.threads, order.device, c.precision)), order.device)
+        run = _runner(s, session)
+        run(s.at(batch=s.dims[0].max))
+        c.memory = max(_rss() - before, 0)
+        c.parity = parity(s, run, order.inputs)
+    except ToolkitError: raise
     except Exception as e: raise ToolkitError(f"{c.engine.name} cannot take this model", found=f"{type(e).__name__}: {str(e)[:600]}", do="backend='eager' takes every model that exports") from e
-    c.folder, c.bytes, before = folder, sum(p.stat().st_size for p in folder.iterdir()), _rss()
-    c.session = Session(_draft(s, c, order, folder), c.engine.load(folder, Loading(order.threads, order.device, c.precision)), order.device)
-    c.parity = parity(s, _runner(s, c.session), order.inputs)
-    c.memory = max(_rss() - before, 0)
     accept(c.parity, c.name, order.tolerance or TOLERANCES[c.precision])
+    c.session = session
 
 def _attempts(s: Subject, order: Order, folder: Path, step: Callable[[str], None]) -> list[Candidate]:
     "Every candidate tried, until one passes if nothing is measured"
@@ -321,9 +309,10 @@ def _attempts(s: Subject, order: Order, folder: Path, step: Callable[[str], None
             continue
         step(c.name)
         try: _attempt(s, c, order, jobs, folder / c.name.replace(" ", "-"))
+        except ExportError: raise
         except ToolkitError as e:
-            if order.named or "cannot be exported" in e.problem: raise
-            c.outcome, c.session = "; ".join(filter(None, (e.problem, e.found))), None
+            if order.named: raise
+            c.outcome = "; ".join(filter(None, (e.problem, e.found)))
     return found
 
 # %% ../nbs/03_compile.ipynb #choose
@@ -333,11 +322,11 @@ def _timed(s: Subject, order: Order, passed: Sequence[Candidate]) -> dict[str, f
     "Race those that passed against eager; each gets its milliseconds, eager's are given back"
     batches = sorted({s.dims[0].min, s.dims[0].opt, s.dims[0].max})
     inputs = {n: s.at(batch=n) for n in batches}
-    model = s.model.to(order.device)
+    model = s.model if order.device == "cpu" else copy.deepcopy(s.model).to(order.device)
     def runner(f: Any) -> Callable[[int], Any]: return lambda n: _finished(f(*inputs[n]), order.device)
     def eager(*xs):
         import torch
-        with torch.inference_mode(): return model(*(x.to(order.device) for x in xs))
+        with torch.no_grad(): return model(*(x.to(order.device) for x in xs))
     with torch_threads(order.threads): times = race({"eager": runner(eager), **{c.name: runner(c.session) for c in passed}}, batches)
     for c in passed: c.ms = times[c.name]
     return times["eager"]
@@ -361,25 +350,48 @@ def _why_lost(ratio: float) -> str:
 def _none_passed(candidates: Sequence[Candidate]) -> ToolkitError:
     why = "\n".join(f"{c.name}: {c.outcome}" for c in candidates)
     return ToolkitError("no engine can be used" if len(candidates) > 1 else f"backend {candidates[0].engine.name} cannot run here", found=why,
-                        do="install what is missing (zz doctor), ask for another backend or precision, or give a tolerance")
+                        do="ask for another backend or precision, bring what is missing (zz doctor), or give a tolerance")
 
 # %% ../nbs/03_compile.ipynb #key
-def _source(cls: type) -> str:
-    try: return inspect.getsource(cls)
-    except (OSError, TypeError): return cls.__qualname__
+def _source(f: Any) -> str:
+    try: return inspect.getsource(f)
+    except (OSError, TypeError): return repr(f)
 
-def _plain(value: Any) -> bool: return isinstance(value, (str, int, float, bool, type(None))) or isinstance(value, (tuple, list)) and all(map(_plain, value))
+def _is_torchs(f: Any) -> bool: return str(getattr(f, "__module__", "")).partition(".")[0] in ("torch", "builtins", "typing")
+
+def _value(x: Any) -> str:
+    "A plain value, a tensor or an array by its content, a container of them; of anything else its type"
+    import hashlib
+    if isinstance(x, (str, int, float, bool, type(None))): return repr(x)
+    if isinstance(x, (tuple, list, set, frozenset)): return f"{type(x).__name__}({', '.join(map(_value, x))})"
+    if isinstance(x, Mapping): return f"{{{', '.join(f'{k!r}: {_value(v)}' for k, v in x.items())}}}"
+    if hasattr(x, "detach") or type(x).__module__ == "numpy" and hasattr(x, "tobytes"): return f"{x.dtype} {tuple(x.shape)} {hashlib.sha256(_bytes(x)).hexdigest()}"
+    return type(x).__qualname__
+
+def _bytes(x: Any) -> bytes:
+    import torch
+    return x.tobytes() if not hasattr(x, "detach") else x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+
+def _referred(f: Any, seen: set[str]) -> Iterator[str]:
+    "A function's source, and the values and functions of its module that it names, and so on"
+    code, here = getattr(f, "__code__", None), getattr(f, "__globals__", {})
+    for name in code.co_names if code else ():
+        if name not in here or f"{f.__module__}.{name}" in seen: continue
+        seen.add(f"{f.__module__}.{name}")
+        value = here[name]
+        if inspect.isfunction(value) and not _is_torchs(value): yield from (name, _source(value), *_referred(value, seen))
+        elif not inspect.ismodule(value) and not callable(value): yield f"{name} = {_value(value)}"
 
 def _structure(model: torch.nn.Module) -> Iterator[str]:
-    "What a model is, beside its weights"
+    "What a model is, beside its weights: its layers, the source of their classes and of what that names, and their attributes"
+    seen: set[str] = set()
     yield repr(model)
-    for cls in sorted({type(m) for m in model.modules()}, key=lambda c: (c.__module__, c.__qualname__)):
-        if not cls.__module__.startswith("torch.nn."): yield _source(cls)
-    for name, m in model.named_modules(): yield name + repr(sorted((k, v) for k, v in vars(m).items() if _plain(v) and k != "training"))
-
-def _bytes(x: torch.Tensor) -> Any:
-    import torch
-    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if x.numel() else b""
+    classes = {c for m in model.modules() for c in type(m).__mro__ if not _is_torchs(c)}
+    for cls in sorted(classes, key=lambda c: (c.__module__, c.__qualname__)):
+        yield _source(cls)
+        for f in filter(inspect.isfunction, vars(cls).values()): yield from _referred(f, seen)
+    for name, m in model.named_modules():
+        yield name + "; ".join(f"{k} = {_value(v)}" for k, v in sorted(vars(m).items()) if k not in ("_parameters", "_buffers", "_modules", "training"))
 
 def content_key(s: Subject, order: Order) -> str:
     "Hex digest of all that decides an artifact"
@@ -388,33 +400,45 @@ def content_key(s: Subject, order: Order) -> str:
     told = [s.form, s.inputs, s.outputs, s.dims, order.backends, order.precisions, order.auto, order.device, hardware(order.device), order.tolerance, order.threads, order.measure,
             sorted({d: installed(d) for e in ENGINES.values() for d in ("torch", "zztoolkit", *e.needs)}.items()), *_structure(s.model)]
     for part in told: h.update(repr(part).encode() + b"\0")
-    data = [*s.model.state_dict().items(), *((f"calibration{i}", x) for i, x in enumerate(order.calibration if "int8" in order.precisions else ()))]
-    for name, x in data:
+    tensors = [*s.model.named_parameters(), *s.model.named_buffers(), *((f"input {i}", x) for i, x in enumerate((*s.example, *order.inputs, *order.calibration)))]
+    for name, x in tensors:
         h.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         h.update(_bytes(x))
     return h.hexdigest()
 
-def _found_again(home: Path, key: str, s: Subject, order: Order) -> Artifact | None:
-    "The artifact in `home`, if it was made of the same and still agrees with eager"
+def fingerprint(s: Subject) -> list[list[float]]:
+    "Of each output of eager for the example: its mean, its mean size, and 30 of its values"
+    import numpy as np
+    def of(y: np.ndarray) -> list[float]:
+        flat_ = np.nan_to_num(y.astype("f8").ravel())
+        return [float(v) for v in (flat_.mean(), np.abs(flat_).mean(), *flat_[np.linspace(0, flat_.size - 1, 30).astype(int)])] if flat_.size else []
+    return [of(y) for y in s.eager(s.at(batch=min(max(len(s.example[0]), s.dims[0].min), s.dims[0].opt)))]
+
+def _same_fingerprint(a: list[list[float]], b: list[list[float]]) -> bool:
+    import numpy as np
+    return len(a) == len(b) and all(len(x) == len(y) and np.allclose(x, y, rtol=1e-4, atol=1e-5 * max(map(abs, y), default=1)) for x, y in zip(a, b))
+
+def _found_again(home: Path, key: str, s: Subject) -> Artifact | None:
+    "The artifact in `home`, if it was made of the same, and eager gives of the example what it gave then"
     try: artifact = load_artifact(home)
-    except ToolkitError: return None
-    if artifact.key != key: return None
-    xs = s.at(batch=s.dims[0].min)
-    try: accept(compare(_runner(s, artifact.load(order.threads))(xs), s.eager(xs)) | {"worst": "the example"}, artifact.engine, order.tolerance or TOLERANCES[artifact.precision])
-    except ToolkitError: return None
+    except (ToolkitError, OSError): return None
+    if artifact.key != key or not _same_fingerprint(artifact.fingerprint, fingerprint(s)): return None
     os.utime(home / "artifact.json")
     return artifact
 
 # %% ../nbs/03_compile.ipynb #order
 def _order(s: Subject, backend: Any, precision: Any, device: str, inputs: Any, calibration: Any, tolerance: Any, threads: int, measure: bool) -> Order:
     names = tuple(ENGINES) if backend in ("auto", "all") else (backend,) if isinstance(backend, str) else tuple(backend)
+    if device.partition(":")[0] not in ("cpu", "cuda"): raise ToolkitError(f"no device {device!r}", do="use cpu, cuda or cuda:1")
+    if device != "cpu" and (why := no_cuda()): raise ToolkitError(f"nothing can be compiled for {device} here", found=why, do="zz doctor")
+    if not names: raise ToolkitError("no backend", do=f"use auto, all, {', '.join(ENGINES)}")
     if unknown := [n for n in names if n not in ENGINES]: raise ToolkitError(f"no backend {unknown[0]!r}", do=f"use auto, all, {', '.join(ENGINES)}")
     precisions = (precision,) if isinstance(precision, str) else tuple(precision)
     if unknown := [p for p in precisions if p not in TOLERANCES]: raise ToolkitError(f"no precision {unknown[0]!r}", do=f"use {', '.join(TOLERANCES)}")
     if "int8" in precisions and calibration is None and inputs is None:
         raise ToolkitError("int8 takes the range of every activation from real inputs", do="give calibration=, some dozens of rows of what the model will meet")
     given = _rows_like(s, inputs, "inputs") if inputs is not None else s.example
-    allowed = Tolerance(tolerance, tolerance, 0) if isinstance(tolerance, (int, float)) else tolerance
+    allowed = tolerance if tolerance is None or isinstance(tolerance, Tolerance) else Tolerance(float(tolerance), float(tolerance), 0)
     return Order(names, precisions, backend == "auto", device, allowed, threads, measure, given, _rows_like(s, calibration, "calibration") if calibration is not None else given)
 
 def _rows_like(s: Subject, given: Any, what: str) -> tuple[torch.Tensor, ...]:
@@ -423,6 +447,8 @@ def _rows_like(s: Subject, given: Any, what: str) -> tuple[torch.Tensor, ...]:
     xs = tuple(map(_tensor, values))
     if [(x.ndim, dtype_name(x)) for x in xs] != [(len(i.shape), i.dtype) for i in s.inputs] or len({len(x) for x in xs}) > 1:
         raise ToolkitError(f"{what} must be as the example is, with more rows", found="; ".join(f"{dtype_name(x)} {tuple(x.shape)}" for x in xs), do=f"give {'; '.join(map(str, s.inputs))}")
+    try: check_inputs(xs, s.inputs, s.by_name | {"batch": Dim("batch", 1, len(xs[0]), len(xs[0]))})
+    except InputError as e: raise ToolkitError(f"{what} must be as the example is, with more rows", found=str(e)) from None
     return xs
 
 # %% ../nbs/03_compile.ipynb #compile-model
@@ -449,7 +475,8 @@ def compile_model(
     order = _order(s, backend, precision, device, inputs, calibration, tolerance, threads, measure)
     key = content_key(s, order)
     home = Path(path) if path else cache_dir() / "artifacts" / f"{s.name.lower()}-{key[:12]}"
-    with torch_threads(threads): made = _found_again(home, key, s, order)
+    check_home(home)
+    with torch_threads(threads): made = _found_again(home, key, s)
     if made: step("– compiled before")      # and it still agrees
     else:
         with staging(home) as folder: made = _compiled(s, order, key, home, folder, step)
@@ -468,6 +495,9 @@ def _compiled(s: Subject, order: Order, key: str, home: Path, folder: Path, step
     chosen.outcome = "chosen"
     log.info("compile_model chose %s: %s", chosen.name, "; ".join(f"{c.name}: {c.outcome}" for c in candidates if c is not chosen))
     report["candidates"] = [c.noted() for c in candidates]
-    return save(replace(_draft(s, chosen, order, home), report=report, key=key), chosen.folder)
+    return save(replace(_draft(s, chosen, order, home), report=report, key=key, fingerprint=_given(s, order)), chosen.folder)
+
+def _given(s: Subject, order: Order) -> list[list[float]]:
+    with torch_threads(order.threads): return fingerprint(s)
 
 log = logging.getLogger(__name__)

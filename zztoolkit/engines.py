@@ -5,7 +5,7 @@
 # %% ../nbs/03b_engines.ipynb #imports
 from __future__ import annotations
 
-import contextlib, importlib.util, io, logging, os, platform, shutil, warnings
+import contextlib, importlib.util, io, logging, os, platform, shutil, threading, warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Run', 'PROGRAM', 'ENGINES', 'cpu_flags', 'hardware', 'flat', 'Job', 'sized', 'export_program', 'quiet', 'Loading',
-           'Engine', 'save_program', 'TensorRTArguments', 'tensorrt_arguments', 'takes']
+           'no_cuda', 'Engine', 'save_program', 'has_vnni', 'TensorRTArguments', 'tensorrt_arguments', 'takes']
 
 # %% ../nbs/03b_engines.ipynb #hardware
 @lru_cache(1)
@@ -32,16 +32,26 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(line.split(":", 1)[1].split())
 
 def hardware(device: str) -> str:
-    "What a compiled file is bound to: the instruction set of the CPU, or the GPU's name and architecture"
-    import torch
-    if device == "cpu": return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    "What a compiled file is bound to: the instruction set of the CPU, all of it, or the GPU's name and architecture"
+    import hashlib, torch
+    if device == "cpu":
+        exactly = hashlib.sha256(" ".join(sorted(cpu_flags())).encode()).hexdigest()[:8]
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} ({exactly})"
+    if why := no_cuda(): return why
     major, minor = torch.cuda.get_device_capability(device)
     return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
 
 # %% ../nbs/03b_engines.ipynb #flat
-def flat(model: torch.nn.Module, form: Form, dtype: torch.dtype | None = None) -> torch.nn.Module:
-    "`model` with inputs in order and outputs as a tuple, computing in `dtype` where that is given, its floating outputs in the dtype they would have had"
+def flat(
+    model: torch.nn.Module,
+    form: Form,
+    gives: Sequence[str],             # dtype of each output, in NumPy's word
+    dtype: torch.dtype | None = None, # that it computes in; default: its own
+    careful: bool = False,            # it writes into its inputs, so it gets copies
+) -> torch.nn.Module:
+    "`model` with inputs in order and outputs as a tuple, in the dtypes told whatever it computes in"
     import torch
+    outs = [getattr(torch, g) for g in gives]
 
     class Flat(torch.nn.Module):
         def __init__(self):
@@ -49,9 +59,10 @@ def flat(model: torch.nn.Module, form: Form, dtype: torch.dtype | None = None) -
             self.model = model.to(dtype) if dtype else model
 
         def forward(self, *xs):
+            if careful: xs = tuple(x.clone() for x in xs)
             if dtype: xs = tuple(x.to(dtype) if x.is_floating_point() else x for x in xs)
             ys = outputs_of(self.model(**dict(zip(form.inputs, xs))) if form.by_name else self.model(*xs))[2]
-            return tuple(y.float() if dtype and y.is_floating_point() else y for y in ys)
+            return tuple(y.to(d) for y, d in zip(ys, outs))
     return Flat().eval()
 
 # %% ../nbs/03b_engines.ipynb #job
@@ -65,9 +76,15 @@ class Job:
     precision: str = "fp32"
     device: str = "cpu"
     calibration: tuple[torch.Tensor, ...] = ()   # real inputs, for int8
+    exported: torch.export.ExportedProgram | None = None     # if that was done before
 
     @cached_property
-    def program(self) -> torch.export.ExportedProgram: return export_program(self.model, self.example, self.specs, self.dims)
+    def program(self) -> torch.export.ExportedProgram: return self.exported or export_program(self.model, self.example, self.specs, self.dims)
+
+    def batches(self, xs: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
+        "Rows in the smallest batches that the model takes, the last filled up"
+        n = self.dims["batch"].min
+        for start in range(0, len(xs[0]), n): yield tuple(x[[(start + i) % len(x) for i in range(n)]] for x in xs)
 
 def _sized(x: torch.Tensor, spec: TensorSpec, sizes: Mapping[str, int]) -> torch.Tensor:
     "`x` cut or repeated along its named dimensions to `sizes`"
@@ -94,8 +111,8 @@ def export_program(model: torch.nn.Module, example: Sequence[torch.Tensor], spec
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     "The exporters report at length what they skip and what they tried; their errors still raise"
-    names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes", "torch._inductor", "onnxscript", "onnx_ir", "root")
-    loggers = [logging.getLogger(None if n == "root" else n) for n in names]
+    names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes", "torch._inductor", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(n) for n in names]
     levels = [l.level for l in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -114,6 +131,11 @@ class Loading:
     device: str = "cpu"       # "cpu", "cuda", "cuda:1"
     precision: str = "fp32"   # that it was compiled for
 
+def no_cuda() -> str:
+    "Why there is no CUDA here; '' if there is"
+    import torch
+    return "" if torch.cuda.is_available() else "torch sees no CUDA device"
+
 @dataclass(frozen=True)
 class Engine:
     "How a job becomes files, and files a function"
@@ -124,6 +146,7 @@ class Engine:
     precisions: dict[str, tuple[str, ...]]                 # that it really computes in, by kind of device
     takes: str = "torch"                                   # or "numpy"
     needs: tuple[str, ...] = ()                            # distributions to compile
+    runs_with: tuple[str, ...] = ()                        # to run what was compiled
     bound: bool = False                                    # to the hardware and to torch's version
     slow: bool = False                                     # to compile: a minute or more
     lacks: Callable[[str], str] = field(default=lambda kind: "")    # anything else missing on a kind of device, in words
@@ -135,15 +158,23 @@ class Engine:
         if kind not in self.precisions: return f"it does not run on {kind}"
         if precision not in self.precisions[kind]:
             return f"no {precision} on {kind}: {self.instead.get(precision, 'it would run another precision in silence')}; it has {', '.join(self.precisions[kind])}"
-        if absent := [d for d in self.needs if not installed(d)]: return f"not installed: {', '.join(absent)}"
-        if kind == "cuda" and (why := _no_cuda()): return why
-        return self.lacks(kind)
+        return _absent(self.needs) or (no_cuda() if kind == "cuda" else "") or self.lacks(kind)
 
-def _no_cuda() -> str:
+    def why_not_run(self, device: str) -> str:
+        "Why it cannot run a file that is there; '' if it can"
+        return _absent(self.runs_with) or (no_cuda() if device.startswith("cuda") else "")
+
+def _absent(distributions: Sequence[str]) -> str:
+    absent = [d for d in distributions if not installed(d)]
+    return f"not installed: {', '.join(absent)}" if absent else ""
+
+def _calls(model: Any) -> Run:
+    "A function of torch tensors, without gradients"
     import torch
-    return "" if torch.cuda.is_available() else "torch sees no CUDA device"
-
-def _as_list(ys: Any) -> list: return list(ys) if isinstance(ys, (tuple, list)) else [ys]
+    def run(xs: list) -> list:
+        with torch.no_grad(): ys = model(*xs)
+        return list(ys) if isinstance(ys, (tuple, list)) else [ys]
+    return run
 
 # %% ../nbs/03b_engines.ipynb #eager
 def save_program(job: Job, folder: Path):
@@ -159,10 +190,7 @@ def _load_eager(folder: Path, how: Loading) -> Run:
     model = torch.export.load(folder / PROGRAM).module().to(how.device)
     for p in (*model.parameters(), *model.buffers()):
         if p.ndim == 4: p.data = p.data.contiguous(memory_format=torch.channels_last)
-
-    def run(xs):
-        with torch.inference_mode(): return _as_list(model(*xs))
-    return run
+    return _calls(model)
 
 # %% ../nbs/03b_engines.ipynb #aoti
 def _no_compiler(kind: str) -> str:
@@ -177,11 +205,8 @@ def _export_aoti(job: Job, folder: Path):
 def _load_aoti(folder: Path, how: Loading) -> Run:
     import torch
     torch.set_num_threads(how.threads)
-    package = torch._inductor.aoti_load_package(str(folder / "model.pt2"), device_index=torch.device(how.device).index or 0 if how.device != "cpu" else -1)
-
-    def run(xs):
-        with torch.inference_mode(): return _as_list(package(*xs))
-    return run
+    index = -1 if how.device == "cpu" else torch.device(how.device).index or 0
+    return _calls(torch._inductor.aoti_load_package(str(folder / "model.pt2"), device_index=index))
 
 # %% ../nbs/03b_engines.ipynb #onnx
 def _save_onnx(job: Job, path: Path):
@@ -190,15 +215,16 @@ def _save_onnx(job: Job, path: Path):
     assert onnx_program is not None    # it is, with dynamo=True
     onnx_program.save(str(path))
 
-def _has_vnni() -> bool: return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
+def has_vnni() -> bool:
+    "Has the CPU instructions that sum products of 8 bits in 32?"
+    return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
 
-def _calibration_reader(names: Sequence[str], inputs: Sequence[torch.Tensor]) -> Any:
+def _calibration_reader(names: Sequence[str], batches: Iterator[tuple[torch.Tensor, ...]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
     class Rows(CalibrationDataReader):
-        def __init__(self): self.rows = iter(zip(*(x.cpu().split(1) for x in inputs)))
         def get_next(self):
-            row = next(self.rows, None)
-            return row and {n: x.numpy() for n, x in zip(names, row)}
+            rows = next(batches, None)
+            return rows and {n: x.cpu().numpy() for n, x in zip(names, rows)}
     return Rows()
 
 def _quantise(path: Path, job: Job):
@@ -211,8 +237,8 @@ def _quantise(path: Path, job: Job):
     try:
         with quiet():
             quant_pre_process(plain, inferred, skip_symbolic_shape=True)
-            quantize_static(inferred, path, _calibration_reader(names, job.calibration), quant_format=QuantFormat.QDQ, per_channel=True,
-                            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=not _has_vnni())
+            quantize_static(inferred, path, _calibration_reader(names, job.batches(job.calibration)), quant_format=QuantFormat.QDQ, per_channel=True,
+                            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=not has_vnni())
     finally:
         for p in (plain, inferred): p.unlink(missing_ok=True)
 
@@ -272,11 +298,12 @@ def _load_openvino(folder: Path, how: Loading) -> Run:
     import openvino as ov
     hint = "bf16" if how.precision == "bf16" else "f32"
     compiled = ov.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_NUM_THREADS": how.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": hint, "ENABLE_CPU_PINNING": False})
-    request, outputs = compiled.create_infer_request(), len(compiled.outputs)
+    request, outputs, alone = compiled.create_infer_request(), len(compiled.outputs), threading.Lock()
 
     def run(xs):
-        ys = request.infer(xs)
-        return [ys[i].copy() for i in range(outputs)]       # they are written over by the next call
+        with alone:     # the next call writes over what this one gave
+            ys = request.infer(xs)
+            return [ys[i].copy() for i in range(outputs)]
     return run
 
 def _openvino_precisions() -> tuple[str, ...]: return ("fp32", "bf16", "int8") if cpu_flags() & {"avx512_bf16", "amx_bf16"} else ("fp32", "int8")
@@ -296,14 +323,14 @@ def tensorrt_arguments(specs: Sequence[TensorSpec], dims: Mapping[str, Dim], cac
     "The call for these inputs; engines and timings are kept in `cache`"
     inputs = tuple({"name": s.name, "dtype": s.dtype} | _profile(s, dims) for s in specs)
     return TensorRTArguments(inputs, dict(min_block_size=1, timing_cache_path=str(cache / "timing.bin"), engine_cache_dir=str(cache / "engines"),
-                                          cache_built_engines=True, reuse_cached_engines=True))
+                                          cache_built_engines=True, reuse_cached_engines=True, immutable_weights=False))    # only engines whose weights can be changed are cached
 
 def _int8_for_tensorrt(job: Job) -> torch.nn.Module:
     "The model with modelopt's quantisers, calibrated; modelopt must be imported before torch_tensorrt"
     import copy
     import modelopt.torch.quantization as mtq
     def calibrate(model: torch.nn.Module):
-        for row in zip(*(x.split(1) for x in job.calibration)): model(*row)
+        for rows in job.batches(job.calibration): model(*rows)
     return mtq.quantize(copy.deepcopy(job.model), mtq.INT8_DEFAULT_CFG, calibrate)
 
 def _export_tensorrt(job: Job, folder: Path):
@@ -320,18 +347,14 @@ def _load_tensorrt(folder: Path, how: Loading) -> Run:
     import torch
     torch.cuda.set_device(torch.device(how.device))
     import torch_tensorrt       # registers the engine's operator, which loading needs
-    model = cast(Any, torch.export.load(folder / "model.ep").module())
-
-    def run(xs):
-        with torch.inference_mode(): return _as_list(model(*xs))
-    return run
+    return _calls(torch.export.load(folder / "model.ep").module())
 
 # %% ../nbs/03b_engines.ipynb #engines
 ENGINES = {e.name: e for e in (
-    Engine("tensorrt", "model.ep", _export_tensorrt, _load_tensorrt, {"cuda": ("fp32", "fp16", "bf16", "int8")}, needs=("torch-tensorrt", "tensorrt"), bound=True),
-    Engine("onnxruntime", "model.onnx", _export_onnx, _load_onnx, {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16")}, takes="numpy", needs=("onnxruntime", "onnxscript"), lacks=_no_cuda_provider,
+    Engine("tensorrt", "model.ep", _export_tensorrt, _load_tensorrt, {"cuda": ("fp32", "fp16", "bf16", "int8")}, needs=("torch-tensorrt", "tensorrt"), runs_with=("torch-tensorrt", "tensorrt"), bound=True),
+    Engine("onnxruntime", "model.onnx", _export_onnx, _load_onnx, {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16")}, takes="numpy", needs=("onnxruntime", "onnxscript"), runs_with=("onnxruntime",), lacks=_no_cuda_provider,
            instead=dict.fromkeys(("fp16", "bf16"), "ONNX Runtime's CPU kernels would convert to float32 and back")),
-    Engine("openvino", "model.xml", _export_openvino, _load_openvino, {"cpu": _openvino_precisions()}, takes="numpy", needs=("openvino", "onnxscript"),
+    Engine("openvino", "model.xml", _export_openvino, _load_openvino, {"cpu": _openvino_precisions()}, takes="numpy", needs=("openvino", "onnxscript"), runs_with=("openvino",),
            instead={"bf16": "this CPU has no bfloat16 instructions, OpenVINO would run float32", "fp16": "OpenVINO's CPU plugin would run float32"}),
     Engine("aotinductor", "model.pt2", _export_aoti, _load_aoti, {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16", "bf16")}, bound=True, slow=True, lacks=_no_compiler,
            instead={"int8": "it would run what the model is", "fp16": "a CPU is far slower in float16 than in float32"}),

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     Array = Union[np.ndarray, torch.Tensor]
 
 # %% auto #0
-__all__ = ['Dim', 'TensorSpec', 'dtype_name', 'contiguous', 'check_inputs', 'Form', 'outputs_of']
+__all__ = ['Dim', 'TensorSpec', 'dtype_name', 'is_numpy', 'contiguous', 'as_array', 'as_numpy', 'as_torch', 'check_inputs',
+           'Form', 'outputs_of']
 
 # %% ../nbs/03a_tensors.ipynb #dim
 @dataclass(frozen=True)
@@ -59,10 +60,27 @@ def _channels_hint(shape: tuple[int, ...], spec: TensorSpec) -> str:
     fits = len(shape) == 4 and all(not isinstance(want, int) or want == got for want, got in zip(spec.shape, moved))
     return "; its channels are last: x.transpose(0, 3, 1, 2), or permute in torch" if fits else ""
 
+def is_numpy(x: Any) -> bool: return type(x).__module__ == "numpy"
+
 def contiguous(x: Array) -> Array:
     "`x` itself, or a copy in C order, which is all that some engines read"
     import numpy as np
-    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
+    return np.ascontiguousarray(x) if is_numpy(x) else x.contiguous()     # type: ignore[union-attr]
+
+def as_array(x: Any) -> Any:
+    "A tensor or an array as it is, anything else as an array"
+    import numpy as np
+    return x if is_numpy(x) or hasattr(x, "detach") else np.asarray(x)
+
+def as_numpy(x: Any) -> np.ndarray:
+    "The same numbers in NumPy; bfloat16, which it does not know, as float32"
+    if is_numpy(x): return x
+    return (x.float() if dtype_name(x) == "bfloat16" else x).detach().cpu().numpy()
+
+def as_torch(x: Any, device: str = "cpu") -> torch.Tensor:
+    "The same numbers in torch, on a device; memory that must not be written to is copied"
+    import torch
+    return torch.from_numpy(x if x.flags.writeable else x.copy()).to(device) if is_numpy(x) else x.to(device)
 
 def check_inputs(
     xs: Sequence[Array],          # NumPy arrays or torch tensors, one for each spec
