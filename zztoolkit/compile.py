@@ -484,7 +484,7 @@ def compile_model(
     return made
 
 def _compiled(s: Subject, order: Order, key: str, home: Path, folder: Path, step: Callable[[str], None]) -> Artifact:
-    with torch_threads(order.threads): candidates = _attempts(s, order, folder, step)
+    with torch_threads(order.threads): candidates, given = _attempts(s, order, folder, step), fingerprint(s)
     passed = [c for c in candidates if c.session]
     if not passed: raise _none_passed(candidates)
     report: dict = {"conditions": f"medians of runs in turns, {order.threads} thread{'s' * (order.threads > 1)}, {hardware(order.device)}"}
@@ -495,9 +495,6 @@ def _compiled(s: Subject, order: Order, key: str, home: Path, folder: Path, step
     chosen.outcome = "chosen"
     log.info("compile_model chose %s: %s", chosen.name, "; ".join(f"{c.name}: {c.outcome}" for c in candidates if c is not chosen))
     report["candidates"] = [c.noted() for c in candidates]
-    return save(replace(_draft(s, chosen, order, home), report=report, key=key, fingerprint=_given(s, order)), chosen.folder)
-
-def _given(s: Subject, order: Order) -> list[list[float]]:
-    with torch_threads(order.threads): return fingerprint(s)
+    return save(replace(_draft(s, chosen, order, home), report=report, key=key, fingerprint=given), chosen.folder)
 
 log = logging.getLogger(__name__)

@@ -53,9 +53,9 @@ def _cv(x: torch.Tensor, layout: str = "HWC") -> cvcuda.Tensor:
 def _images(xs: Sequence[torch.Tensor]) -> cvcuda.ImageBatchVarShape:
     "Images uint8 (H, W, C) of any sizes as one batch: the same memory. Raises `InputError` unless they have the same channels"
     import cvcuda
-    if len(channels := {x.shape[2] for x in xs}) > 1: raise InputError(f"images of {sorted(channels)} channels cannot be one batch")
-    kind = {1: cvcuda.Format.U8, 3: cvcuda.Format.RGB8, 4: cvcuda.Format.RGBA8}[channels.pop()]
-    return cvcuda.as_images([x.contiguous() for x in xs], kind)
+    formats = {1: cvcuda.Format.U8, 3: cvcuda.Format.RGB8, 4: cvcuda.Format.RGBA8}
+    if len(channels := {x.shape[2] for x in xs}) > 1 or not channels <= set(formats): raise InputError(f"images of {sorted(channels)} channels cannot be one batch; it takes 1, 3 or 4 in all")
+    return cvcuda.as_images([x.contiguous() for x in xs], formats[channels.pop()])
 
 def _torch(t: cvcuda.Tensor) -> torch.Tensor:
     "What CV-CUDA made, as a torch tensor: the same memory"
