@@ -202,8 +202,12 @@ def save(artifact: Artifact, folder: Path) -> Artifact:
     "Write artifact.json beside the engine's files in `folder`, and put that in the place of the artifact's path"
     made = replace(artifact, digests={p.name: sha256(p) for p in sorted(folder.iterdir()) if p.name != "artifact.json"})
     d = {k: v for k, v in asdict(made).items() if k != "path"} | {"format": FORMAT}
-    (folder / "artifact.json").write_text(json.dumps(d, indent=1))
+    (folder / "artifact.json").write_text(json.dumps(d | {"digest": _digest(d)}, indent=1))
     return made if _replace(folder, made.path) else load_artifact(made.path)
+
+def _digest(d: dict) -> str:
+    "Of all that artifact.json says beside it"
+    return hashlib.sha256(json.dumps({k: v for k, v in d.items() if k != "digest"}, sort_keys=True).encode()).hexdigest()
 
 def _replace(folder: Path, home: Path) -> bool:
     "Was it put in its place? Where another process was first with the same, that is kept"
@@ -220,8 +224,8 @@ def _replace(folder: Path, home: Path) -> bool:
 
 def check_home(home: Path):
     "Raise `ToolkitError` for a path that an artifact must not take"
-    if home.is_dir() and ((home / "artifact.json").exists() or not any(home.iterdir())) or not home.exists(): return
-    raise ToolkitError(f"{home} is a folder with other things in it" if home.is_dir() else f"{home} is no folder", do="give compile_model another path")
+    if file := next((p for p in (home, *home.parents) if p.exists() and not p.is_dir()), None): raise ToolkitError(f"{file} is a file, not a folder", do="give compile_model another path")
+    if home.exists() and not (home / "artifact.json").exists() and any(home.iterdir()): raise ToolkitError(f"{home} is a folder with other things in it", do="give compile_model another path")
 
 @contextlib.contextmanager
 def _locked(home: Path) -> Iterator[None]:
@@ -242,7 +246,7 @@ def _is_whole(home: Path) -> bool:
     with suppress(ToolkitError): return bool(load_artifact(home))
     return False
 
-def _spec(d: dict) -> TensorSpec: return TensorSpec(d["name"], d["dtype"], tuple(d["shape"]))
+def _spec(d: dict) -> TensorSpec: return TensorSpec(d["name"], d["dtype"], tuple(d["shape"]), d["below"])
 
 def _from_json(path: Path, d: dict) -> Artifact:
     form = Form(tuple(d["form"]["inputs"]), d["form"]["by_name"], tuple(d["form"]["outputs"]), d["form"]["gives"])
@@ -255,10 +259,11 @@ def load_artifact(
     "The artifact in `path`, its files compared with their digests before anything reads them. Raises `ToolkitError`. The digests find damage; they do not make a stranger's artifact safe"
     path = Path(path)
     try: d = json.loads((path / "artifact.json").read_text())
-    except FileNotFoundError: raise ToolkitError(f"no artifact in {path}", do="compile_model(model, example) makes one") from None
+    except (FileNotFoundError, NotADirectoryError): raise ToolkitError(f"no artifact in {path}", found="it is a file" if path.is_file() else "", do="give the folder that compile_model(model, example) made") from None
     except ValueError as e: raise ToolkitError(f"{path}/artifact.json cannot be read", found=str(e), do="compile the model again") from None
     if not isinstance(d, dict) or d.pop("format", None) != FORMAT or d.get("engine") not in ENGINES:
         raise ToolkitError("this artifact is of another version of zztoolkit", found=f"{path}/artifact.json", do="compile the model again")
+    if d.pop("digest", "") != _digest(d | {"format": FORMAT}): raise ToolkitError(f"{path}/artifact.json is not what compile_model wrote", found="its own digest differs", do="compile the model again")
     try: artifact = _from_json(path, d).verify()
     except (KeyError, TypeError) as e: raise ToolkitError(f"{path}/artifact.json cannot be read", found=f"{type(e).__name__}: {e}", do="compile the model again") from None
     return _rebuilt(artifact) if rebuild and PROGRAM in artifact.digests and _misfit(artifact, artifact.device) else artifact
@@ -271,9 +276,9 @@ class Evidence:
 
     def rows(self) -> list[list[str]]:
         "Engine and precision, what became of it, times, size of its files, memory it took, largest difference: for each candidate, and eager"
-        found = [[f"{c['engine']} {c['precision']}", c["outcome"], _times(c.get("ms")), *(f"{c[k] / 2**20:.0f} MiB" if c.get(k) else "" for k in ("bytes", "memory")),
+        found = [[f"{c['engine']} {c['precision']}", c["outcome"], _times(c.get("ms")), *(f"{c[k] / 2**20:.3g} MiB" if c.get(k) else "" for k in ("bytes", "memory")),
                   f"{c['parity']['max_abs_diff']:.1e}" if c.get("parity") else ""] for c in self.report.get("candidates", ())]
-        return [*found, ["the model itself", "", _times(self.report.get("eager_ms")), "", "", ""]]
+        return [*found, *([["the model itself", "", _times(ms), "", "", ""]] if (ms := self.report.get("eager_ms")) else [])]
 
     def __repr__(self) -> str: return "\n".join(" | ".join(r).rstrip(" |") for r in self.rows())
 
@@ -290,7 +295,7 @@ class Evidence:
         if not self.report.get("eager_ms"): raise ToolkitError("this artifact was compiled without measuring", do="compile_model(..., measure=True)")
         return _picture({"eager": self.report["eager_ms"]} | {f"{c['engine']} {c['precision']}": c["ms"] for c in self.report["candidates"] if c.get("ms")})
 
-def _times(ms: dict | None) -> str: return "; ".join(f"{n}: {t:.1f}" for n, t in (ms or {}).items())
+def _times(ms: dict | None) -> str: return "; ".join(f"{n}: {t:.3g}" for n, t in (ms or {}).items())
 
 def _picture(lines: dict[str, dict[str, float]]) -> Figure:
     fig = figure(9, 3.2)

@@ -209,11 +209,16 @@ def _curl(server: Any, name: str, port: int) -> str:
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="delete them")] = False,
     older_than: Annotated[float, typer.Option(help="only those not used for so many days")] = 0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ):
-    "Compiled artifacts that are kept to be found again: list or clear them"
+    "Compiled artifacts that are kept to be found again: list or clear them. A notebook that uses one must compile anew; artifacts with a path of yours are not here"
     from zztoolkit.artifact import cached_artifacts, clear_cache, load_artifact
-    if clear: return typer.echo(f"{clear_cache(older_than) / 2**20:.1f} MiB freed")
-    for path in cached_artifacts():
+    kept = cached_artifacts()
+    if clear:
+        if not yes: typer.confirm(f"delete {'artifacts not used for ' + str(older_than) + ' days' if older_than else f'all {len(kept)} artifacts'}?", abort=True)
+        return typer.echo(f"{clear_cache(older_than) / 2**20:.1f} MiB freed")
+    if not kept: typer.echo("nothing is kept")
+    for path in kept:
         try: found = load_artifact(path)
         except ToolkitError as e: typer.echo(f"{path.name}: {e.problem}")
         else: typer.echo(f"{found.size / 2**20:8.1f} MiB  {_age(path)}  {path.name}  {found!r}")

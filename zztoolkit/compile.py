@@ -5,7 +5,7 @@
 # %% ../nbs/03_compile.ipynb #imports
 from __future__ import annotations
 
-import contextlib, copy, inspect, json, logging, math, os, statistics, time
+import contextlib, copy, inspect, logging, math, os, re, statistics, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifact import Artifact, Session, bound_to, check_home, load_artifact, made_with, save, staging
+from .content import structure, tensor_bytes
 from .core import InputError, Steps, ToolkitError, cache_dir, installed
 from .engines import ENGINES, Engine, Job, Loading, flat, hardware, no_cuda, sized
 from .parity import TOLERANCES, Tolerance, accept, compare, worst_of
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['MARGIN', 'log', 'Subject', 'subject', 'parity', 'race', 'torch_threads', 'Candidate', 'Order', 'ExportError', 'Jobs',
-           'content_key', 'fingerprint', 'compile_model']
+__all__ = ['MARGIN', 'log', 'Subject', 'subject', 'parity', 'race', 'torch_threads', 'Candidate', 'Order', 'ExportError',
+           'within_tables', 'Jobs', 'content_key', 'fingerprint', 'compile_model']
 
 # %% ../nbs/03_compile.ipynb #subject
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def subject(model: torch.nn.Module, example: Any, batch: Any = (1, 8, 32), dynam
     "Raise `ToolkitError` unless the eager model takes the example, and gives tensors whose rows are the batch's"
     import torch
     if not isinstance(model, torch.nn.Module): raise ToolkitError("not a torch.nn.Module", found=repr(model), do="give an instance of one")
+    if isinstance(model, torch.jit.ScriptModule): raise ToolkitError("a TorchScript module cannot be exported", do="give the module that it was made from")
     names, by_name, xs = _named_inputs(model, example)
     inputs, dims = _specs(names, xs, dynamic or {}), _dims(batch, dynamic or {})
     if len({len(x) for x in xs}) > 1: raise ToolkitError("the inputs of the example have different numbers of rows", found=", ".join(f"{n} {len(x)}" for n, x in zip(names, xs)))
@@ -190,6 +192,7 @@ class Candidate:
     precision: str
     outcome: str = ""                # why it lost; "chosen" for the one that did not
     folder: Path = Path()
+    inputs: tuple[TensorSpec, ...] = ()      # with the limits that its program shows
     session: Session | None = None
     parity: dict | None = None
     ms: dict[str, float] | None = None
@@ -229,6 +232,18 @@ class Order:
         "One engine in one precision: its failure is the caller's error"
         return len(self.backends) * len(self.precisions) == 1
 
+def _short(e: Exception) -> str:
+    "torch's first words, and the last lines of the model's own code that it names"
+    first, lines = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}", str(e).splitlines()
+    own = [f"{a.strip()}: {b.strip()}" for a, b in zip(lines, lines[1:]) if re.match(r'\s*File ".*", line', a) and "-packages" not in a]
+    return "\n".join([first[:400], *own[-2:]])
+
+def _advice(s: Subject) -> str:
+    import torch
+    if len(s.dims) > 1 and any(isinstance(m, torch.nn.RNNBase) for m in s.model.modules()):
+        return "torch.export cannot leave the length of nn.LSTM and nn.GRU free: compile for one length, and pad to it"
+    return "make the forward free of data-dependent Python (`if x.sum() > 0:`, `.item()`) and of sizes fixed in it; see torch.export's documentation"
+
 class ExportError(ToolkitError):
     "The model itself cannot be exported: no engine can have it"
 
@@ -239,6 +254,16 @@ def _dtype(precision: str, model: torch.nn.Module) -> torch.dtype | None:
     if wanted == torch.float32 and have & {torch.float16, torch.bfloat16}:
         raise ExportError(f"the model's own weights are {', '.join(map(str, have))}", do=f"ask for precision='{'bf16' if torch.bfloat16 in have else 'fp16'}', or give model.float()")
     return wanted if have - {wanted} else None
+
+def within_tables(specs: Sequence[TensorSpec], program: torch.export.ExportedProgram) -> tuple[TensorSpec, ...]:
+    "Inputs with the size of the smallest embedding that they go into: past it, some engines answer zeros, and below 0 they count from the end"
+    import torch
+    below: dict[str, int] = {}
+    for node in program.graph.nodes:
+        if node.target is not torch.ops.aten.embedding.default: continue
+        table, ids = node.args[:2]
+        below[ids.name] = min(below.get(ids.name, table.meta["val"].shape[0]), table.meta["val"].shape[0])
+    return tuple(replace(s, below=below.get(name)) for s, name in zip(specs, program.graph_signature.user_inputs))
 
 class Jobs:
     "The jobs of one compilation: a program is exported once for each precision"
@@ -260,14 +285,13 @@ class Jobs:
         job = Job(model, on(s.at()), s.inputs, s.by_name, precision, device, on(self.order.calibration))
         try: job.program
         except Exception as e:
-            raise ExportError(f"{s.name} cannot be exported", found=f"{type(e).__name__}: {str(e).strip()[:1500]}",
-                do="make the forward free of data-dependent Python (`if x.sum() > 0:`, `.item()`) and of sizes fixed in it; see torch.export's documentation") from e
+            raise ExportError(f"{s.name} cannot be exported", found=_short(e), do=_advice(s)) from e
         return job
 
 # %% ../nbs/03_compile.ipynb #attempt
 def _draft(s: Subject, c: Candidate, order: Order, folder: Path) -> Artifact:
     "The artifact of a candidate, not in its place yet"
-    return Artifact(folder, c.engine.name, c.precision, order.device.partition(":")[0], s.form, s.inputs, s.outputs, s.dims, c.parity or {},
+    return Artifact(folder, c.engine.name, c.precision, order.device.partition(":")[0], s.form, c.inputs or s.inputs, s.outputs, s.dims, c.parity or {},
                     versions=made_with(c.engine), hardware=bound_to(c.engine, c.precision, order.device))
 
 def _runner(s: Subject, session: Session) -> Callable[[Sequence[torch.Tensor]], list[np.ndarray]]:
@@ -286,6 +310,7 @@ def _attempt(s: Subject, c: Candidate, order: Order, jobs: Jobs, folder: Path):
     "Write, load and compare a candidate. Raises `ToolkitError`"
     folder.mkdir()
     job = jobs(c.precision)
+    c.inputs = within_tables(s.inputs, job.program)
     try:
         c.engine.export(job, folder)
         c.folder, c.bytes, before = folder, sum(p.stat().st_size for p in folder.iterdir()), _rss()
@@ -312,7 +337,7 @@ def _attempts(s: Subject, order: Order, folder: Path, step: Callable[[str], None
         except ExportError: raise
         except ToolkitError as e:
             if order.named: raise
-            c.outcome = "; ".join(filter(None, (e.problem, e.found)))
+            c.outcome = " ".join("; ".join(filter(None, (e.problem, e.found))).split())[:300]
     return found
 
 # %% ../nbs/03_compile.ipynb #choose
@@ -353,66 +378,27 @@ def _none_passed(candidates: Sequence[Candidate]) -> ToolkitError:
                         do="ask for another backend or precision, bring what is missing (zz doctor), or give a tolerance")
 
 # %% ../nbs/03_compile.ipynb #key
-def _source(f: Any) -> str:
-    try: return inspect.getsource(f)
-    except (OSError, TypeError): return repr(f)
-
-def _is_torchs(f: Any) -> bool: return str(getattr(f, "__module__", "")).partition(".")[0] in ("torch", "builtins", "typing")
-
-def _value(x: Any) -> str:
-    "A plain value, a tensor or an array by its content, a container of them; of anything else its type"
-    import hashlib
-    if isinstance(x, (str, int, float, bool, type(None))): return repr(x)
-    if isinstance(x, (tuple, list, set, frozenset)): return f"{type(x).__name__}({', '.join(map(_value, x))})"
-    if isinstance(x, Mapping): return f"{{{', '.join(f'{k!r}: {_value(v)}' for k, v in x.items())}}}"
-    if hasattr(x, "detach") or type(x).__module__ == "numpy" and hasattr(x, "tobytes"): return f"{x.dtype} {tuple(x.shape)} {hashlib.sha256(_bytes(x)).hexdigest()}"
-    return type(x).__qualname__
-
-def _bytes(x: Any) -> bytes:
-    import torch
-    return x.tobytes() if not hasattr(x, "detach") else x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
-
-def _referred(f: Any, seen: set[str]) -> Iterator[str]:
-    "A function's source, and the values and functions of its module that it names, and so on"
-    code, here = getattr(f, "__code__", None), getattr(f, "__globals__", {})
-    for name in code.co_names if code else ():
-        if name not in here or f"{f.__module__}.{name}" in seen: continue
-        seen.add(f"{f.__module__}.{name}")
-        value = here[name]
-        if inspect.isfunction(value) and not _is_torchs(value): yield from (name, _source(value), *_referred(value, seen))
-        elif not inspect.ismodule(value) and not callable(value): yield f"{name} = {_value(value)}"
-
-def _structure(model: torch.nn.Module) -> Iterator[str]:
-    "What a model is, beside its weights: its layers, the source of their classes and of what that names, and their attributes"
-    seen: set[str] = set()
-    yield repr(model)
-    classes = {c for m in model.modules() for c in type(m).__mro__ if not _is_torchs(c)}
-    for cls in sorted(classes, key=lambda c: (c.__module__, c.__qualname__)):
-        yield _source(cls)
-        for f in filter(inspect.isfunction, vars(cls).values()): yield from _referred(f, seen)
-    for name, m in model.named_modules():
-        yield name + "; ".join(f"{k} = {_value(v)}" for k, v in sorted(vars(m).items()) if k not in ("_parameters", "_buffers", "_modules", "training"))
-
 def content_key(s: Subject, order: Order) -> str:
     "Hex digest of all that decides an artifact"
     import hashlib
     h = hashlib.sha256()
     told = [s.form, s.inputs, s.outputs, s.dims, order.backends, order.precisions, order.auto, order.device, hardware(order.device), order.tolerance, order.threads, order.measure,
-            sorted({d: installed(d) for e in ENGINES.values() for d in ("torch", "zztoolkit", *e.needs)}.items()), *_structure(s.model)]
+            sorted({d: installed(d) for e in ENGINES.values() for d in ("torch", "zztoolkit", *e.needs)}.items()), *structure(s.model)]
     for part in told: h.update(repr(part).encode() + b"\0")
     tensors = [*s.model.named_parameters(), *s.model.named_buffers(), *((f"input {i}", x) for i, x in enumerate((*s.example, *order.inputs, *order.calibration)))]
     for name, x in tensors:
         h.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-        h.update(_bytes(x))
+        h.update(tensor_bytes(x))
     return h.hexdigest()
 
 def fingerprint(s: Subject) -> list[list[float]]:
-    "Of each output of eager for the example: its mean, its mean size, and 30 of its values"
+    "Of each output of eager, for the example and for it ten times as large: its mean, its mean size, and 30 of its values"
     import numpy as np
     def of(y: np.ndarray) -> list[float]:
         flat_ = np.nan_to_num(y.astype("f8").ravel())
         return [float(v) for v in (flat_.mean(), np.abs(flat_).mean(), *flat_[np.linspace(0, flat_.size - 1, 30).astype(int)])] if flat_.size else []
-    return [of(y) for y in s.eager(s.at(batch=min(max(len(s.example[0]), s.dims[0].min), s.dims[0].opt)))]
+    xs = s.at(batch=min(max(len(s.example[0]), s.dims[0].min), s.dims[0].opt))
+    return [of(y) for rows in (xs, tuple(x * -10 if x.is_floating_point() else x for x in xs)) for y in s.eager(rows)]
 
 def _same_fingerprint(a: list[list[float]], b: list[list[float]]) -> bool:
     import numpy as np
@@ -431,15 +417,23 @@ def _order(s: Subject, backend: Any, precision: Any, device: str, inputs: Any, c
     names = tuple(ENGINES) if backend in ("auto", "all") else (backend,) if isinstance(backend, str) else tuple(backend)
     if device.partition(":")[0] not in ("cpu", "cuda"): raise ToolkitError(f"no device {device!r}", do="use cpu, cuda or cuda:1")
     if device != "cpu" and (why := no_cuda()): raise ToolkitError(f"nothing can be compiled for {device} here", found=why, do="zz doctor")
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1: raise ToolkitError("threads must be a positive whole number", found=repr(threads))
     if not names: raise ToolkitError("no backend", do=f"use auto, all, {', '.join(ENGINES)}")
     if unknown := [n for n in names if n not in ENGINES]: raise ToolkitError(f"no backend {unknown[0]!r}", do=f"use auto, all, {', '.join(ENGINES)}")
     precisions = (precision,) if isinstance(precision, str) else tuple(precision)
     if unknown := [p for p in precisions if p not in TOLERANCES]: raise ToolkitError(f"no precision {unknown[0]!r}", do=f"use {', '.join(TOLERANCES)}")
     if "int8" in precisions and calibration is None and inputs is None:
-        raise ToolkitError("int8 takes the range of every activation from real inputs", do="give calibration=, some dozens of rows of what the model will meet")
+        raise ToolkitError("int8 takes the range of every activation from real inputs", do="give inputs= (or calibration=), some dozens of rows of what the model will meet")
     given = _rows_like(s, inputs, "inputs") if inputs is not None else s.example
-    allowed = tolerance if tolerance is None or isinstance(tolerance, Tolerance) else Tolerance(float(tolerance), float(tolerance), 0)
+    allowed = _tolerance(tolerance)
     return Order(names, precisions, backend == "auto", device, allowed, threads, measure, given, _rows_like(s, calibration, "calibration") if calibration is not None else given)
+
+def _tolerance(given: Any) -> Tolerance | None:
+    if given is None or isinstance(given, Tolerance): return given
+    try: most = float(given)
+    except (TypeError, ValueError): most = -1
+    if most >= 0: return Tolerance(most, most, 0)
+    raise ToolkitError("tolerance must be a Tolerance or a number from 0 up", found=repr(given), do="tolerance=1e-3 bounds differences relative to an output's largest value")
 
 def _rows_like(s: Subject, given: Any, what: str) -> tuple[torch.Tensor, ...]:
     "Rows in the form of the example"

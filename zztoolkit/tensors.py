@@ -42,6 +42,7 @@ class TensorSpec:
     name: str
     dtype: str                       # NumPy's word: float32, int64
     shape: tuple[int | str, ...]     # a size, or the name of a `Dim`; an output's size that varies otherwise is "?"
+    below: int | None = None         # whole numbers that index a table of this size
 
     def __str__(self) -> str: return f"{self.name}: {self.dtype} ({', '.join(map(str, self.shape))})"
 
@@ -68,9 +69,11 @@ def contiguous(x: Array) -> Array:
     return np.ascontiguousarray(x) if is_numpy(x) else x.contiguous()     # type: ignore[union-attr]
 
 def as_array(x: Any) -> Any:
-    "A tensor or an array as it is, anything else as an array"
+    "A tensor or an array as it is, anything else as an array. Raises `InputError` for rows of different shapes"
     import numpy as np
-    return x if is_numpy(x) or hasattr(x, "detach") else np.asarray(x)
+    if is_numpy(x) or hasattr(x, "detach"): return x
+    try: return np.asarray(x)
+    except ValueError: raise InputError("rows of different shapes cannot be one batch: pad them to one length, or send them apart") from None
 
 def as_numpy(x: Any) -> np.ndarray:
     "The same numbers in NumPy; bfloat16, which it does not know, as float32"
@@ -91,9 +94,11 @@ def check_inputs(
     if len(xs) != len(specs): raise InputError(f"expected {len(specs)} input{'s' * (len(specs) > 1)} ({'; '.join(map(str, specs))}), got {len(xs)}")
     seen: dict[str, int] = {}
     for x, spec in zip(xs, specs):
-        if dtype_name(x) != spec.dtype: raise InputError(f"{spec.name} must be {spec.dtype}, got {dtype_name(x)}")
+        if dtype_name(x) != spec.dtype: raise InputError(f"{spec.name} must be {spec.dtype}, got {dtype_name(x)}; x.{'astype' if is_numpy(x) else 'to'}({spec.dtype if is_numpy(x) else 'torch.' + spec.dtype}) converts it")
         if x.ndim != len(spec.shape): raise InputError(f"{spec} has {len(spec.shape)} dimensions, got shape {tuple(x.shape)}")
         _check_sizes(tuple(x.shape), spec, dims, seen)
+        if spec.below is not None and not (0 <= int(x.min()) and int(x.max()) < spec.below):
+            raise InputError(f"{spec.name} holds {int(x.min())} to {int(x.max())}; it indexes a table of {spec.below}, so from 0 to {spec.below - 1}")
     return [contiguous(x) for x in xs]
 
 # %% ../nbs/03a_tensors.ipynb #form
