@@ -74,6 +74,7 @@ def open_mar(path: str | Path) -> Mar:
 # %% ../nbs/05_archive.ipynb #names
 def check_name(name: str) -> str:
     "`name`, if TorchServe takes it as a model's name"
+    if name.startswith("token"): raise ToolkitError(f"{name} cannot be served", found="TorchServe takes every address with /token in it for its key service", do="begin the name otherwise")
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_\-.]*", name): return name
     raise ToolkitError("not a model name", found=repr(name), do="use letters, digits, _ - and . and begin with a letter or digit")
 

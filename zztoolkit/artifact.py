@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['log', 'VNNI', 'FORMAT', 'Artifact', 'bound', 'Session', 'bound_to', 'made_with', 'check_fit', 'staging', 'save',
-           'check_home', 'load_artifact', 'Evidence', 'cached_artifacts', 'clear_cache']
+           'check_home', 'alone', 'load_artifact', 'Evidence', 'cached_artifacts', 'clear_cache']
 
 # %% ../nbs/03d_artifact.ipynb #artifact
 @dataclass(frozen=True)
@@ -166,14 +166,17 @@ def _rebuilt(a: Artifact) -> Artifact:
     if why := engine.why_not(kind, a.precision): raise ToolkitError(f"{a.engine} cannot be made again here", found=why, do="compile the model for an engine of this machine")
     key = f"rebuilt of {a.digests[PROGRAM]} for {hardware(kind)}, {made_with(engine)}"
     home = cache_dir() / "artifacts" / f"{a.engine}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    with suppress(ToolkitError): return load_artifact(home)
-    log.warning("making %s again: %s", a.path, _misfit(a, kind))
-    program = torch.export.load(a.verify().path / PROGRAM)
-    with staging(home) as folder:
-        job = Job(program.module(), (), a.inputs, {d.name: d for d in a.dims}, a.precision, kind, exported=program)
+    with alone(home, "compile"):      # of a server's workers, one
+        with suppress(ToolkitError): return load_artifact(home)
+        log.warning("making %s again: %s", a.path, _misfit(a, kind))
+        return _made_again(replace(a, path=home, versions=made_with(engine), hardware=bound_to(engine, a.precision, kind), key=key, report={}), torch.export.load(a.verify().path / PROGRAM))
+
+def _made_again(a: Artifact, program: Any) -> Artifact:
+    engine = ENGINES[a.engine]
+    with staging(a.path) as folder:
+        job = Job(program.module(), (), a.inputs, {d.name: d for d in a.dims}, a.precision, a.device, exported=program)
         engine.export(job, folder)
-        made = replace(a, path=home, versions=made_with(engine), hardware=bound_to(engine, a.precision, kind), key=key, report={})
-        return save(replace(made, parity=_against_program(made, program, folder)), folder)
+        return save(replace(a, parity=_against_program(a, program, folder)), folder)
 
 def _against_program(a: Artifact, program: Any, folder: Path) -> dict:
     "What an engine gives of the inputs that its program was exported with, against what the program itself gives. Raises `ToolkitError`"
@@ -211,7 +214,7 @@ def _digest(d: dict) -> str:
 
 def _replace(folder: Path, home: Path) -> bool:
     "Was it put in its place? Where another process was first with the same, that is kept"
-    with _locked(home):
+    with alone(home, "replace"):
         if not home.exists():
             folder.rename(home)
             return True
@@ -228,13 +231,14 @@ def check_home(home: Path):
     if home.exists() and not (home / "artifact.json").exists() and any(home.iterdir()): raise ToolkitError(f"{home} is a folder with other things in it", do="give compile_model another path")
 
 @contextlib.contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    "Alone, of all processes, to change what stands at `home`"
-    file = cache_dir() / "locks" / hashlib.sha256(str(home.absolute()).encode()).hexdigest()[:16]
+def alone(home: Path, to: str) -> Iterator[None]:
+    "Be the only one, of all processes, to do something at `home`; the others wait"
+    file = cache_dir() / "locks" / hashlib.sha256(f"{to} {home.absolute()}".encode()).hexdigest()[:16]
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try: yield
+        finally: fcntl.flock(lock, fcntl.LOCK_UN)      # a process forked meanwhile holds the file, too
 
 def _made_of(folder: Path) -> tuple:
     "What an artifact was made of: its key, and what eager gave; () if it does not say"

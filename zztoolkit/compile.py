@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import Artifact, Session, bound_to, check_home, load_artifact, made_with, save, staging
+from .artifact import Artifact, Session, alone, bound_to, check_home, load_artifact, made_with, save, staging
 from .content import structure, tensor_bytes
 from .core import InputError, Steps, ToolkitError, cache_dir, installed
 from .engines import ENGINES, Engine, Job, Loading, flat, hardware, no_cuda, sized
@@ -470,10 +470,11 @@ def compile_model(
     key = content_key(s, order)
     home = Path(path) if path else cache_dir() / "artifacts" / f"{s.name.lower()}-{key[:12]}"
     check_home(home)
-    with torch_threads(threads): made = _found_again(home, key, s)
-    if made: step("– compiled before")      # and it still agrees
-    else:
-        with staging(home) as folder: made = _compiled(s, order, key, home, folder, step)
+    with alone(home, "compile"):
+        with torch_threads(threads): made = _found_again(home, key, s)
+        if made: step("– compiled before")      # and it still agrees
+        else:
+            with staging(home) as folder: made = _compiled(s, order, key, home, folder, step)
     if not progress: steps.done(f"✓ compiled for {made.engine}, {made.precision}")
     return made
 
