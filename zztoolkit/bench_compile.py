@@ -144,6 +144,7 @@ def against_torch_compile(case: Case, artifact: Artifact) -> dict[str, dict[str,
     "Milliseconds of eager, `torch.compile` and the artifact at its smallest and best batch, in turns on one thread"
     import torch
     s = subject(case.model, case.example, case.batch, case.options.get("dynamic"))
+    torch.compiler.reset()      # its limit of recompilations counts those of the cases before
     compiled, session = torch.compile(s.model), artifact.load(1)
     inputs = {n: s.at(batch=n) for n in sorted({artifact.batch.min, artifact.batch.opt})}
     def runner(f: Any) -> Callable[[int], Any]: return lambda n: f(*inputs[n])
