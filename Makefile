@@ -14,7 +14,7 @@ help:
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every image operation on both engines"
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
-	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (some ten minutes)"
+	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (a quarter of an hour)"
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
 	@echo "make notebooks     run every notebook and keep its outputs"
