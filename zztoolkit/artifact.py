@@ -189,15 +189,13 @@ def _against_program(a: Artifact, program: Any, folder: Path) -> dict:
     return found
 
 # %% ../nbs/03d_artifact.ipynb #saving
-class staging:
+@contextlib.contextmanager
+def staging(home: Path) -> Iterator[Path]:
     "A folder beside `home` to write into; gone afterwards, whatever happens"
-    def __init__(self, home: Path): self.folder = home.parent / f".compiling-{uuid.uuid4().hex[:8]}"
-
-    def __enter__(self) -> Path:
-        self.folder.mkdir(parents=True)
-        return self.folder
-
-    def __exit__(self, *exc): shutil.rmtree(self.folder, ignore_errors=True)
+    folder = home.parent / f".compiling-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    try: yield folder
+    finally: shutil.rmtree(folder, ignore_errors=True)
 
 FORMAT = 2
 

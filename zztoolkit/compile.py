@@ -437,12 +437,11 @@ def _tolerance(given: Any) -> Tolerance | None:
 
 def _rows_like(s: Subject, given: Any, what: str) -> tuple[torch.Tensor, ...]:
     "Rows in the form of the example"
-    values = [given[n] for n in s.form.inputs] if isinstance(given, Mapping) else given if isinstance(given, (tuple, list)) else (given,)
-    xs = tuple(map(_tensor, values))
-    if [(x.ndim, dtype_name(x)) for x in xs] != [(len(i.shape), i.dtype) for i in s.inputs] or len({len(x) for x in xs}) > 1:
-        raise ToolkitError(f"{what} must be as the example is, with more rows", found="; ".join(f"{dtype_name(x)} {tuple(x.shape)}" for x in xs), do=f"give {'; '.join(map(str, s.inputs))}")
-    try: check_inputs(xs, s.inputs, s.by_name | {"batch": Dim("batch", 1, len(xs[0]), len(xs[0]))})
-    except InputError as e: raise ToolkitError(f"{what} must be as the example is, with more rows", found=str(e)) from None
+    try:
+        xs = tuple(map(_tensor, s.form.arguments(given if isinstance(given, (tuple, list)) else [given], {})))
+        n = max(map(len, xs), default=1)
+        check_inputs(xs, s.inputs, s.by_name | {"batch": Dim("batch", 1, n, n)})
+    except InputError as e: raise ToolkitError(f"{what} must be as the example is, with more rows", found=str(e), do=f"give {'; '.join(map(str, s.inputs))}") from None
     return xs
 
 # %% ../nbs/03_compile.ipynb #compile-model

@@ -20,7 +20,7 @@ if TYPE_CHECKING: from matplotlib.figure import Figure
 __all__ = ['RequestError', 'DecodeError', 'TooLargeError', 'InputError', 'ToolkitError', 'http_phrase', 'http_error', 'n_rows',
            'row_list', 'rows', 'join_rows', 'Batch', 'figure', 'png_of', 'Steps', 'environment_without_secrets',
            'usable_cores', 'sha256', 'cache_dir', 'Java', 'java_major', 'find_java', 'Finding', 'Report', 'installed',
-           'doctor']
+           'find_compiler', 'doctor']
 
 # %% ../nbs/00_core.ipynb #request-errors
 class RequestError(ValueError):
@@ -345,8 +345,12 @@ def _gpu() -> Finding:
     names = [pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
     return Finding("GPU", bool(names), f"{', '.join(names)}; driver {pynvml.nvmlSystemGetDriverVersion()}")
 
+def find_compiler() -> str | None:
+    "Path of the C++ compiler that TorchInductor would take"
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
 def _compiler() -> Finding:
-    found = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    found = find_compiler()
     return Finding("C++ compiler", bool(found), found or "none: no AOTInductor packages can be made (they run without one)", "apt install g++")
 
 # %% ../nbs/00_core.ipynb #doctor

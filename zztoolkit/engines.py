@@ -5,14 +5,14 @@
 # %% ../nbs/03b_engines.ipynb #imports
 from __future__ import annotations
 
-import contextlib, importlib.util, io, logging, os, platform, shutil, threading, warnings
+import contextlib, importlib.util, io, logging, platform, threading, warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .core import ToolkitError, cache_dir, installed
+from .core import cache_dir, find_compiler, installed
 from .tensors import Dim, Form, TensorSpec, outputs_of
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _load_eager(folder: Path, how: Loading) -> Run:
 # %% ../nbs/03b_engines.ipynb #aoti
 def _no_compiler(kind: str) -> str:
     if kind == "cuda": return "" if importlib.util.find_spec("triton") else "not installed: triton"
-    return "" if shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++") else "no C++ compiler: apt install g++"
+    return "" if find_compiler() else "no C++ compiler: apt install g++"
 
 def _export_aoti(job: Job, folder: Path):
     import torch
