@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     Column = Union[Array, "Text", "Lists"]
 
 # %% auto #0
-__all__ = ['array_module', 'objects', 'Text', 'Lists', 'take', 'is_missing', 'Columns', 'KeyedTable', 'whole', 'save_table',
-           'load_table']
+__all__ = ['array_module', 'objects', 'Text', 'on_host', 'Lists', 'take', 'is_missing', 'Columns', 'moved', 'KeyedTable', 'whole',
+           'save_table', 'load_table']
 
 # %% ../nbs/02a_columns.ipynb #array-module
 def array_module(x: Any) -> Any:
@@ -68,11 +68,11 @@ class Text:
         xp = array_module(self.codes)
         kept, codes = xp.unique(self.codes, return_inverse=True)
         absent = int(len(kept) > 0 and int(kept[0]) < 0)
-        return Text(codes.reshape(-1) - absent, self.values[_host(kept[absent:])])
+        return Text(codes.reshape(-1) - absent, self.values[on_host(kept[absent:])])
 
-    def tolist(self) -> list[str | None]: return [None if i < 0 else self.values[i] for i in _host(self.codes).tolist()]
+    def tolist(self) -> list[str | None]: return [None if i < 0 else self.values[i] for i in on_host(self.codes).tolist()]
 
-def _host(x: Array) -> np.ndarray:
+def on_host(x: Array) -> np.ndarray:
     "The same array in the host's memory"
     return x.get() if hasattr(x, "get") else x
 
@@ -81,11 +81,11 @@ def _host(x: Array) -> np.ndarray:
 class Lists:
     "A column of lists: row i is `flat[starts[i]:starts[i] + lengths[i]]`"
     lengths: Array       # int64 (N,)
-    flat: Array | Text   # the items of all rows, one row after another
+    flat: Any            # the items of all rows, one row after another: numbers or `Text`
     starts: Array        # int64 (N,)
 
     @classmethod
-    def of(cls, lengths: Array, flat: Array | Text) -> Lists: return cls(lengths, flat, lengths.cumsum() - lengths)
+    def of(cls, lengths: Array, flat: Any) -> Lists: return cls(lengths, flat, lengths.cumsum() - lengths)
 
     def __len__(self) -> int: return len(self.lengths)
 
@@ -105,14 +105,14 @@ class Lists:
         place = xp.arange(length)[None, :] - (0 if right else length - kept)      # of a cell among the items kept
         first = self.starts[:, None] + (self.lengths[:, None] - kept if last else 0)
         inside = (place >= 0) & (place < kept)
-        flat = self.flat if len(self.flat) else xp.zeros(1, self.flat.dtype)      # type: ignore[union-attr]
+        flat = self.flat if len(self.flat) else xp.zeros(1, self.flat.dtype)
         return xp.where(inside, flat[xp.where(inside, first + place, 0)], xp.asarray(fill, flat.dtype))
 
     def tolist(self) -> list[list]:
         items = self.flat.tolist()
-        return [items[s:s + n] for s, n in zip(_host(self.starts).tolist(), _host(self.lengths).tolist())]
+        return [items[s:s + n] for s, n in zip(on_host(self.starts).tolist(), on_host(self.lengths).tolist())]
 
-def take(column: Column, positions: Array) -> Column:
+def take(column: Any, positions: Array) -> Any:
     "Rows of a column by position; -1 is the last row"
     if isinstance(column, Text): return Text(column.codes[positions], column.values).used()
     return column.at(positions) if isinstance(column, Lists) else column[positions]
@@ -154,10 +154,10 @@ def _with_missing(column: Column) -> Column:
 def _without_missing(column: Column) -> Column:
     return Lists(column.lengths[:-1], column.flat, column.starts[:-1]) if isinstance(column, Lists) else Text(column.codes[:-1], column.values) if isinstance(column, Text) else column[:-1]
 
-def _moved(column: Column, xp: Any) -> Column:
+def moved(column: Any, xp: Any) -> Any:
     "The column in the memory of an array module"
     if isinstance(column, Text): return Text(xp.asarray(column.codes), column.values)
-    if isinstance(column, Lists): return Lists(*(xp.asarray(x) if not isinstance(x, Text) else _moved(x, xp) for x in (column.lengths, column.flat, column.starts)))
+    if isinstance(column, Lists): return Lists(moved(column.lengths, xp), moved(column.flat, xp), moved(column.starts, xp))
     return xp.asarray(column)
 
 class KeyedTable:
@@ -195,7 +195,7 @@ class KeyedTable:
             if not self.text and len(keys) and int(keys[-1]) - int(keys[0]) < 4 * len(keys) + 1024:
                 direct = np.full(int(keys[-1]) - int(keys[0]) + 2, -1)
                 direct[keys - keys[0]] = np.arange(len(keys))
-            self._homes[xp.__name__] = (keys if self.text else xp.asarray(keys), None if direct is None else xp.asarray(direct), {c: _moved(x, xp) for c, x in self.columns.items()})
+            self._homes[xp.__name__] = (keys if self.text else xp.asarray(keys), None if direct is None else xp.asarray(direct), {c: moved(x, xp) for c, x in self.columns.items()})
         return self._homes[xp.__name__]
 
     def find(self, column: Array | Text) -> Array:
@@ -238,7 +238,7 @@ def _to_arrow(column: Column) -> pa.Array:
 def _from_arrow(column: pa.Array) -> Column:
     import pyarrow.types as types
     if types.is_string(column.type): return Text.of(column.to_pylist())
-    if types.is_large_list(column.type): return Lists.of(column.value_lengths().to_numpy(False).astype("int64"), _from_arrow(column.flatten()))     # type: ignore[arg-type]
+    if types.is_large_list(column.type): return Lists.of(column.value_lengths().to_numpy(False).astype("int64"), _from_arrow(column.flatten()))
     return column.to_numpy(zero_copy_only=False).copy()
 
 def save_table(table: KeyedTable, path: Path):

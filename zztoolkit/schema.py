@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from zztoolkit.columns import Array, Column
 
 # %% auto #0
-__all__ = ['KINDS', 'LONGEST_TEXT', 'MOST', 'MISSING', 'Field', 'plain_values', 'Door', 'Schema', 'keep_good', 'out_of_range']
+__all__ = ['KINDS', 'LONGEST_TEXT', 'MOST', 'MISSING', 'Field', 'refusals', 'plain_values', 'read_series', 'Door', 'Schema',
+           'keep_good', 'out_of_range']
 
 # %% ../nbs/02b_schema.ipynb #field
 KINDS = ("int", "float", "bool", "text", "datetime")
@@ -41,7 +42,7 @@ class Field:
         kind = f"list of {self.kind}, at most {self.longest}" if self.many else self.kind
         return kind + (" or missing" if self.nullable else "")
 
-    def shown(self, value: float) -> str:
+    def shown(self, value: Any) -> str:
         "A number of it as people write it"
         return datetime.fromtimestamp(value / 1e6, timezone.utc).strftime("%Y-%m-%d %H:%M:%S") if self.kind == "datetime" else f"{value:.15g}"
 
@@ -66,7 +67,7 @@ class Field:
         return TypeAdapter(list[Union[rule, None]] if self.nullable else list[rule]).validate_python      # type: ignore[valid-type]
 
 # %% ../nbs/02b_schema.ipynb #refusals
-def _refusals(name: str, field: Field, values: list) -> dict[int, InputError]:
+def refusals(name: str, field: Field, values: list) -> dict[int, InputError]:
     "Why values are refused, by their position"
     import pydantic
     try: field.check(values)
@@ -126,30 +127,30 @@ def _fitting(field: Field, series: pd.Series) -> Column | None:
     fits = {"int": "i" if field.dtype == "int64" else "", "float": "if", "bool": "b"}[field.kind]
     return series.to_numpy().astype(field.dtype) if isinstance(series.dtype, np.dtype) and kind in fits else None
 
-def _factorized(series: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def _factorized(series: Any) -> tuple[np.ndarray, np.ndarray]:
     codes, values = series.factorize()
     return codes.astype("int64"), values.to_numpy(object)
 
-def _suspects(field: Field, column: Column, series: pd.Series) -> np.ndarray:
+def _suspects(field: Field, column: Any, series: pd.Series) -> np.ndarray:
     "Rows of a column that fits whose value may be refused"
     import numpy as np
     gone = series.isna().to_numpy()
     odd = gone if not field.nullable else np.zeros(len(gone), bool)
-    if field.kind == "float": odd = odd | np.isinf(column)     # type: ignore[call-overload]
+    if field.kind == "float": odd = odd | np.isinf(column)
     return np.flatnonzero(odd)
 
-def _read_series(name: str, field: Field, series: pd.Series) -> tuple[Column, dict[int, InputError]]:
+def read_series(name: str, field: Field, series: pd.Series) -> tuple[Column, dict[int, InputError]]:
     "A column and why rows of it are refused; what stands in a refused row is meaningless"
     column = _fitting(field, series)
     if column is None: return _read_list(name, field, plain_values(series))
     rows = _suspects(field, column, series).tolist()
-    found = _refusals(name, field, plain_values(series.iloc[rows])) if rows else {}
+    found = refusals(name, field, plain_values(series.iloc[rows])) if rows else {}
     return column, {rows[i]: e for i, e in found.items()}
 
 def _read_list(name: str, field: Field, values: list) -> tuple[Column, dict[int, InputError]]:
     import pydantic
     try: return _column(field, field.check(values)), {}
-    except pydantic.ValidationError: bad = _refusals(name, field, values)
+    except pydantic.ValidationError: bad = refusals(name, field, values)
     filler = next((v for i, v in enumerate(values) if i not in bad), None)
     if filler is None and not field.nullable: filler = [] if field.many else {"text": "", "datetime": datetime(1970, 1, 1), "bool": False}.get(field.kind, 0)
     return _column(field, field.check([filler if i in bad else v for i, v in enumerate(values)])), bad
@@ -205,48 +206,53 @@ class Schema:
         "Learned from a training table. Raises `ToolkitError` for a column that is not there or holds values of several kinds"
         if missing := [c for c in names if c not in df]: raise ToolkitError(f"the table has no column {', '.join(missing)}", found=f"columns {', '.join(map(str, df.columns))}")
         bare = cls({c: _infer(c, df[c]) for c in names}, others, ranges)
-        door = bare(df)
+        door = bare(df[list(bare.fields)])
         if door.errors: raise ToolkitError("a row of the training table cannot be used", found="; ".join(f"row {i}: {e}" for i, e in list(door.errors.items())[:3]), do="drop those rows, or mend them")
         return replace(bare, fields={c: _with_range(f, door.columns[c]) for c, f in bare.fields.items()})
 
     def __call__(self, data: Any) -> Door:
         "Let in a list of records, a dict of lists or a pandas data frame"
-        if hasattr(data, "iloc"): return self._open(len(data), lambda c, f: _read_series(c, f, data[c]) if c in data else None, self._others(data.columns, range(len(data))))
+        if hasattr(data, "iloc"): return self.open(len(data), lambda c, f: read_series(c, f, data[c]) if c in data else None, self.unknown(data.columns, range(len(data))))
         if isinstance(data, Mapping): return self._lists(data)
         wrong = {i: InputError(f"a record must be an object with {', '.join(self.fields)}; got {r!r:.80}") for i, r in enumerate(data) if not isinstance(r, Mapping)}
         records = [{} if i in wrong else r for i, r in enumerate(data)]
-        first = {i: e for i, r in enumerate(records) for e in self._others(r, [i]).values()} if self.others == "refuse" else {}
-        return self._open(len(records), lambda c, f: _read_list(c, f, [r.get(c, None if f.nullable else MISSING) for r in records]), first | wrong)
+        first = {i: e for i, r in enumerate(records) for e in self.unknown(r, [i]).values()} if self.others == "refuse" else {}
+        return self.open(len(records), lambda c, f: _read_list(c, f, [r.get(c, None if f.nullable else MISSING) for r in records]), first | wrong)
 
     def _lists(self, data: Mapping[str, Sequence]) -> Door:
         lengths = {c: len(v) for c, v in data.items() if c in self.fields}
         n = max(lengths.values(), default=0)
         if set(lengths.values()) - {n}: raise InputError(f"columns of different lengths: {', '.join(f'{c} {k}' for c, k in lengths.items())}")
-        return self._open(n, lambda c, f: _read_list(c, f, list(data[c])) if c in data else None, self._others(data, range(n)))
+        return self.open(n, lambda c, f: _read_list(c, f, list(data[c])) if c in data else None, self.unknown(data, range(n)))
 
-    def _others(self, given: Iterable[str], rows: Iterable[int]) -> dict[int, InputError]:
+    def unknown(self, given: Iterable[str], rows: Iterable[int]) -> dict[int, InputError]:
         "The error of all `rows`, if columns that no field names are refused and there are some"
         unknown = [str(c) for c in given if c not in self.fields] if self.others == "refuse" else []
         return dict.fromkeys(rows, InputError(f"unknown column {', '.join(unknown)}; known are {', '.join(self.fields)}")) if unknown else {}
 
-    def _open(self, n: int, read: Callable[[str, Field], Any], first: Mapping[int, InputError]) -> Door:
+    def open(self, n: int, read: Callable[[str, Field], Any], first: Mapping[int, InputError]) -> Door:
         "`first` are errors that go before those of columns; of these, a row's first one has the word"
-        columns, errors = Columns(), {}
+        columns, errors = Columns(), dict[int, InputError]()
         for c, field in self.fields.items():
             columns[c], bad = read(c, field) or _read_list(c, field, [None if field.nullable else MISSING] * n)
             errors = (self._outside(c, columns[c]) if self.ranges == "refuse" else {}) | bad | errors
         return keep_good(columns, n, errors | dict(first))
 
-    def _outside(self, name: str, column: Column) -> dict[int, InputError]:
+    def _outside(self, name: str, column: Any) -> dict[int, InputError]:
         "Rows outside the range of the training table"
         field = self.fields[name]
-        return {int(i): InputError(f"{name}: {field.shown(column[i].item())} is outside {field.shown(field.low)} to {field.shown(field.high)}") for i in out_of_range(field, column).nonzero()[0]}    # type: ignore[index]
+        return {int(i): InputError(f"{name}: {field.shown(column[i].item())} is outside {field.shown(field.low)} to {field.shown(field.high)}") for i in out_of_range(field, column).nonzero()[0]}
 
     def count_drift(self, columns: Columns):
         "Count values that are missing, and numbers outside the training table's range"
         for c, field in self.fields.items():
             if field.nullable and not field.many: columns.count(c, "missing", is_missing(columns[c]))
             columns.count(c, "out of range", out_of_range(field, columns[c]))
+
+    def example(self) -> dict:
+        "A record that is let in, of the smallest values of the training table and the word example"
+        def one(f: Field) -> Any: return {"text": "example", "bool": False}.get(f.kind, 0) if f.low is None else f.shown(f.low) if f.kind == "datetime" else bool(f.low) if f.kind == "bool" else f.low
+        return {c: [one(f)] if f.many else one(f) for c, f in self.fields.items()}
 
     def to_dict(self) -> dict: return {"others": self.others, "ranges": self.ranges, "fields": {c: asdict(f) for c, f in self.fields.items()}}
 
