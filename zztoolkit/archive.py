@@ -14,12 +14,13 @@ from typing import Any
 
 from .artifact import Artifact, load_artifact
 from .core import ToolkitError, environment_without_secrets, sha256
+from .frame import Features
 from .handler import Handler, artifact_folder, check_initialized, load_service, receive, to_body
 from .vision import Chain, sample_photo
 
 # %% auto #0
 __all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'Mar', 'default_store', 'open_mar', 'check_name', 'check_handler_file', 'check_rules',
-           'check_unpacked', 'model_config', 'as_model', 'archive']
+           'check_unpacked', 'model_config', 'as_model', 'as_features', 'archive']
 
 # %% ../nbs/05_archive.ipynb #mar
 NOT_TRIED = "not tried: the handler reads requests in a way of its own; give --example, a request"
@@ -117,10 +118,11 @@ def _own_frames(e: BaseException, folder: str) -> str:
     return (shown + "".join(traceback.format_exception_only(e))).replace(folder + os.sep, "")
 
 def _default_example(handler: Any) -> tuple[bytes, str] | None:
-    "A request for a handler that reads requests as `Handler` does: a photograph for a chain, zeros for an artifact, else None"
+    "A request for a handler that reads requests as `Handler` does: a photograph for a chain, a record for features, zeros for an artifact, else None"
     import numpy as np
     if not isinstance(handler, Handler) or type(handler).preprocess is not Handler.preprocess: return None
     if handler.chain: return to_body({"image": sample_photo(), "region": [0, 0, 400, 300]} if handler.chain.crops_per_request else sample_photo())
+    if handler.features and handler.features.schema: return to_body(handler.features.schema.example())
     if handler.session is None: return None
     sizes = {d.name: d.opt for d in handler.session.artifact.dims}
     zeros = {s.name: np.zeros([sizes[n] if isinstance(n, str) else n for n in s.shape[1:]], s.dtype) for s in handler.session.artifact.inputs}
@@ -240,12 +242,14 @@ def _archiver_tempdir(folder: Path) -> Iterator[None]:
     finally: tempfile.tempdir = was
 
 # %% ../nbs/05_archive.ipynb #archive
-def _lay_out(contents: Path, artifact: Artifact | None, chain: Chain | None, extra_files: Sequence[str | Path], config: dict):
+def _lay_out(contents: Path, artifact: Artifact | None, chain: Chain | None, features: Features | Path | None, extra_files: Sequence[str | Path], config: dict):
     "Everything but the handler, as it will stand in the unpacked archive"
     import yaml
     contents.mkdir()
     if artifact: shutil.copytree(artifact.verify().path, contents / "artifact")
     if chain: (contents / "chain.json").write_text(chain.to_json())
+    if isinstance(features, Features): features.save(contents / "features")
+    elif features: shutil.copytree(features, contents / "features")
     for extra in map(Path, extra_files):
         if not extra.exists(): raise ToolkitError(f"no extra file at {extra}")
         if (contents / extra.name).exists() or extra.name == "model-config.yaml":
@@ -262,6 +266,12 @@ def as_model(model: Any) -> tuple[Artifact | None, Path | None]:
     raise ToolkitError("no model there", found=f"{model} is no folder of an artifact and no file" + (", nor a variable of the notebook" if isinstance(model, str) else ""),
                        do="give an Artifact, its folder (artifact.path), or a model file (.pt)")
 
+def as_features(features: Any) -> Features | Path | None:
+    "Fitted features, or the folder they were saved to. Raises `ToolkitError` for anything else"
+    if features is None or isinstance(features, Features): return features
+    if isinstance(features, (str, Path)) and (Path(features) / "features.json").exists(): return Path(features)
+    raise ToolkitError("no features there", found=repr(features)[:200], do="give fitted Features, or the folder that features.save(folder) wrote")
+
 def archive(
     name: str,                              # of the model
     handler: str | Path,                    # file of the handler: a zztoolkit `Handler`, or any TorchServe handler
@@ -269,6 +279,7 @@ def archive(
     version: str = "1.0",
     store: str | Path | None = None,        # folder the archive is put into; default: model_store of the project
     chain: Chain | None = None,             # preprocessing, for a handler whose class names none
+    features: Any = None,                   # fitted `Features`, or the folder they were saved to, for a handler of records
     extra_files: Sequence[str | Path] = (), # files and folders the handler reads from its model folder
     example: Any = None,                    # for the dry run: a file, or what `Endpoint.predict` takes
     **config: Any,                          # model-config.yaml: minWorkers, batchSize, maxBatchDelay (ms), threads, ...
@@ -284,7 +295,7 @@ def archive(
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as work:
         contents, made, final = Path(work, "contents"), Path(work, f"{name}.mar"), Path(work, "final.mar")
-        _lay_out(contents, artifact, chain, extra_files, settings)
+        _lay_out(contents, artifact, chain, as_features(features), extra_files, settings)
         _run_archiver(name, version, handler.resolve(), contents, model_file, Path(work))
         _repack(made, final)
         with zipfile.ZipFile(final) as z: z.extractall(Path(work, "unpacked"))

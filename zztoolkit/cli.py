@@ -164,6 +164,7 @@ def archive(
     name: Annotated[Optional[str], typer.Option(help="of the model [default: the file's stem]")] = None,
     version: Annotated[str, typer.Option()] = "1.0",
     store: Annotated[Optional[Path], typer.Option(help="[default: model_store of the project]")] = None,
+    features: Annotated[Optional[Path], typer.Option("--features", "-f", help="folder of saved features")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b")] = 1,
     max_batch_delay: Annotated[int, typer.Option("--max-batch-delay", "-d", help="milliseconds")] = 10,
     workers: Annotated[int, typer.Option("--workers", "-w")] = 1,
@@ -172,7 +173,7 @@ def archive(
 ):
     "Check a handler in a fresh process and pack it into a .mar"
     from zztoolkit.archive import archive as pack
-    mar = pack(name or handler.stem, handler, model, version, store, extra_files=extra_file or [], example=example,
+    mar = pack(name or handler.stem, handler, model, version, store, features=features, extra_files=extra_file or [], example=example,
                batchSize=batch_size, maxBatchDelay=max_batch_delay, minWorkers=workers, maxWorkers=workers)
     typer.echo(f"{mar}\n{mar.path}")
 

@@ -34,7 +34,7 @@ class FeatureTable:
     "Features of the rows that are right, which rows those are, and why the others are not"
     arrays: dict[str, Array]              # continuous: float32 (N, C); categorical: int64 (N, K); a list by its name: (N, length)
     groups: dict[str, tuple[str, ...]]    # which columns each array holds
-    rows: tuple[int, ...]
+    rows: Sequence[int]
     errors: dict[int, InputError]
 
     def __len__(self) -> int: return len(self.rows)

@@ -6,24 +6,27 @@
 from __future__ import annotations
 
 import base64, fcntl, io, json, logging, os, time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifact import Artifact, Session, load_artifact
-from .core import Batch, DecodeError, InputError, RequestError, ToolkitError, http_error, row_list, usable_cores
+from .core import Batch, DecodeError, InputError, RequestError, ToolkitError, http_error, join_rows, n_rows, row_list, rows, usable_cores
 from .cuda import check_cuda
+from .frame import Features
 from .tensors import TensorSpec
 from .vision import Chain, Decode, decode_image, stack_rows
 
 if TYPE_CHECKING: import numpy as np
 
 # %% auto #0
-__all__ = ['NPY', 'STAGES', 'log', 'to_body', 'existing', 'from_body', 'as_array', 'as_image', 'as_inputs', 'stack_inputs',
-           'encode', 'Busy', 'is_busy', 'Handler', 'check_initialized', 'worker_threads', 'respond', 'stage_metric',
-           'load_service', 'as_requests', 'receive', 'artifact_folder', 'LocalHandler', 'decode']
+__all__ = ['NPY', 'STAGES', 'log', 'to_body', 'existing', 'from_body', 'as_array', 'as_json', 'as_image', 'as_inputs',
+           'stack_inputs', 'encode', 'Busy', 'is_busy', 'Handler', 'check_initialized', 'worker_threads', 'respond',
+           'stage_metric', 'drift_metric', 'load_service', 'as_requests', 'receive', 'artifact_folder', 'LocalHandler',
+           'decode', 'in_one']
 
 # %% ../nbs/04_handler.ipynb #to-body
 NPY = b"\x93NUMPY"   # how an .npy file starts
@@ -93,6 +96,12 @@ def as_array(x: Any, dtype: str = "float32") -> np.ndarray:
     if not kept.all(): raise InputError(f"not an array of {dtype}: it holds {given[~kept].flat[0]}")
     return out
 
+def as_json(x: Any) -> Any:
+    "What a JSON body says; one that TorchServe could not parse comes as bytes, and here is why"
+    if not isinstance(x, (bytes, bytearray)): return x
+    try: return json.loads(x)
+    except ValueError as e: raise DecodeError(f"the body is not JSON: {e}") from None
+
 def as_image(x: Any) -> np.ndarray:
     "A value as an image, for a chain that decodes none: an encoded one is decoded, an array is as it is"
     return decode_image(Decode(), bytes(x)) if isinstance(x, (bytes, bytearray)) else as_array(x, "uint8")
@@ -158,6 +167,8 @@ class Handler:
     A verb may be called again with part of a batch, so it must not count on being called once.
     """
     chain: Chain | None = None        # preprocessing of an image request
+    features: Features | None = None  # preprocessing of a record; by default what the archive holds
+    functions: Sequence[Callable] = ()  # that `Lambda`s of those features use
     session: Session | None = None    # the loaded artifact, after `initialize`
     threads: int = 1                  # of this worker, after `initialize`
     config: dict = {}                 # the archive's model-config.yaml, after `initialize`
@@ -174,17 +185,28 @@ class Handler:
         self._timings = stage_metric(context)
         if self.chain is None and (folder / "chain.json").exists():
             self.chain = Chain.from_json((folder / "chain.json").read_text())
+        if self.features is None and (folder / "features").exists(): self.features = Features.load(folder / "features", self.functions)
+        self._count = drift_metric(context)
         if self.chain and self.config.get("device") == "cuda": check_cuda()
         artifact = folder / self.config.get("artifact", "artifact")
         if artifact.exists() or "artifact" in self.config: self.session = _loaded(artifact, self.config, self.threads, context)
 
     def preprocess(self, requests: Sequence) -> Any:
-        "Bodies to model inputs: by `chain` where there is one, else arrays, one for each input of the artifact"
+        "Bodies to model inputs: by `chain` or `features` where there are some, else arrays, one for each input of the artifact"
         if chain := self.chain:
             batch = Batch.of(requests) if chain.decodes else Batch.of(requests).map(as_image)
             return batch.through(lambda xs: chain.batch(xs, self._pool, self.config.get("device", "cpu")))
+        if self.features: return Batch.of(requests).map(as_json).through(self.featurize)
         specs = self.session.artifact.inputs if self.session else ()
         return Batch.of(requests).map(partial(as_inputs, specs)).through(stack_inputs)
+
+    def featurize(self, records: Sequence) -> Batch:
+        "Records (a dict each) to model inputs by `features`, a wrong one with its error; what the training table did not prepare for is counted"
+        drift, features = Counter[tuple[str, str]](), self.features
+        assert features
+        table = features.table(records, drift=drift)
+        self._count(len(table), drift)
+        return Batch(table.arrays, tuple(table.rows), dict(table.errors))
 
     def inference(self, inputs: Any) -> Any:
         "Model inputs to outputs: by the archive's artifact"
@@ -231,10 +253,13 @@ class Handler:
     def local(cls,
         artifact: Artifact | str | Path | None = None, # the model, or its folder
         folder: str | Path = ".",                      # stands for the model folder: the extra files are there
+        features: Features | None = None,              # fitted; by default what the folder holds
         **config: Any,                                 # what model-config.yaml would hold
     ) -> LocalHandler:
         "This handler at work in this process"
-        return LocalHandler(cls(), artifact, folder, **config)
+        handler = cls()
+        if features: handler.features = features
+        return LocalHandler(handler, artifact, folder, **config)
 
 # %% ../nbs/04_handler.ipynb #handler-helpers
 log = logging.getLogger(__name__)
@@ -281,6 +306,18 @@ def stage_metric(context: Any) -> Callable[[str, float], None]:
     from ts.metrics.metric_type_enum import MetricTypes
     metric = context.metrics.add_metric_to_cache("zz_stage_seconds", "Seconds", ["model_name", "stage"], MetricTypes.HISTOGRAM)
     return lambda stage, seconds: metric.add_or_update(seconds, [context.model_name, stage])
+
+# %% ../nbs/04_handler.ipynb #drift-metric
+def drift_metric(context: Any) -> Callable[[int, Mapping[tuple[str, str], int]], None]:
+    "A function (rows, counts by column and kind) that feeds the counters `zz_feature_rows` and `zz_feature_drift`, if the context has metrics"
+    if getattr(context, "metrics", None) is None: return lambda rows, drift: None
+    from ts.metrics.metric_type_enum import MetricTypes
+    add = context.metrics.add_metric_to_cache
+    all_rows, odd = add("zz_feature_rows", "Count", ["model_name"], MetricTypes.COUNTER), add("zz_feature_drift", "Count", ["model_name", "column", "kind"], MetricTypes.COUNTER)
+    def count(rows: int, drift: Mapping[tuple[str, str], int]):
+        all_rows.add_or_update(rows, [context.model_name])
+        for (column, kind), n in drift.items(): odd.add_or_update(n, [context.model_name, column, kind.replace(" ", "_")])
+    return count
 
 # %% ../nbs/04_handler.ipynb #load-service
 def _metrics() -> Any:
@@ -350,3 +387,14 @@ def decode(body: bytes, kind: str) -> Any:
     if kind.startswith("application/octet-stream"): return body
     try: return json.loads(body) if not kind.startswith("text/plain; charset") else body.decode()
     except ValueError: return body.decode(errors="replace")
+
+# %% ../nbs/04_handler.ipynb #in-one
+def in_one(f: Callable[[Any], Any], parts: Sequence[Any], most: int = 0) -> list:
+    "`f` on the rows of all `parts` together (at most `most` at once, if it is given), its result in as many parts of as many rows"
+    lengths = [n_rows(p) for p in parts]
+    total = sum(lengths)
+    if not total: return [f(p) for p in parts]
+    joined = join_rows([p for p, n in zip(parts, lengths) if n])
+    done = join_rows([f(rows(joined, slice(i, i + (most or total)))) for i in range(0, total, most or total)])
+    ends = [sum(lengths[:i + 1]) for i in range(len(lengths))]
+    return [rows(done, slice(end - n, end)) for end, n in zip(ends, lengths)]

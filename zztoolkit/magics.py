@@ -172,6 +172,7 @@ def serve_cell(
     server: LocalServer,
     model: Any = None,       # artifact, its folder, or a model file
     example: Any = None,     # for the dry run: a file, or what `Endpoint.predict` takes
+    features: Any = None,    # fitted `Features`, or the folder they were saved to
     extra_files: Iterable[str] = (),
     store: str | Path | None = None, # folder that keeps the archive; default: model_store of the project
     progress: Callable[[str], None] = lambda step: None,
@@ -191,7 +192,7 @@ def serve_cell(
         module = Path(work, f"{name}.py")
         module.write_text(source)
         progress("try in a fresh process")
-        mar = archive(name, module, artifact or model_file, next_version(server, name), Path(work, "store"), extra_files=tuple(extra_files), example=example, **config)
+        mar = archive(name, module, artifact or model_file, next_version(server, name), Path(work, "store"), features=features, extra_files=tuple(extra_files), example=example, **config)
         if not mar.tried: progress(f"– {NOT_TRIED}")
         return deploy(server, mar, progress, serving=lambda: mar.move_to(Path(store or default_store())))
 
@@ -226,11 +227,12 @@ class ServeMagics(Magics):
     @magic_arguments()
     @argument("name", help="name of the model, and of the endpoint left in the notebook")
     @argument("--model", "-m", help="artifact (a variable of the notebook), its folder, or a model file")
+    @argument("--features", "-f", help="fitted features (a variable of the notebook), or the folder they were saved to")
     @argument("--batch-size", "-b", type=int, help="requests a worker gets at once (default 1)")
     @argument("--max-batch-delay", "-d", type=int, help="milliseconds a batch waits to fill (default 10)")
     @argument("--workers", "-w", type=int, help="worker processes (default 1)")
     @argument("--threads", "-t", type=int, help="threads of each worker (default: the cores shared among the workers)")
-    @argument("--example", "-e", help="for the dry run: a file or a variable of the notebook (default: a sample photograph, or zeros)")
+    @argument("--example", "-e", help="for the dry run: a file or a variable of the notebook (default: a sample photograph, a record, or zeros)")
     @argument("--extra-file", "-x", action="append", default=[], help="file or folder the handler reads; may be repeated")
     @argument("--store", help="folder that keeps the archive (default: model_store of the project)")
     @cell_magic
@@ -243,7 +245,7 @@ class ServeMagics(Magics):
         steps, user = Steps(), self.shell.user_ns
         cells = cells_on_disk(cell, Path.cwd()) if os.environ.get("IN_TEST") and not self.cells.marked(args.name) else None
         endpoint = serve_cell(args.name, cell, cells or self.cells, self.server, _from_notebook(user, args.model), _from_notebook(user, args.example),
-                              args.extra_file, args.store, steps, **_config(args))
+                              _from_notebook(user, args.features), args.extra_file, args.store, steps, **_config(args))
         steps.done()
         user[args.name] = endpoint
         return endpoint

@@ -187,7 +187,7 @@ def _with_range(field: Field, column: Column) -> Field:
 class Door:
     "What came in: columns of the rows that are right, which rows those are, and why the others are not"
     columns: Columns
-    rows: tuple[int, ...]
+    rows: Sequence[int]
     errors: dict[int, InputError]
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ class Schema:
 def keep_good(columns: Columns, n: int, errors: Mapping[int, InputError]) -> Door:
     "The door, with the rows that no error names"
     import numpy as np
-    if not errors: return Door(columns, tuple(range(n)), {})
+    if not errors: return Door(columns, range(n), {})
     rows = tuple(i for i in range(n) if i not in errors)
     return Door(columns.rows(np.array(rows, np.int64)), rows, dict(sorted(errors.items())))
 
