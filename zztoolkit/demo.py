@@ -17,12 +17,14 @@ from .core import ToolkitError, cache_dir, usable_cores
 from .serve import Endpoint, LocalServer, deploy
 from .vision import Chain, sample_photo
 
-if TYPE_CHECKING: import torch
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
 
 # %% auto #0
-__all__ = ['DEBIAN', 'CAMERA', 'BY_SA', 'WHEEL', 'HANDLERS', 'lite_weights', 'efficientnet_lite', 'efficientnet_lite0',
-           'imagenet_labels', 'photographs', 'large_photographs', 'showable', 'requests_per_second', 'side_by_side',
-           'serve_ours', 'serve_stock', 'main']
+__all__ = ['DEBIAN', 'CAMERA', 'BY_SA', 'WHEEL', 'RECBOLE', 'HANDLERS', 'lite_weights', 'efficientnet_lite', 'efficientnet_lite0',
+           'imagenet_labels', 'photographs', 'large_photographs', 'showable', 'movielens', 'requests_per_second',
+           'side_by_side', 'serve_ours', 'serve_stock', 'main']
 
 # %% ../nbs/13_demo.ipynb #model
 def lite_weights(n: int = 0) -> str:
@@ -72,16 +74,16 @@ def _from_debian(target: Path, package: str = DEBIAN, photos: str = "usr/share/b
         for p in Path(tmp).glob(photos): shutil.move(p, target / name(p))
     return True
 
-def _from_wheel(target: Path) -> bool:
-    "Unzip photographs out of a wheel that is not installed"
+def _from_wheel(target: Path, wheel: str = WHEEL, files: Sequence[str] = tuple(f"skimage/data/{name}" for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"))) -> bool:
+    "Unzip files out of a wheel that is not installed"
     with tempfile.TemporaryDirectory() as tmp:
-        if not _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", WHEEL], tmp): return False
+        if not _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", wheel], tmp): return False
         with zipfile.ZipFile(next(Path(tmp).glob("*.whl"))) as z:
-            for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"): (target / name).write_bytes(z.read(f"skimage/data/{name}"))
+            for name in files: (target / Path(name).name).write_bytes(z.read(name))
     return True
 
-def _cached(name: str, fetch: Callable[[Path], None]) -> list[Path]:
-    "The photographs of a folder of the cache, which `fetch` fills the first time"
+def _cached(name: str, fetch: Callable[[Path], None]) -> Path:
+    "A folder of the cache, which `fetch` fills the first time"
     home = cache_dir() / name
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,9 @@ def _cached(name: str, fetch: Callable[[Path], None]) -> list[Path]:
             part.chmod(0o755)
             with suppress(OSError): part.rename(home)      # another process was first
         finally: shutil.rmtree(part, ignore_errors=True)
-    return sorted(p for p in home.iterdir() if p.suffix in (".jpg", ".png"))
+    return home
+
+def _photos(home: Path) -> list[Path]: return sorted(p for p in home.iterdir() if p.suffix in (".jpg", ".png"))
 
 def photographs(say: Callable[[str], None] = print) -> list[Path]:
     "Real photographs, fetched once into the cache"
@@ -99,7 +103,7 @@ def photographs(say: Callable[[str], None] = print) -> list[Path]:
         if _from_debian(part): say(f"photographs from Debian's {DEBIAN} (Creative Commons), kept in the cache")
         elif _from_wheel(part): say(f"no apt here: a few small photographs from the {WHEEL} wheel, kept in the cache")
         else: shutil.copy(sample_photo(), part); say("no apt and no pip index here: one photograph from matplotlib")
-    return _cached("photographs", fetch)
+    return _photos(_cached("photographs", fetch))
 
 def large_photographs(say: Callable[[str], None] = print) -> list[Path]:
     "Photographs of 4 to 16 megapixels, progressive and baseline JPEGs. Raises `ToolkitError` where they cannot be had"
@@ -110,11 +114,28 @@ def large_photographs(say: Callable[[str], None] = print) -> list[Path]:
             raise ToolkitError("the large photographs cannot be downloaded", found=f"apt-get download {CAMERA} failed", do="on Debian or Ubuntu: apt-get update, and try again")
     def pixels(p: Path) -> int:
         with PIL.Image.open(p) as img: return img.width * img.height
-    return [p for p in photographs(say) + _cached("camera", fetch) if 4e6 <= pixels(p) <= 16e6]
+    return [p for p in photographs(say) + _photos(_cached("camera", fetch)) if 4e6 <= pixels(p) <= 16e6]
 
 def showable(photos: Sequence[Path]) -> list[Path]:
     "The photographs whose pictures may stay in a committed notebook, under their photographers' names"
     return [p for p in photos if not p.stem.startswith(BY_SA)]
+
+# %% ../nbs/13_demo.ipynb #movielens
+RECBOLE = "recbole==1.2.1"            # holds MovieLens 100k
+
+def movielens() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    "Ratings (user, film, rating 1 to 5, time in UTC) in order of time, people (user, age, gender, occupation) and films (film, title, year, genres). Raises `ToolkitError` where they cannot be had"
+    import pandas as pd
+    def fetch(part: Path):
+        if not _from_wheel(part, RECBOLE, [f"recbole/dataset_example/ml-100k/ml-100k.{kind}" for kind in ("inter", "user", "item")]):
+            raise ToolkitError("MovieLens 100k cannot be downloaded", found=f"pip download {RECBOLE} failed", do="try again where pip reaches an index")
+    home = _cached("movielens", fetch)
+    read = lambda kind, names: pd.read_csv(home / f"ml-100k.{kind}", sep="\t", header=0, names=names)
+    ratings, people, films = read("inter", ["user", "film", "rating", "time"]), read("user", ["user", "age", "gender", "occupation", "zip"]), read("item", ["film", "title", "year", "genres"])
+    ratings["time"] = pd.to_datetime(ratings.time, unit="s")
+    films["genres"] = films.genres.fillna("").str.split()
+    films["year"] = pd.to_numeric(films.year, errors="coerce")
+    return ratings.sort_values(["time", "user", "film"], kind="stable", ignore_index=True), people.drop(columns="zip"), films
 
 # %% ../nbs/13_demo.ipynb #load
 def requests_per_second(

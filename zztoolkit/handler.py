@@ -200,13 +200,23 @@ class Handler:
         specs = self.session.artifact.inputs if self.session else ()
         return Batch.of(requests).map(partial(as_inputs, specs)).through(stack_inputs)
 
-    def featurize(self, records: Sequence) -> Batch:
-        "Records (a dict each) to model inputs by `features`, a wrong one with its error; what the training table did not prepare for is counted"
+    def featurize(self, records: Any) -> Batch:
+        "Records (a list of dicts, or a dict of lists) to model inputs by `features`, a wrong one with its error; what the training table did not prepare for is counted"
         drift, features = Counter[tuple[str, str]](), self.features
         assert features
         table = features.table(records, drift=drift)
-        self._count(len(table), drift)
+        self._count(len(table) + len(table.errors), drift)
         return Batch(table.arrays, tuple(table.rows), dict(table.errors))
+
+    def featurize_many(self, requests: Sequence[Mapping[str, Sequence]]) -> Batch:
+        "Requests of several rows each (lists by column) to a dict of model inputs for each; one wrong row refuses its request"
+        import numpy as np
+        owner = np.repeat(np.arange(len(requests)), [len(next(iter(r.values()))) for r in requests])
+        made = self.featurize({c: [x for r in requests for x in r[c]] for c in requests[0]})
+        errors = {int(owner[row]): e for row, e in reversed(made.errors.items())}
+        ends = np.searchsorted(owner[list(made.requests)], np.arange(len(requests)), side="right").tolist()
+        parts = [rows(made.items, slice(start, end)) for start, end in zip([0, *ends], ends)]
+        return Batch([p for i, p in enumerate(parts) if i not in errors], tuple(i for i in range(len(parts)) if i not in errors), errors)
 
     def inference(self, inputs: Any) -> Any:
         "Model inputs to outputs: by the archive's artifact"
