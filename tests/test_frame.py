@@ -1,0 +1,187 @@
+"Tabular features: one row's error is its own, the same arrays offline and online, in another process and over HTTP, on pandas and on cuDF."
+from __future__ import annotations
+
+import concurrent.futures, importlib.util, inspect, json, os, subprocess, sys, time
+
+import numpy as np, pandas as pd, pytest, torch
+from hypothesis import given, settings, strategies as st
+
+from conftest import ROOT
+from zztoolkit import demo, frame as F
+from zztoolkit.archive import archive
+from zztoolkit.compile import compile_model
+from zztoolkit.feature_ops import OPERATIONS
+from zztoolkit.schema import Schema
+from zztoolkit.serve import deploy
+
+
+def goods(n: int = 400, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame({
+        "price": np.where(rng.random(n) < 0.1, np.nan, rng.lognormal(3, 1, n)), "stock": rng.integers(0, 50, n), "used": rng.random(n) < 0.5,
+        "brand": pd.array(np.where(rng.random(n) < 0.1, None, rng.choice([f"märke {i}" for i in range(40)], n)), dtype="str"), "seller": rng.integers(0, 60, n),
+        "listed": pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 300 * 86_400_000, n), unit="ms"), "viewed": [rng.integers(0, 90, k).tolist() for k in rng.integers(0, 9, n)],
+        "tags": [rng.choice(["new", "red", "boxed"], k).tolist() for k in rng.integers(0, 4, n)], "sold": rng.integers(0, 2, n)})
+
+def gap(price, stock): return abs(price) - stock
+
+def titled(names): return [n.title() for n in names]
+
+def every_operation() -> F.Features:
+    sellers = pd.DataFrame({"seller": range(50), "stars": np.linspace(1, 5, 50), "town": [f"town {i % 7}" for i in range(50)], "sells": [[f"c{j}" for j in range(i % 4)] for i in range(50)]})
+    return F.Features([
+        F.DateParts("listed", parts=("year", "month", "day", "weekday", "hour", "minute")), F.JoinExternal("seller", table=sellers), F.TargetEncoding(["brand", "seller"], target="sold"),
+        F.JoinGroupby("price", key="seller", stats=("count", "sum", "mean", "std", "min", "max")),
+        F.FillMissing(["price", "stars", "town", "seller_price_sum", "seller_price_mean", "seller_price_std", "seller_price_min", "seller_price_max"], indicator=True),
+        F.Lambda(["price", "stock"], gap, into="gap"), F.Lambda("town", titled), F.HashBucket("town", buckets=16), F.Clip("price", high=500), F.LogOp(["price", "seller_count"]),
+        F.Normalize(["price", "stars", "gap"]), F.MinMax("listed_day"), F.Bucketize("stock", buckets=6), F.Categorify(["brand", "seller", "used", "tags", "sells"]), F.HashBucket("viewed", buckets=30),
+        F.ListPad(["viewed", "tags"], length=4), F.ListPad("sells", length=3, keep="first", side="left")])
+
+@pytest.fixture(scope="module")
+def fitted() -> F.Features: return every_operation().fit(goods())
+
+def equal(a: dict, b: dict):
+    assert a.keys() == b.keys()
+    for name in a: assert a[name].dtype == b[name].dtype and np.array_equal(a[name], b[name]), name
+
+
+def test_ten_thousand_rows_as_records_are_the_table_bit_for_bit(fitted):
+    "Rows that the features never saw, as JSON text, in batches of every size; each operation is among them"
+    df = goods(10_000, seed=1)
+    offline, lines = fitted.table(df).whole().arrays, [json.dumps(r) for r in fitted.records(df)]
+    assert {type(o) for o in fitted.ops} == set(OPERATIONS.values())
+    cuts = [0, 1, 2, 10, 110, 1_000, 9_999, 10_000]
+    online = [fitted.table([json.loads(line) for line in lines[a:b]]).whole().arrays for a, b in zip(cuts, cuts[1:])]
+    equal({name: np.concatenate([part[name] for part in online]) for name in offline}, offline)
+    for i in range(0, 10_000, 500): equal(fitted.table([json.loads(lines[i])]).whole().arrays, {name: x[i:i + 1] for name, x in offline.items()})
+
+def test_another_process_gives_the_same(fitted, tmp_path):
+    "State loaded without pickle, under another hash seed: every id and every number is the same"
+    fitted.save(tmp_path / "features")
+    goods(300, seed=2).to_parquet(tmp_path / "rows.parquet")
+    source = "\n".join(["import numpy as np, pandas as pd", "from zztoolkit.frame import Features", inspect.getsource(gap), inspect.getsource(titled),
+                        "np.savez('made.npz', **Features.load('features', [gap, titled]).table(pd.read_parquet('rows.parquet')).whole().arrays)"])
+    done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "made.npz") as made: equal(dict(made), fitted.table(goods(300, seed=2)).whole().arrays)
+
+ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=4), st.binary(max_size=3), st.dictionaries(st.text(max_size=2), st.integers(), max_size=1), st.datetimes().map(str))
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(["price", "stock", "used", "brand", "seller", "listed", "viewed", "tags", "colour"]), ANYTHING), max_size=5))
+def test_whatever_comes_is_refused_or_right(fitted, changes):
+    "Rows spoilt by anything: no error but InputError, each row's verdict and features are those it gets alone, and good neighbours are as ever"
+    good = fitted.records(goods(2))
+    rows = [good[0], *(good[0] | c for c in changes), good[1]]
+    together = fitted.table(rows)
+    assert set(together.rows) | set(together.errors) == set(range(len(rows))) and {0, len(rows) - 1} <= set(together.rows)
+    for i, row in enumerate(rows):
+        alone = fitted.table([row])
+        assert [str(e) for e in alone.errors.values()] == [str(e) for k, e in together.errors.items() if k == i]
+        if not alone.errors: equal(alone.arrays, {name: x[list(together.rows).index(i)][None] for name, x in together.arrays.items()})
+    for x in together.arrays.values(): assert np.isfinite(x).all()
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(ANYTHING, ANYTHING, ANYTHING, ANYTHING), min_size=1, max_size=5))
+def test_a_frame_and_its_records_get_the_same_verdict(values):
+    "One set of rules: for columns of objects, what a record is refused for, a data frame's row is refused for, in the same words"
+    schema = Schema.of(goods(), ["price", "stock", "brand", "viewed"])
+    names = list(schema.fields)
+    gone = lambda v: None if isinstance(v, float) and v != v else v        # what pandas calls missing
+    df = pd.DataFrame({c: pd.Series([row[i] for row in values], dtype=object) for i, c in enumerate(names)})
+    by_frame, by_records = schema(df), schema([dict(zip(names, map(gone, row))) for row in values])
+    assert {i: str(e) for i, e in by_frame.errors.items()} == {i: str(e) for i, e in by_records.errors.items()}
+    for c in names: assert repr(by_frame.columns[c].tolist()) == repr(by_records.columns[c].tolist())
+
+def test_out_of_fold_is_scikit_learns_meaning():
+    "The mean of all others' targets: a value that a row alone has tells it nothing of its own target"
+    df = pd.DataFrame({"one": [f"v{i}" for i in range(200)], "y": np.random.default_rng(0).random(200)})
+    features, table = F.Features([F.TargetEncoding("one", target="y", smoothing=0.0)]).fit_transform(df)
+    assert np.allclose(table.arrays["continuous"][:, 0], df.y.mean(), atol=0.05)                        # its fold's mean of all
+    assert np.allclose(features.table(df).arrays["continuous"][:, 0], df.y.astype("float32"))           # what a model must not be trained on
+
+def test_a_resident_table_of_a_million_costs_a_request_nothing():
+    "A lookup touches the rows asked for, not the table: measured against a table of a thousand, with a wide margin"
+    def milliseconds(n: int) -> float:
+        table = pd.DataFrame({"item": np.arange(n) * 7, "weight": np.random.default_rng(0).random(n), "maker": [f"m{i}" for i in range(n)]})
+        f = F.Features([F.JoinExternal("item", table=table), F.FillMissing("weight"), F.HashBucket("maker", buckets=99)]).fit(pd.DataFrame({"item": [0, 7]}))
+        def once():
+            start = time.perf_counter()
+            f.table([{"item": 7}])
+            return time.perf_counter() - start
+        return min(once() for _ in range(50)) * 1e3
+    assert milliseconds(300_000) < 20 * milliseconds(1_000)
+
+class Ranker(torch.nn.Module):
+    def __init__(self, ids: int):
+        super().__init__()
+        self.bias = torch.nn.Embedding(ids, 1)
+    def forward(self, continuous, categorical): return continuous[:, 0] + 0.1 * self.bias(categorical[:, 1])[:, 0]
+
+@pytest.fixture(scope="module")
+def ranked(server, tmp_path_factory):
+    "handlers/recommendation.py as it is in the repository, on MovieLens, with a small model"
+    torch.manual_seed(0)
+    ratings, people, films = demo.movielens()
+    features = F.Features([F.JoinExternal("user", table=people, take="age"), F.JoinExternal("film", table=films, take="year"), F.TargetEncoding("film", target="rating"),
+                           F.FillMissing(["age", "year"]), F.Normalize(["film_rating", "age", "year"]), F.Categorify(["user", "film"])], outputs=["film_rating", "age", "year", "user", "film"]).fit(ratings)
+    home = tmp_path_factory.mktemp("ranked")
+    artifact = compile_model(Ranker(features.sizes["film"]).eval(), features.to_tensors(ratings[:8]), batch=(1, 64, 1024), backend="onnxruntime", path=home / "artifact", measure=False)
+    mar = archive("recommendation", ROOT / "handlers" / "recommendation.py", artifact, features=features, example={"user": 1, "candidates": [1, 2]}, store=home, batchSize=8, maxBatchDelay=20)
+    spec = importlib.util.spec_from_file_location("recommendation", ROOT / "handlers" / "recommendation.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    endpoint = deploy(server, mar)
+    yield endpoint, module.Recommendation.local(artifact, features=features)
+    endpoint.remove()
+
+def test_recommendation_over_http_is_what_it_is_here(ranked):
+    "Requests of 1 to 1,682 films from 16 clients at once, batched together: each gets the answer that it would get alone"
+    endpoint, local = ranked
+    rng = np.random.default_rng(0)
+    questions = [{"user": int(rng.integers(1, 1100)), "candidates": rng.integers(1, 1683, n).tolist(), "top": 5} for n in rng.integers(1, 400, 120)] + [{"user": 5}, {"user": 6, "top": 2000}]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool: answers = list(pool.map(endpoint.predict, questions))
+    for q, a in zip(questions, answers): assert a == local.predict(q), q
+    assert len(answers[-1]) == 1682 and answers[-1][0]["score"] >= answers[-1][-1]["score"]
+
+WRONG = {
+    "wrong type": ({"user": "Ann", "candidates": [1]}, 422, "user: input should be a valid integer, got 'Ann'"), "missing column": ({"candidates": [1]}, 422, "a request is an object with user"),
+    "NaN": (b'{"user": NaN, "candidates": [1]}', 422, "user: input should be"), "infinity": (b'{"user": 1, "candidates": [Infinity]}', 422, "film: input should be"),
+    "huge integer": ({"user": 1, "candidates": [10**40]}, 422, "film: input should be less than"), "empty list": ({"user": 1, "candidates": []}, 422, "1 to 5,000"),
+    "10,000-long list": ({"user": 1, "candidates": list(range(10_000))}, 422, "1 to 5,000"), "not UTF-8": (b'{"user": "\xff"}', 400, "not JSON"), "not JSON": (b"user=1", 400, "not JSON"), "a list": ([1], 422, "a request is an object"), "empty": (b"", 400, "not JSON")}
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_requests(ranked, what):
+    "Each fails alone with its status and its reason, beside a good one in the same batch"
+    endpoint, local = ranked
+    body, status, says = WRONG[what]
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    good = {"user": 3, "candidates": [7, 8]}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool: wrong, right = pool.submit(endpoint.post, body, "application/json"), pool.submit(endpoint.predict, good)
+    assert wrong.result().status_code == status and says in wrong.result().json()["error"]["message"], wrong.result().text
+    assert right.result() == local.predict(good)
+
+def test_an_unknown_category_is_answered_and_counted(ranked, server):
+    "A person and a film that the past does not have: an answer, and drift in the metrics"
+    endpoint, local = ranked
+    new = {"user": 10**9, "candidates": [10**9, 1]}
+    assert endpoint.predict(new) == local.predict(new)
+    text = server.metrics()
+    drift = {line.split("}")[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("zz_feature_drift{") and 'model_name="recommendation"' in line}
+    found = {kind: n for line, n in drift.items() for kind in ("unknown", "not_in_the_table", "out_of_range") if f'"{kind}"' in line and 'column="user"' in line}
+    assert found["unknown"] >= 2 and found["not_in_the_table"] >= 2 and found["out_of_range"] >= 2, text
+    assert 'zz_feature_rows{' in text
+
+cudf_missing = not importlib.util.find_spec("cudf")
+
+@pytest.mark.gpu
+@pytest.mark.skipif(cudf_missing, reason="cuDF is not installed")
+def test_every_operation_is_the_same_on_cudf(fitted):
+    "Ids equal, numbers within float32's rounding; tensors stay on the GPU; bad rows refused in the same words"
+    import cudf
+    df = goods(50_000, seed=3)
+    host, made = fitted.table(df).whole(), fitted.table(cudf.from_pandas(df[fitted.reads])).whole()
+    for name, x in made.tensors().items():
+        assert x.is_cuda
+        assert torch.allclose(x.cpu(), torch.as_tensor(host.arrays[name]), rtol=1e-5, atol=1e-6), name
+    bad = df[:6].assign(stock=[1, 2, 3, 4, 5, 6], price=[1., np.inf, np.nan, 2., 3., 4.])
+    assert {i: str(e) for i, e in fitted.table(cudf.from_pandas(bad[fitted.reads])).errors.items()} == {i: str(e) for i, e in fitted.table(bad).errors.items()}
