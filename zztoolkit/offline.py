@@ -431,9 +431,9 @@ def _write_chunk(task: dict, keys: Any, outcomes: list, schema: Any) -> int:
     good = [i for i in good if not isinstance(outcomes[i], Refused)]
     bad = [(i, x) for i, x in enumerate(outcomes) if isinstance(x, Refused)]
     if bad:
-        why = {"row": pa.array([task["first"] + i for i, _ in bad], pa.int64()), "status": pa.array([x.status for _, x in bad], pa.int32()),
-               "type": pa.array([x.type for _, x in bad]), "reason": pa.array([x.reason.encode("utf-8", "replace").decode() for _, x in bad])}
-        side = {key: keys.take(pa.array([i for i, _ in bad]))} | {_free_name(n, key, "refused"): x for n, x in why.items()}
+        told = {"row": pa.array([task["first"] + i for i, _ in bad], pa.int64()), "status": pa.array([x.status for _, x in bad], pa.int32()),
+                "type": pa.array([x.type for _, x in bad]), "reason": pa.array([x.reason.encode("utf-8", "replace").decode() for _, x in bad])}
+        side = {key: keys.take(pa.array([i for i, _ in bad]))} | {_free_name(n, key, "refused"): x for n, x in told.items()}
         _put(sink, _side(k), lambda f: pq.write_table(pa.table(side), f))
     else: (sink / _side(k)).unlink(missing_ok=True)
     names = [key, *(_free_name(n, key) for n in schema.names)]
@@ -725,11 +725,13 @@ def _done_rows(sink: Path) -> dict[int, tuple[int, int]]:
     return {k: (pq.read_metadata(p).num_rows, refused.get(k, 0)) for k, p in _numbers(sink, "part")}
 
 def _table(sink: Path, name: str) -> pd.DataFrame:
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pandas as pd, pyarrow as pa, pyarrow.parquet as pq
     done = {k for k, _ in _numbers(sink, "part")}
     found = [p for k, p in sorted(_numbers(sink, name)) if k in done]
     if len(done) < _read_manifest(sink)["chunks"]: warnings.warn(f"the run in {sink} is not finished: {len(done)} of {_read_manifest(sink)['chunks']} chunks")
-    return pa.concat_tables([pq.ParquetFile(p).read() for p in found]).to_pandas() if found else pa.table({}).to_pandas()
+    table = pa.concat_tables([pq.ParquetFile(p).read() for p in found]) if found else pa.table({})
+    holes = {pa.int64(): pd.Int64Dtype()} if any(c.null_count for c in table.columns) else {}     # pandas would make numbers with a point of them
+    return table.to_pandas(types_mapper=holes.get)
 
 def read(
     sink: str | Path, # of a run
@@ -797,7 +799,9 @@ def _local(job: Job):
     workers = [Watched(job.place, i) for i in range(min(job.processes, len(job.chunks)))]
     idle: queue.SimpleQueue = queue.SimpleQueue()
     reports: queue.SimpleQueue = queue.SimpleQueue()
-    for w in workers: w.start(), idle.put(w)
+    for w in workers:
+        w.start()
+        idle.put(w)
 
     def do(k: int):
         worker: Watched = idle.get()
@@ -852,8 +856,8 @@ def _ray(processes: int) -> Iterator[Any]:
     except ImportError: raise ToolkitError("Ray is not installed", do="pip install 'zztoolkit[ray]'") from None
     import logging
     if started := not ray.is_initialized():
-        here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": processes, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="ERROR", **here)
+        here: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": processes, "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
     logging.getLogger("ray.data").setLevel("ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     try: yield ray
