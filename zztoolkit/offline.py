@@ -850,8 +850,7 @@ def _settle_on_ray(place: Place, task: dict) -> dict:
 @contextmanager
 def _ray(processes: int) -> Iterator[Any]:
     "Ray: the cluster this process is connected to or RAY_ADDRESS names, else one on this machine for as long as the run takes"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}.items(): os.environ.setdefault(name, value)
     try: import ray, ray.data
     except ImportError: raise ToolkitError("Ray is not installed", do="pip install 'zztoolkit[ray]'") from None
     import logging
@@ -859,7 +858,9 @@ def _ray(processes: int) -> Iterator[Any]:
         here: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": processes, "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
     logging.getLogger("ray.data").setLevel("ERROR")
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    with warnings.catch_warnings():      # Ray Data warns of its own settings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        ray.data.DataContext.get_current().enable_progress_bars = False
     try: yield ray
     finally:
         if started: ray.shutdown()
