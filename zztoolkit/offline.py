@@ -992,7 +992,7 @@ def _finish(source: Source, sink: Path, manifest: dict, place: Place, engine: st
         if left: ENGINES[engine](Job(place, left, task, note, progress, processes))
     except BaseException as e:
         progress.steps.done(f"{progress.there + progress.new:,} of {source.rows:,} rows are done; the same call goes on from there")
-        if isinstance(e, KeyboardInterrupt): print(f"stopped at {progress.there + progress.new:,} of {source.rows:,} rows; the same call goes on from there", file=sys.stderr)
+        if isinstance(e, KeyboardInterrupt) and not sys.stderr.isatty(): print(f"stopped at {progress.there + progress.new:,} of {source.rows:,} rows; the same call goes on from there", file=sys.stderr)
         raise
     progress.steps.done(f"✓ {source.rows:,} rows, {progress.refused:,} refused")
     return Run(sink, source.rows, progress.refused, there, time.perf_counter() - start, engine, processes)
