@@ -7,7 +7,7 @@ TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Succ
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test gpu lab notebooks export bench-vision bench-compile clean
+.PHONY: help demo test gpu lab notebooks export bench-vision bench-compile bench-frame clean
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
@@ -15,6 +15,7 @@ help:
 	@echo "make gpu           the tests that need an NVIDIA GPU: every image operation on both engines"
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
 	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (a quarter of an hour)"
+	@echo "make bench-frame   tabular features of 1, 100 and 100,000 rows against pandas, scikit-learn and Feature-engine"
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
 	@echo "make notebooks     run every notebook and keep its outputs"
@@ -42,6 +43,9 @@ bench-vision: $(VENV)/bench.ok
 
 bench-compile: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.bench_compile
+
+bench-frame: $(VENV)/bench.ok
+	@$(BIN)/python -m zztoolkit.bench_frame
 
 lab: $(VENV)/dev.ok
 	@jupyter lab --notebook-dir nbs

@@ -20,7 +20,8 @@ from .vision import Chain, sample_photo
 
 # %% auto #0
 __all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'Mar', 'default_store', 'open_mar', 'check_name', 'check_handler_file', 'check_rules',
-           'check_unpacked', 'model_config', 'as_model', 'as_features', 'archive']
+           'own_frames', 'load_unpacked', 'check_unpacked', 'next_step', 'model_config', 'as_model', 'as_features',
+           'archive']
 
 # %% ../nbs/05_archive.ipynb #mar
 NOT_TRIED = "not tried: the handler reads requests in a way of its own; give --example, a request"
@@ -110,7 +111,7 @@ def check_rules(source: str, name: str = "the handler"):
                        do="move the others into a module and import them: imported classes do not count")
 
 # %% ../nbs/05_archive.ipynb #probe
-def _own_frames(e: BaseException, folder: str) -> str:
+def own_frames(e: BaseException, folder: str) -> str:
     "The traceback of `e` from the first frame in `folder` on"
     frames = traceback.extract_tb(e.__traceback__)
     first = next((i for i, f in enumerate(frames) if f.filename.startswith(folder)), 0)
@@ -142,19 +143,23 @@ def _dry_run(service: Any, body: bytes, kind: str) -> str:
     if not isinstance(answers, list) or len(answers) != 1: raise TypeError(f"handle returned {answers!r} for one request; it must return a list of one answer")
     return str(answers[0])
 
+def load_unpacked(folder: str) -> Any: # ts.service.Service
+    "The handler of an unpacked archive, loaded as a worker does. Raises what the handler's own module raises"
+    manifest = json.loads(Path(folder, "MAR-INF", "MANIFEST.json").read_text())["model"]
+    sys.path.insert(0, folder)
+    importlib.import_module(Path(manifest["handler"]).stem)     # its own error, before TorchServe's loader masks it
+    return load_service(folder, manifest["modelName"], manifest["handler"])
+
 def _probe(folder: str, report: str, example: str = "", kind: str = ""):
     "Run in a fresh interpreter: load the handler of an unpacked archive as a worker does, and try one request"
-    manifest = json.loads(Path(folder, "MAR-INF", "MANIFEST.json").read_text())["model"]
     found: dict[str, Any] = {}
-    sys.path.insert(0, folder)
     try:
-        importlib.import_module(Path(manifest["handler"]).stem)     # its own error, before TorchServe's loader masks it
-        service = load_service(folder, manifest["modelName"], manifest["handler"])
+        service = load_unpacked(folder)
         handler: Any = getattr(service._entry_point, "__self__", None)
         if isinstance(handler, Handler): check_initialized(handler)
         chosen = (Path(example).read_bytes(), kind) if example else _default_example(handler)
         if chosen is not None: found["answer"] = _dry_run(service, *chosen)
-    except BaseException as e: found["error"] = _own_frames(e, folder)
+    except BaseException as e: found["error"] = own_frames(e, folder)
     Path(report).write_text(json.dumps(found))
 
 # %% ../nbs/05_archive.ipynb #check-unpacked
@@ -179,10 +184,10 @@ def check_unpacked(
         killed = "killed, out of memory?" if done.returncode == -9 else f"exit code {done.returncode}"
         raise ToolkitError("the handler's process died", found=f"{killed}\n{done.stderr[-2000:]}")
     found = json.loads(report.read_text())
-    if "error" in found: raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do=f"nothing was packed, and what is served still is; {_next_step(found['error'])}")
+    if "error" in found: raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do=f"nothing was packed, and what is served still is; {next_step(found['error'])}")
     return found
 
-def _next_step(error: str) -> str:
+def next_step(error: str) -> str:
     "What mends an error of a handler's fresh process"
     last = error.rstrip().rpartition("\n")[2]
     if last.startswith("ModuleNotFoundError"): return "install that package here, or give a module of your own with the archive (--extra-file NAME.py)"

@@ -19,7 +19,7 @@ from .magics import served_name, undefined_names, without_magics
 
 # %% auto #0
 __all__ = ['app', 'export_handlers', 'readme', 'project_root', 'export_project', 'drift', 'main', 'command', 'doctor', 'export',
-           'archive', 'serve', 'cache']
+           'archive', 'serve', 'offline', 'cache']
 
 # %% ../nbs/12_cli.ipynb #handler-cells
 def _handler_cells(path: Path) -> dict[str, list]:
@@ -204,6 +204,27 @@ def _curl(server: Any, name: str, port: int) -> str:
     key = f"$(python3 -c \"import json; print(json.load(open('{server.folder}/key_file.json'))['inference']['key'])\")"
     return (f'curl --data-binary @FILE -H "Content-Type: application/octet-stream" -H "Authorization: Bearer {key}" http://127.0.0.1:{port}/predictions/{name}\n'
             f"(application/json for a JSON body; what its workers print is in {server.folder}/logs/model_log.log)")
+
+# %% ../nbs/12_cli.ipynb #offline-command
+@command
+def offline(
+    handler: Annotated[Path, typer.Argument(help="a .mar, or a handler's .py file with --model")],
+    source: Annotated[Path, typer.Argument(help="folder of photographs or of .parquet files; .parquet, .csv, .tsv, .arrow or .feather file")],
+    sink: Annotated[Path, typer.Argument(help="folder for the answers")],
+    key: Annotated[Optional[str], typer.Option("--key", "-k", help="column that names a row [default: the number of the row]")] = None,
+    processes: Annotated[Optional[int], typer.Option("--processes", "-p", help="[default: one for each core]")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: the cluster that RAY_ADDRESS names, else this machine")] = "local",
+    batch: Annotated[Optional[int], typer.Option("--batch", "-b", help="rows of one call of the handler [default: what the artifact takes]")] = None,
+    chunk: Annotated[Optional[int], typer.Option(help="rows of one file of answers")] = None,
+    answers: Annotated[str, typer.Option(help="columns, or json: each answer as JSON text")] = "columns",
+    model: Annotated[Optional[Path], typer.Option("--model", "-m", help="for a .py file: folder of an artifact, or a model file")] = None,
+    extra_file: Annotated[Optional[list[Path]], typer.Option("--extra-file", "-x", help="for a .py file: what it reads; may be repeated")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="delete what the sink holds")] = False,
+):
+    "Answer every row of a table or folder; the same command goes on with a run that was ended"
+    from zztoolkit.offline import run
+    typer.echo(repr(run(handler, source, sink, key=key, engine=engine, processes=processes, chunk=chunk, batch=batch, answers=answers, restart=restart,
+                        artifact=model, extra_files=extra_file or [])))
 
 # %% ../nbs/12_cli.ipynb #cache-command
 @command

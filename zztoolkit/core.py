@@ -200,6 +200,10 @@ class Steps:
         self.begun.append(step)
         self._show("  ".join([*map(_ticked, self.begun[:-1]), f"● {step} …"]))
 
+    def update(self, text: str):
+        "`text` takes the place of what was shown"
+        self._show(text)
+
     def done(self, summary: str = ""):
         "Every step is behind us; `summary` takes their place"
         self._show(summary or "  ".join(map(_ticked, self.begun)))
