@@ -107,7 +107,7 @@ def feature_engine(df: pd.DataFrame) -> Side:
     from feature_engine.wrappers import SklearnTransformerWrapper
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import MinMaxScaler, StandardScaler
-    named = ["user", "film", "gender", "occupation"]
+    named: list[Any] = ["user", "film", "gender", "occupation"]
     copied = lambda d: d.assign(film_rating=d.film, occupation_rating=d.occupation)
     ordered = [f"{c}_id" for c in named]
     def frame(x):

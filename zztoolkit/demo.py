@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['DEBIAN', 'CAMERA', 'BY_SA', 'WHEEL', 'RECBOLE', 'HANDLERS', 'lite_weights', 'efficientnet_lite', 'efficientnet_lite0',
-           'imagenet_labels', 'photographs', 'large_photographs', 'showable', 'movielens', 'requests_per_second',
-           'side_by_side', 'serve_ours', 'serve_stock', 'main']
+__all__ = ['DEBIAN', 'CAMERA', 'BY_SA', 'WHEEL', 'WHEEL_PHOTOS', 'RECBOLE', 'HANDLERS', 'lite_weights', 'efficientnet_lite',
+           'efficientnet_lite0', 'imagenet_labels', 'photographs', 'large_photographs', 'showable', 'movielens',
+           'requests_per_second', 'side_by_side', 'serve_ours', 'serve_stock', 'main']
 
 # %% ../nbs/13_demo.ipynb #model
 def lite_weights(n: int = 0) -> str:
@@ -60,6 +60,7 @@ DEBIAN = "lomiri-wallpapers-16.04"    # 16 MB, Creative Commons, by the photogra
 CAMERA = "plasma-workspace-wallpapers"  # 94 MB, CC BY-SA and LGPL: photographs of 4 MP, most of them baseline JPEGs as a camera writes them
 BY_SA = ("Bridge", "Dragonfly", "analogpattern", "free", "greentock")   # its copyleft ones; the others are CC BY 4.0, seeding CC0
 WHEEL = "scikit-image"                # astronaut, cat, coffee: public domain and CC0, inside its wheel
+WHEEL_PHOTOS = ("skimage/data/astronaut.png", "skimage/data/chelsea.png", "skimage/data/coffee.png", "skimage/data/rocket.jpg")
 
 def _run(args: Sequence[str], cwd: str | Path, timeout: float = 120) -> bool:
     try: return subprocess.run(args, cwd=cwd, capture_output=True, timeout=timeout).returncode == 0
@@ -74,7 +75,7 @@ def _from_debian(target: Path, package: str = DEBIAN, photos: str = "usr/share/b
         for p in Path(tmp).glob(photos): shutil.move(p, target / name(p))
     return True
 
-def _from_wheel(target: Path, wheel: str = WHEEL, files: Sequence[str] = tuple(f"skimage/data/{name}" for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"))) -> bool:
+def _from_wheel(target: Path, wheel: str = WHEEL, files: Sequence[str] = WHEEL_PHOTOS) -> bool:
     "Unzip files out of a wheel that is not installed"
     with tempfile.TemporaryDirectory() as tmp:
         if not _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", wheel], tmp): return False

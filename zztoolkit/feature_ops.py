@@ -28,7 +28,7 @@ __all__ = ['STATS', 'DAY', 'DATE_PARTS', 'OPERATIONS', 'Operation', 'number', 'k
 @dataclass(frozen=True)
 class Operation:
     "Reads `columns`, writes `gives`; holds what `fit` learned"
-    columns: tuple[str, ...]      # a name alone will do
+    columns: Any      # names: a tuple in the end; a list, or one name alone, will do
 
     def __post_init__(self):
         self._names("columns")
@@ -316,7 +316,7 @@ def _sorted(x: Text, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class JoinExternal(Operation):
     "Columns of a `table` by a key: `columns` is the key, which both have under that name; `take` are the columns that come, all by default"
     table: Any = None                    # a pandas data frame; a `KeyedTable` once it is read
-    take: tuple[str, ...] = ()
+    take: Any = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -357,7 +357,7 @@ class JoinGroupby(Operation):
     training table a row is part of its own group: of the target, take `TargetEncoding`.
     """
     key: str = ""
-    stats: tuple[str, ...] = ("count", "mean")
+    stats: Any = ("count", "mean")
     groups: dict[str, KeyedTable] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -450,7 +450,7 @@ DATE_PARTS: dict[str, Callable[[Any], Any]] = {
 @dataclass(frozen=True)
 class DateParts(Operation):
     "`<column>_<part>` of dates: year, month, day, weekday (Monday is 0), hour, minute; in UTC; of a missing date, missing"
-    parts: tuple[str, ...] = ("weekday", "hour")
+    parts: Any = ("weekday", "hour")
 
     def __post_init__(self):
         super().__post_init__()

@@ -101,8 +101,8 @@ def packed(table: Columns, groups: Mapping[str, tuple[str, ...]], door: Door) ->
 @dataclass(frozen=True)
 class Features:
     "Operations in order, fitted to a training table by `fit`; then the same for a frame, a dict of lists and JSON records"
-    ops: tuple[Operation, ...]
-    outputs: tuple[str, ...] = ()     # columns that come out; default: all that an operation gives
+    ops: Sequence[Operation]
+    outputs: Any = ()                 # columns that come out; default: all that an operation gives
     others: str = "allow"             # columns of a row that no operation reads: "allow" or "refuse"
     ranges: str = "count"             # numbers outside the training table's range: "count" (as drift) or "refuse"
     schema: Schema | None = None      # of what is read, after `fit`
