@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
-	@echo "make gpu           the tests that need an NVIDIA GPU: every image operation on both engines"
+	@echo "make gpu           the tests that need an NVIDIA GPU: every operation on images and tables on both engines"
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
 	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (a quarter of an hour)"
 	@echo "make bench-frame   tabular features of 1, 100 and 100,000 rows against pandas, scikit-learn and Feature-engine"
@@ -35,7 +35,7 @@ test: $(VENV)/dev.ok
 	@pytest
 
 gpu: $(VENV)/dev.ok
-	@$(PIP) install -e '.[gpu]'
+	@$(PIP) install -e '.[gpu,rapids]'
 	@pytest -m gpu --record nbs/records/gpu_vision.json
 
 bench-vision: $(VENV)/bench.ok
