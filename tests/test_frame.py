@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import concurrent.futures, importlib.util, inspect, json, os, subprocess, sys, time
+from collections import Counter
 
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 
+import device
 from conftest import ROOT
 from zztoolkit import demo, frame as F
 from zztoolkit.archive import archive
+from zztoolkit.columns import Columns, moved
 from zztoolkit.compile import compile_model
 from zztoolkit.feature_ops import OPERATIONS
 from zztoolkit.schema import Schema
@@ -170,6 +173,22 @@ def test_an_unknown_category_is_answered_and_counted(ranked, server):
     found = {kind: n for line, n in drift.items() for kind in ("unknown", "not_in_the_table", "out_of_range") if f'"{kind}"' in line and 'column="user"' in line}
     assert found["unknown"] >= 2 and found["not_in_the_table"] >= 2 and found["out_of_range"] >= 2, text
     assert 'zz_feature_rows{' in text
+
+def test_no_operation_mixes_host_and_device(fitted, monkeypatch):
+    "Every operation on arrays that refuse what CuPy's refuse: the same result, and all of it on the device"
+    cupy = device.module()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    df = goods(500, seed=4)
+    door = fitted.schema(df)
+    there = Columns({c: moved(x, cupy) for c, x in door.columns.items()})
+    there.drift = drift = Counter()
+    fitted.schema.count_drift(there)
+    made = F.packed(fitted._run(there), fitted.groups, door)
+    want = Counter()
+    host = fitted.table(df, drift=want)
+    for name, x in made.arrays.items(): assert isinstance(x, cupy.ndarray) and x.dtype == host.arrays[name].dtype and np.array_equal(x.get(), host.arrays[name]), name
+    assert drift == want and drift
+    assert made.frame().equals(host.frame())
 
 cudf_missing = not importlib.util.find_spec("cudf")
 
