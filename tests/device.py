@@ -19,6 +19,7 @@ class ndarray:
     def __init__(self, host: np.ndarray): self.host = host
     def __array__(self, *args, **kw): raise TypeError("Implicit conversion to a NumPy array is not allowed.")
     def __getattr__(self, name):
+        if name.startswith("__"): raise AttributeError(name)      # such as __array_interface__, by which NumPy would look inside
         found = getattr(self.host, name)
         return (lambda *args, **kw: wrapped(found(*map(inner, args), **kw))) if callable(found) else wrapped(found)
     def get(self) -> np.ndarray: return self.host
