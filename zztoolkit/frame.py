@@ -192,6 +192,15 @@ class Features:
         "Features as tensors on a device (on the GPU that made them, by default): `continuous` float32 (N, C), `categorical` int64 (N, K), each list by its name. Raises `InputError` for the first row that is wrong"
         return self.table(data, engine).whole().tensors(device)
 
+    def drift(self, data: Any) -> pd.DataFrame:
+        "Of each column (index), the share of rows that are missing, unknown, out of range ..., where there are any"
+        import pandas as pd
+        counts: Counter = Counter()
+        table = self.table(data, drift=counts)
+        shares: dict[str, dict[str, float]] = {}
+        for (column, kind), n in counts.items(): shares.setdefault(kind, {})[column] = n / (len(table) + len(table.errors))
+        return pd.DataFrame(shares).fillna(0.0)
+
     def records(self, df: pd.DataFrame) -> list[dict]:
         "Rows of a data frame as the JSON records that a request would hold"
         columns = {c: plain_values(df[c]) for c in self.reads if c in df}
