@@ -8,6 +8,7 @@ __all__ = ['Recommendation']
 # %% ../nbs/handlers/recommendation.ipynb #imports
 from zztoolkit import Handler
 from zztoolkit.core import Batch, InputError
+from zztoolkit.frame import JoinExternal
 from zztoolkit.handler import as_json, in_one
 
 # %% ../nbs/handlers/recommendation.ipynb #handler
@@ -17,7 +18,7 @@ class Recommendation(Handler):
 
     def initialize(self, context):
         super().initialize(context)
-        self.films = next(op.table for op in self.features.ops if op.columns == ("film",)).keys.tolist()
+        self.films = next(op.table.keys.tolist() for op in self.features.ops if isinstance(op, JoinExternal) and op.columns == ("film",))
 
     def preprocess(self, requests):
         return Batch.of(requests).map(as_json).map(self.question).through(self.inputs)
@@ -25,7 +26,7 @@ class Recommendation(Handler):
     def question(self, request):
         if not isinstance(request, dict) or "user" not in request: raise InputError(f"a request is an object with user, candidates and top; got {request!r:.60}")
         candidates, top = request.get("candidates", self.films), request.get("top", 10)
-        if not isinstance(candidates, list) or not 0 < len(candidates) <= self.most: raise InputError(f"candidates must be a list of 1 to {self.most:,} films")
+        if not isinstance(candidates, list) or not 0 < len(candidates) <= max(self.most, len(self.films)): raise InputError(f"candidates must be a list of 1 to {self.most:,} films")
         if type(top) is not int or top < 1: raise InputError(f"top must be a positive whole number, got {top!r:.60}")
         return {"user": [request["user"]] * len(candidates), "film": candidates}, top
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from .artifact import Artifact, load_artifact
-from .core import ToolkitError, environment_without_secrets, sha256
+from .core import RequestError, ToolkitError, environment_without_secrets, sha256
 from .frame import Features
 from .handler import Handler, artifact_folder, check_initialized, load_service, receive, to_body
 from .vision import Chain, sample_photo
 
 # %% auto #0
 __all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'Mar', 'default_store', 'open_mar', 'check_name', 'check_handler_file', 'check_rules',
-           'own_frames', 'load_unpacked', 'check_unpacked', 'next_step', 'model_config', 'as_model', 'as_features',
-           'archive']
+           'own_frames', 'check_ids', 'load_unpacked', 'check_unpacked', 'next_step', 'model_config', 'as_model',
+           'as_features', 'archive']
 
 # %% ../nbs/05_archive.ipynb #mar
 NOT_TRIED = "not tried: the handler reads requests in a way of its own; give --example, a request"
@@ -143,6 +143,15 @@ def _dry_run(service: Any, body: bytes, kind: str) -> str:
     if not isinstance(answers, list) or len(answers) != 1: raise TypeError(f"handle returned {answers!r} for one request; it must return a list of one answer")
     return str(answers[0])
 
+def check_ids(handler: Handler):
+    "Raise `ToolkitError` unless the model takes the highest id of each of the handler's features: the network was made for others, if not"
+    if not handler.features or not handler.session: return
+    highest = handler.features.highest()
+    if set(highest) != {s.name for s in handler.session.artifact.inputs}: return
+    try: handler.session(highest)
+    except Exception as e:
+        raise ToolkitError("these features do not belong to this model", found=f"ids go up to {', '.join(f'{c} {n - 1}' for c, n in handler.features.sizes.items())}, and the model fails there: {str(e)[:200]}", do="compile the model that was trained on these features") from None
+
 def load_unpacked(folder: str) -> Any: # ts.service.Service
     "The handler of an unpacked archive, loaded as a worker does. Raises what the handler's own module raises"
     manifest = json.loads(Path(folder, "MAR-INF", "MANIFEST.json").read_text())["model"]
@@ -159,6 +168,9 @@ def _probe(folder: str, report: str, example: str = "", kind: str = ""):
         if isinstance(handler, Handler): check_initialized(handler)
         chosen = (Path(example).read_bytes(), kind) if example else _default_example(handler)
         if chosen is not None: found["answer"] = _dry_run(service, *chosen)
+        if isinstance(handler, Handler): check_ids(handler)
+    except RequestError as e: found["refused"] = str(e)
+    except ToolkitError as e: found["error"] = str(e)
     except BaseException as e: found["error"] = own_frames(e, folder)
     Path(report).write_text(json.dumps(found))
 
@@ -184,6 +196,7 @@ def check_unpacked(
         killed = "killed, out of memory?" if done.returncode == -9 else f"exit code {done.returncode}"
         raise ToolkitError("the handler's process died", found=f"{killed}\n{done.stderr[-2000:]}")
     found = json.loads(report.read_text())
+    if "refused" in found: raise ToolkitError("the handler refuses the example", found=found["refused"], do="give another one (--example)")
     if "error" in found: raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do=f"nothing was packed, and what is served still is; {next_step(found['error'])}")
     return found
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .core import installed
 from .demo import movielens
 from .frame import Bucketize, Categorify, DateParts, Features, FillMissing, LogOp, MinMax, Normalize, TargetEncoding
 
@@ -180,6 +181,8 @@ def peak_memory(run: Side, df: pd.DataFrame) -> float:
     os.waitpid(child, 0)
     return float(told or "nan")
 
+def _versions() -> str: return ", ".join(f"{d} {v}" for d in ("pandas", "numpy", "scikit-learn", "feature-engine") if (v := installed(d)))
+
 def percentile(times: Sequence[float], q: float) -> float: return sorted(times)[min(len(times) - 1, int(q * len(times)))]
 
 # %% ../nbs/16_bench_frame.ipynb #main
@@ -187,9 +190,9 @@ def main(seconds: float = 4.0, say: Callable[[str], None] = partial(print, flush
     "Print every side at 1, 100 and 100,000 rows"
     warnings.filterwarnings("ignore")
     df = ratings_table()
-    say(f"{len(df):,} ratings, {len(NUMBERS)} numbers and {len(IDS)} ids for each; one process, sides in turns")
+    say(f"{len(df):,} ratings; of each {', '.join(NUMBERS)} as numbers, {', '.join(IDS)} as ids; one process, sides in turns\n{_versions()}")
     every = sides(df, say)
-    for name, (numbers, ids) in largest_difference(every, df).items(): say(f"  {name} against zztoolkit: numbers within {numbers:.0e}, {ids:.2%} of ids differ")
+    for name, (numbers, ids) in largest_difference(every, df).items(): say(f"  {name} against zztoolkit: numbers within {numbers:.0e}, {ids:.2%} of the ids that can be compared differ")
     records = json.loads(df.drop(columns="rating").sample(2000, random_state=0).to_json(orient="records", date_format="iso"))
     last = []
     for n in (1, 100, len(df)):
@@ -200,11 +203,11 @@ def main(seconds: float = 4.0, say: Callable[[str], None] = partial(print, flush
             rate, memory = n / statistics.median(t) * 1e3, f"  peak {peak_memory(every[name], df):6.1f} MiB" if n == len(df) else ""
             say(f"  {name:<16} p50 {statistics.median(t):8.2f} ms  p99 {percentile(t, 0.99):8.2f} ms  {rate:12,.0f} rows/s{memory}")
         ours, *others = (statistics.median(t) for t in times.values())
-        last.append(f"best-other/zztoolkit at {n:,}={min(others) / ours:.1f}")
-    say("\n" + " ".join(last))
+        last.append(f"rows={n} best-other/zztoolkit={min(others) / ours:.1f}")
+    say("\ntimes ahead of the next best: " + ", ".join(last))
 
 # %% ../nbs/16_bench_frame.ipynb #run
 if __name__ == "__main__" and "__file__" in globals():
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each side and size")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each side and size (default 4)")
     main(parser.parse_args().seconds)

@@ -5,14 +5,13 @@
 # %% ../nbs/02a_columns.ipynb #imports
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from .core import ToolkitError
+from .core import InputError, ToolkitError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     Column = Union[Array, "Text", "Lists"]
 
 # %% auto #0
-__all__ = ['array_module', 'objects', 'Text', 'on_host', 'Lists', 'take', 'is_missing', 'Columns', 'moved', 'KeyedTable', 'whole',
-           'save_table', 'load_table']
+__all__ = ['array_module', 'objects', 'Text', 'on_host', 'Lists', 'take', 'is_missing', 'Columns', 'moved', 'KeyedTable',
+           'whole_numbers', 'save_table', 'load_table']
 
 # %% ../nbs/02a_columns.ipynb #array-module
 def array_module(x: Any) -> Any:
@@ -108,6 +107,13 @@ class Lists:
         flat = self.flat if len(self.flat) else xp.zeros(1, self.flat.dtype)
         return xp.where(inside, flat[xp.where(inside, first + place, 0)], xp.asarray(fill, flat.dtype))
 
+    def any(self, items: Array) -> Array:
+        "(N,) bool: is it so of any item of the row? `items` (bool) is as long as `flat`"
+        xp = array_module(items)
+        before = xp.zeros(len(items) + 1, "int64")
+        before[1:] = items.cumsum()
+        return before[self.starts + self.lengths] > before[self.starts]
+
     def tolist(self) -> list[list]:
         items = self.flat.tolist()
         return [items[s:s + n] for s, n in zip(on_host(self.starts).tolist(), on_host(self.lengths).tolist())]
@@ -125,23 +131,28 @@ def is_missing(column: Array | Text) -> Array:
     return xp.isnan(column) if column.dtype.kind == "f" else xp.zeros(len(column), bool)
 
 class Columns(dict[str, Any]):
-    "Columns by name, all of the same length"
-    drift: Counter | None = None      # counts (column, what) of rows that the training table did not prepare for, if wanted
+    "Columns by name, all of the same length, and what was noted while they were worked on"
+    drift: dict[tuple[str, str], int] | None = None     # rows that the training table did not prepare for, by (column, what), if wanted
+    refused: dict[int, InputError] | None = None        # why a row has no features, by its position
 
     def put(self, new: Mapping[str, Column]) -> Columns:
         "These and the `new` ones, which take the place of others of their names"
         out = Columns({**self, **new})
-        out.drift = self.drift
+        out.drift, out.refused = self.drift, self.refused
         return out
 
-    def rows(self, positions: Array) -> Columns:
-        out = Columns({c: take(x, positions) for c, x in self.items()})
-        out.drift = self.drift
-        return out
+    def rows(self, positions: Array) -> Columns: return Columns({c: take(x, positions) for c, x in self.items()})
 
     def count(self, column: str, what: str, rows: Array):
-        "Note in how many `rows` (a mask) of a column it was so"
-        if self.drift is not None and (n := int(rows.sum())): self.drift[column, what] += n
+        "Note in how many `rows` (a mask) of a column it was so; what is noted twice of a column counts once"
+        if self.drift is not None and (column, what) not in self.drift and (n := int(rows.sum())): self.drift[column, what] = n
+
+    def refuse(self, rows: Array, why: Callable[[int], str]):
+        "Refuse `rows` (a mask); `why` is asked for each. Raises the first row's `InputError` where rows are not refused one by one: in the training table"
+        if not bool(rows.any()): return
+        for i in on_host(rows.nonzero()[0]).tolist():
+            if self.refused is None: raise InputError(f"row {i}: {why(i)}")
+            self.refused.setdefault(i, InputError(why(i)))
 
 # %% ../nbs/02a_columns.ipynb #keyed
 def _with_missing(column: Column) -> Column:
@@ -165,21 +176,32 @@ class KeyedTable:
     def __init__(self, keys: np.ndarray, columns: Mapping[str, Column] | None = None):
         self.keys = keys                                                            # sorted; int64, or str objects
         self.columns = {c: _with_missing(x) for c, x in (columns or {}).items()}    # numbers as float64: absent keys have none
-        self._homes: dict[str, tuple] = {}
+        self._homes: dict[tuple[str, str], tuple] = {}
 
     @classmethod
     def of(cls, key: Array | Text, columns: Mapping[str, Column] | None = None, name: str = "key") -> KeyedTable:
-        "From columns in any order. Raises `ToolkitError` if a key is missing or there twice"
+        "From columns in any order; numbers among `columns` are float64. Raises `ToolkitError` if a key is missing or there twice"
         import numpy as np
+        if isinstance(key, Lists): raise ToolkitError(f"the key {name} holds lists", do="a key is text or a whole number")
         if bool(is_missing(key).any()): raise ToolkitError(f"{name} is missing in a row of the table", do="drop those rows, or fill it")
-        plain = objects(key.tolist()) if isinstance(key, Text) else whole(key)
+        plain = objects(key.tolist()) if isinstance(key, Text) else whole_numbers(key, name)
         order = np.argsort(plain, kind="stable")
         if (twice := plain[order][1:] == plain[order][:-1]).any():
             raise ToolkitError(f"{name} {plain[order][1:][twice].tolist()[0]!r} is in the table twice", do=f"keep one row for each {name}")
-        return cls(plain[order], {c: take(x, order) if isinstance(x, (Text, Lists)) else x[order].astype(float) for c, x in (columns or {}).items()})
+        return cls(plain[order], {c: take(x, order) for c, x in (columns or {}).items()})
 
     def __len__(self) -> int: return len(self.keys)
+    def __eq__(self, other: object) -> bool: return isinstance(other, KeyedTable) and self._plain() == other._plain()
     def __repr__(self) -> str: return f"KeyedTable({len(self)} keys{', ' + ', '.join(self.columns) if self.columns else ''})"
+
+    def _plain(self) -> tuple: return self.keys.tolist(), repr({c: x.tolist() for c, x in self.columns.items()})
+
+    def emptied(self) -> KeyedTable:
+        "The same columns, and no key: whatever is looked up is missing"
+        import numpy as np
+        empty = KeyedTable(self.keys[:0])
+        empty.columns = {c: take(x, np.array([-1])) for c, x in self.columns.items()}
+        return empty
 
     @property
     def text(self) -> bool: return self.keys.dtype == object
@@ -187,20 +209,27 @@ class KeyedTable:
     @cached_property
     def by_text(self) -> dict[str, int]: return {k: i for i, k in enumerate(self.keys.tolist())}
 
-    def _home(self, xp: Any) -> tuple[Array, Array | None, dict[str, Column]]:
-        "Keys, the positions of close keys, and columns, in the memory of an array module"
+    def _home(self, near: Array) -> tuple[Array, Array | None, dict[str, Column]]:
+        "Keys, the positions of close keys, and columns, in the memory where an array is"
         import numpy as np
-        if xp.__name__ not in self._homes:
+        xp, at = array_module(near), (type(near).__module__, str(getattr(near, "device", "cpu")))
+        if at not in self._homes:
             direct, keys = None, self.keys
             if not self.text and len(keys) and int(keys[-1]) - int(keys[0]) < 4 * len(keys) + 1024:
                 direct = np.full(int(keys[-1]) - int(keys[0]) + 2, -1)
                 direct[keys - keys[0]] = np.arange(len(keys))
-            self._homes[xp.__name__] = (keys if self.text else xp.asarray(keys), None if direct is None else xp.asarray(direct), {c: moved(x, xp) for c, x in self.columns.items()})
-        return self._homes[xp.__name__]
+            self._homes[at] = (keys if self.text else xp.asarray(keys), None if direct is None else xp.asarray(direct), {c: moved(x, xp) for c, x in self.columns.items()})
+        return self._homes[at]
+
+    def prepare(self):
+        "Build what lookups on the host need, so that the first request does not wait for it"
+        import numpy as np
+        self._home(np.zeros(0)), self.text and self.by_text
 
     def find(self, column: Array | Text) -> Array:
         "Position of each row's key, -1 for one that is not here. Raises `ToolkitError` for text where keys are numbers, and the other way round"
-        if isinstance(column, Text) != self.text and len(self): raise ToolkitError(f"keys are {'text' if self.text else 'whole numbers'}, the column is not", do="join before Categorify and HashBucket, which make numbers of text")
+        if isinstance(column, Lists) or isinstance(column, Text) != self.text and len(self):
+            raise ToolkitError(f"the keys of the table are {'text' if self.text else 'whole numbers'}, the column holds {'lists' if isinstance(column, Lists) else 'text' if isinstance(column, Text) else 'numbers'}", do="convert one of them; and join before Categorify and HashBucket, which make numbers of text")
         return column.spread(self.find_values(column.values), -1) if isinstance(column, Text) else self._find_numbers(column)
 
     def find_values(self, values: np.ndarray) -> np.ndarray:
@@ -210,7 +239,7 @@ class KeyedTable:
 
     def _find_numbers(self, column: Array) -> Array:
         xp = array_module(column)
-        keys, direct, _ = self._home(xp)
+        keys, direct, _ = self._home(column)
         if not len(keys): return xp.full(len(column), -1)
         x = column if column.dtype.kind == "i" else xp.where(abs(column) < 2.0**53, column, -(2.0**53)).astype(xp.int64)
         same = x == column if column.dtype.kind == "f" else True
@@ -220,11 +249,12 @@ class KeyedTable:
 
     def column(self, name: str, positions: Array) -> Column:
         "A column at positions that `find` gave"
-        return take(self._home(array_module(positions))[2][name], positions)
+        return take(self._home(positions)[2][name], positions)
 
-def whole(x: Array) -> Array:
-    "Numbers as int64. Raises `ToolkitError` if they have fractions"
-    if x.dtype.kind == "f" and not bool((x == x.round()).all()): raise ToolkitError("a key must be text or whole numbers", found=str(x[x != x.round()].tolist()[0]), do="Bucketize makes whole numbers of others")
+def whole_numbers(x: Array, name: str) -> Array:
+    "Numbers as int64. Raises `ToolkitError` for a fraction, and for what float64 does not hold exactly"
+    if x.dtype.kind != "f": return x.astype("int64")
+    if bool((odd := (x != x.round()) | (abs(x) > 2.0**53)).any()): raise ToolkitError(f"{name} must hold text or whole numbers", found=str(x[odd].tolist()[0]), do="Bucketize makes ids of other numbers; FillMissing(value=...) fills with a whole one")
     return x.astype("int64")
 
 # %% ../nbs/02a_columns.ipynb #arrow

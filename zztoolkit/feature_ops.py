@@ -5,14 +5,14 @@
 # %% ../nbs/02c_feature_ops.ipynb #imports
 from __future__ import annotations
 
-import hashlib
+import hashlib, math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from .columns import Columns, KeyedTable, Lists, Text, array_module, is_missing, objects, whole
+from .columns import Columns, KeyedTable, Lists, Text, array_module, is_missing, objects, on_host, whole_numbers
 from .core import ToolkitError
-from .schema import Schema
+from .schema import Schema, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from zztoolkit.columns import Array, Column
 
 # %% auto #0
-__all__ = ['STATS', 'DAY', 'DATE_PARTS', 'OPERATIONS', 'Operation', 'number', 'known', 'FillMissing', 'as_ids', 'Categorify',
-           'HashBucket', 'Bucketize', 'LogOp', 'Clip', 'Normalize', 'MinMax', 'TargetEncoding', 'grouped',
-           'JoinExternal', 'keyed', 'JoinGroupby', 'ListPad', 'DateParts', 'Lambda', 'to_dict', 'from_dict']
+__all__ = ['STATS', 'DAY', 'DATE_PARTS', 'OPERATIONS', 'Operation', 'plain_parameter', 'number', 'known', 'FillMissing', 'as_ids',
+           'Categorify', 'HashBucket', 'Bucketize', 'LogOp', 'Clip', 'Normalize', 'MinMax', 'TargetEncoding',
+           'sums_by_key', 'JoinExternal', 'keyed', 'JoinGroupby', 'ListPad', 'DateParts', 'Lambda', 'to_dict',
+           'from_dict']
 
 # %% ../nbs/02c_feature_ops.ipynb #operation
 @dataclass(frozen=True)
@@ -33,13 +34,20 @@ class Operation:
     def __post_init__(self):
         self._names("columns")
         if not self.columns: raise ToolkitError(f"{type(self).__name__} takes names of columns", found="none")
+        for f in fields(self): self._set(f.name, plain_parameter(type(self).__name__, f.name, str(f.type), getattr(self, f.name)))
+
+    def _set(self, attribute: str, value: Any): object.__setattr__(self, attribute, value)
 
     def _names(self, attribute: str):
         "Let a field that holds names hold a tuple of them: one name alone is a tuple of it"
         given = getattr(self, attribute)
         found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, (list, tuple)) else (None,)
-        if not all(isinstance(c, str) for c in found): raise ToolkitError(f"{type(self).__name__} takes names as its {attribute}", found=repr(given))
-        object.__setattr__(self, attribute, found)
+        if not all(isinstance(c, str) for c in found) or len(set(found)) < len(found): raise ToolkitError(f"{type(self).__name__} takes names as its {attribute}, each once", found=repr(given))
+        self._set(attribute, found)
+
+    def _need(self, ok: bool, what: str, do: str = ""):
+        "Raise `ToolkitError` unless `ok`: the parameters must be `what`"
+        if not ok: raise ToolkitError(f"{type(self).__name__} needs {what}", found=", ".join(f"{f.name}={getattr(self, f.name)!r:.60}" for f in fields(self) if f.name != "columns"), do=do)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -52,12 +60,21 @@ class Operation:
         return ()
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        "Columns whose values are names of things: text or whole numbers"
+        return ()
+
+    @property
     def gives(self) -> tuple[str, ...]: return self.columns
 
     @property
     def sizes(self) -> dict[str, int]:
         "Of columns that become ids: how many ids there are, 0 among them"
         return {}
+
+    def unknowing(self) -> Operation:
+        "Itself with empty tables: what it makes of a key that nobody knows"
+        return self
 
     def fit(self, table: Columns) -> Operation: return self
     def transform(self, table: Columns) -> Columns: raise NotImplementedError
@@ -67,19 +84,29 @@ class Operation:
         fitted = self.fit(table)
         return fitted, fitted.transform(table)
 
+def plain_parameter(op: str, name: str, kind: str, x: Any) -> Any:
+    "A parameter as JSON can say it. Raises `ToolkitError` for one of another kind, and for infinities"
+    x = tuple(x.tolist()) if getattr(x, "ndim", 0) == 1 else x.item() if hasattr(x, "item") else x
+    if kind == "float" and type(x) is int: x = float(x)
+    wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(kind)
+    if wanted and type(x) is not wanted: raise ToolkitError(f"{op}: {name} must be of type {kind}", found=repr(x))
+    if isinstance(x, float) and not math.isfinite(x): raise ToolkitError(f"{op}: {name} must be a finite number", found=repr(x), do="leave it out for no bound")
+    return x
+
 def number(table: Columns, column: str, op: Operation) -> Array:
     "A column of numbers. Raises `ToolkitError` for another"
     if not isinstance(x := table[column], (Text, Lists)): return x
-    raise ToolkitError(f"{type(op).__name__} takes numbers, {column} holds {'text' if isinstance(x, Text) else 'lists'}", do="Categorify, HashBucket or TargetEncoding make numbers of text; ListPad makes them of lists")
+    told = {"DateParts": "pd.to_datetime(df.column) makes dates of text"}.get(type(op).__name__, "Categorify, HashBucket or TargetEncoding make numbers of text; ListPad makes them of lists")
+    raise ToolkitError(f"{type(op).__name__} takes {'dates' if type(op).__name__ == 'DateParts' else 'numbers'}, {column} holds {'text' if isinstance(x, Text) else 'lists'}", do=told)
 
-def known(x: Array) -> Array:
+def known(x: Array, name: str) -> Array:
     "The numbers that are not missing. Raises `ToolkitError` if none are"
     kept = x[~is_missing(x)]
-    if not len(kept): raise ToolkitError("a column has no value in the training table", do="leave it out, or give FillMissing a value")
+    if not len(kept): raise ToolkitError(f"{name} has no value in the training table", do="leave it out, or give FillMissing a value")
     return kept
 
 # %% ../nbs/02c_feature_ops.ipynb #fill-missing
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FillMissing(Operation):
     """Missing numbers become the training table's median, missing text its most frequent value (the first in order among equals); or `value`.
 
@@ -102,9 +129,9 @@ class FillMissing(Operation):
         if isinstance(x, Lists): raise ToolkitError(f"FillMissing takes numbers and text, {name} holds lists", do="a missing list is an empty one: ListPad fills it up")
         if self.value is not None and isinstance(self.value, str) != isinstance(x, Text): raise ToolkitError(f"FillMissing cannot put {self.value!r} among the values of {name}")
         if self.value is not None: return self.value
-        if not isinstance(x, Text): return float(np.median(known(x)))
+        if not isinstance(x, Text): return float(np.median(known(x, name)))
         counts = np.bincount(x.codes[x.codes >= 0], minlength=len(x.values))
-        if not counts.any(): known(np.array([]))
+        if not counts.any(): known(np.array([]), name)
         return min(x.values[counts == counts.max()])
 
     def transform(self, table: Columns) -> Columns:
@@ -125,7 +152,7 @@ def as_ids(x: Column, of_text: Callable[[Any], Any], of_numbers: Callable[[Any],
     return xp.where(is_missing(x), 0, of_numbers(x)) if x.dtype.kind == "f" else of_numbers(x)
 
 # %% ../nbs/02c_feature_ops.ipynb #categorify
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Categorify(Operation):
     """Text and whole numbers become ids: 0 missing, 1 for what the training table does not have (at least `min_count` times), 2 and up in sorted order.
 
@@ -134,69 +161,84 @@ class Categorify(Operation):
     min_count: int = 1
     known: dict[str, KeyedTable] = field(default_factory=dict)
 
+    def __post_init__(self):
+        super().__post_init__()
+        self._need(self.min_count >= 1, "a min_count of 1 or more")
+
+    @property
+    def keys(self) -> tuple[str, ...]: return self.columns
+
     @property
     def sizes(self) -> dict[str, int]: return {c: len(t) + 2 for c, t in self.known.items()}
 
-    def fit(self, table: Columns) -> Categorify: return replace(self, known={c: KeyedTable(_frequent(table[c], self.min_count)) for c in self.columns})
+    def fit(self, table: Columns) -> Categorify: return replace(self, known={c: KeyedTable(_frequent(table[c], self.min_count, c)) for c in self.columns})
 
     def transform(self, table: Columns) -> Columns:
         import numpy as np
         def of_numbers(t: KeyedTable, x: Array) -> Array: return array_module(x).maximum(t.find(x) + 2, 1)
         new = {c: as_ids(table[c], lambda values: np.maximum(t.find_values(values) + 2, 1), lambda x: of_numbers(t, x)) for c, t in self.known.items()}
-        for c, x in new.items(): table.count(c, "unknown", (x.flat if isinstance(x, Lists) else x) == 1)
+        for c, x in new.items(): table.count(c, "unknown", x.any(x.flat == 1) if isinstance(x, Lists) else x == 1)
         return table.put(new)
 
-def _frequent(x: Column, least: int) -> np.ndarray:
+def _frequent(x: Column, least: int, name: str) -> np.ndarray:
     "Sorted values that are there so many times"
     import numpy as np
-    if isinstance(x, Lists): return _frequent(x.flat, least)
+    if isinstance(x, Lists): return _frequent(x.flat, least, name)
     if isinstance(x, Text): return objects(sorted(x.values[np.bincount(x.codes[x.codes >= 0], minlength=len(x.values)) >= least].tolist()))
-    values, counts = np.unique(whole(x[~is_missing(x)]), return_counts=True)
+    values, counts = np.unique(whole_numbers(x[~is_missing(x)], name), return_counts=True)
     return values[counts >= least]
 
 # %% ../nbs/02c_feature_ops.ipynb #hash
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HashBucket(Operation):
     "Text and whole numbers become ids: 0 missing, else 1 to `buckets` by a hash that is the same everywhere. Of lists, the items become ids"
     buckets: int = 0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.buckets < 1: raise ToolkitError("HashBucket needs a number of buckets", found=repr(self.buckets), do="HashBucket('user', buckets=10_000)")
+        self._need(self.buckets >= 1, "a number of buckets", "HashBucket('user', buckets=10_000)")
+
+    @property
+    def keys(self) -> tuple[str, ...]: return self.columns
 
     @property
     def sizes(self) -> dict[str, int]: return dict.fromkeys(self.columns, self.buckets + 1)
 
     def transform(self, table: Columns) -> Columns:
-        return table.put({c: as_ids(table[c], lambda v: _hashed_text(v, self.buckets), lambda x: _hashed_numbers(x, self.buckets)) for c in self.columns})
+        return table.put({c: as_ids(table[c], lambda v: _hashed_text(v, self.buckets), lambda x: _hashed_numbers(x, self.buckets, c)) for c in self.columns})
 
 def _hashed_text(values: np.ndarray, buckets: int) -> np.ndarray:
     import numpy as np
     return np.array([int.from_bytes(hashlib.blake2b(v.encode(), digest_size=8).digest(), "little") % buckets + 1 for v in values.tolist()], np.int64)
 
-def _hashed_numbers(x: Array, buckets: int) -> Array:
+def _hashed_numbers(x: Array, buckets: int, name: str) -> Array:
     xp = array_module(x)
-    h = whole(xp.nan_to_num(x)).astype("uint64")
+    h = whole_numbers(xp.nan_to_num(x), name).astype("uint64")
     h = (h ^ (h >> xp.uint64(30))) * xp.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> xp.uint64(27))) * xp.uint64(0x94D049BB133111EB)
     return ((h ^ (h >> xp.uint64(31))) % xp.uint64(buckets)).astype("int64") + 1
 
 # %% ../nbs/02c_feature_ops.ipynb #bucketize
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bucketize(Operation):
     "Numbers become ids: 0 missing, 1 below the first boundary, one more from each boundary on. `boundaries`, or as many quantiles of the training table as make `buckets` of about equal size"
     buckets: int = 10
     boundaries: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._need(self.buckets >= 2, "2 buckets or more")
+        self._set("boundaries", {c: tuple(plain_parameter("Bucketize", f"a boundary of {c}", "float", x) for x in b) for c, b in self.boundaries.items()})
+        self._need(set(self.boundaries) <= set(self.columns), "boundaries for its own columns")
+        self._need(all(list(b) == sorted(set(b)) for b in self.boundaries.values()), "boundaries that rise")
 
     @property
     def sizes(self) -> dict[str, int]: return {c: len(b) + 2 for c, b in self.boundaries.items()}
 
     def fit(self, table: Columns) -> Bucketize:
         import numpy as np
-        if unknown := set(self.boundaries) - set(self.columns): raise ToolkitError(f"boundaries for {', '.join(sorted(unknown))}, which is no column of Bucketize")
-        if unsorted := [c for c, b in self.boundaries.items() if list(b) != sorted(set(b))]: raise ToolkitError(f"boundaries of {unsorted[0]} must rise", found=repr(self.boundaries[unsorted[0]]))
         steps = np.arange(1, self.buckets) / self.buckets
-        learned = {c: tuple(np.unique(np.quantile(known(number(table, c, self)), steps)).tolist()) for c in self.columns if c not in self.boundaries}
+        learned = {c: tuple(np.unique(np.quantile(known(number(table, c, self), c), steps)).tolist()) for c in self.columns if c not in self.boundaries}
         return replace(self, boundaries=dict(self.boundaries) | learned)
 
     def transform(self, table: Columns) -> Columns:
@@ -207,25 +249,30 @@ def _no_text(values: Any) -> Any: raise AssertionError("number() let text throug
 # %% ../nbs/02c_feature_ops.ipynb #numbers
 @dataclass(frozen=True)
 class LogOp(Operation):
-    "log(1 + x); below -1 there is none, and the row is refused"
+    "log(1 + x); of -1 and below there is none, and the row is refused"
     def transform(self, table: Columns) -> Columns:
         import numpy as np
-        with np.errstate(invalid="ignore", divide="ignore"): return table.put({c: array_module(table[c]).log1p(number(table, c, self)) for c in self.columns})
+        for c in self.columns: table.refuse((x := number(table, c, self)) <= -1, lambda i: f"{c}: {float(x[i]):g} has no log(1 + x)")
+        with np.errstate(invalid="ignore", divide="ignore"): return table.put({c: array_module(table[c]).log1p(table[c]) for c in self.columns})
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clip(Operation):
     "Numbers below `low` become it, above `high` become that; missing ones stay missing"
     low: float | None = None
     high: float | None = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        self._need(self.low is None or self.high is None or self.low <= self.high, "a low that is not above its high")
+
     def transform(self, table: Columns) -> Columns: return table.put({c: array_module(table[c]).clip(number(table, c, self), self.low, self.high) for c in self.columns})
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Normalize(Operation):
     "Numbers get mean 0 and standard deviation 1 of the training table (population deviation; a constant column becomes 0)"
     moments: dict[str, tuple[float, float]] = field(default_factory=dict)     # mean and deviation
 
-    def fit(self, table: Columns) -> Normalize: return replace(self, moments={c: _moments(known(number(table, c, self))) for c in self.columns})
+    def fit(self, table: Columns) -> Normalize: return replace(self, moments={c: _moments(known(number(table, c, self), c)) for c in self.columns})
     def transform(self, table: Columns) -> Columns: return table.put({c: (number(table, c, self) - mean) / std for c, (mean, std) in self.moments.items()})
 
 def _moments(x: Array) -> tuple[float, float]:
@@ -233,19 +280,19 @@ def _moments(x: Array) -> tuple[float, float]:
     low, high = float(x.min()), float(x.max())
     return (low, 1.0) if low == high else (float(x.mean()), float(x.std()))
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MinMax(Operation):
     "Numbers get from 0 to 1 between the training table's smallest and largest (beyond them, beyond; a constant column becomes 0)"
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)      # smallest, and how far the largest is from it
 
     def fit(self, table: Columns) -> MinMax:
-        seen = {c: known(number(table, c, self)) for c in self.columns}
+        seen = {c: known(number(table, c, self), c) for c in self.columns}
         return replace(self, ranges={c: (float(x.min()), float(x.max() - x.min()) or 1.0) for c, x in seen.items()})
 
     def transform(self, table: Columns) -> Columns: return table.put({c: (number(table, c, self) - low) / width for c, (low, width) in self.ranges.items()})
 
 # %% ../nbs/02c_feature_ops.ipynb #target
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TargetEncoding(Operation):
     "`<column>_<target>`: the target's mean for the value, smoothed; for a missing value or one that the training table does not have, the mean of all"
     target: str = ""
@@ -257,7 +304,10 @@ class TargetEncoding(Operation):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.target or self.folds < 2: raise ToolkitError("TargetEncoding needs a target and at least 2 folds", do="TargetEncoding('brand', target='sold')")
+        self._need(bool(self.target) and self.folds >= 2 and self.smoothing >= 0, "a target, 2 folds or more, and a smoothing of 0 or more", "TargetEncoding('brand', target='sold')")
+
+    @property
+    def keys(self) -> tuple[str, ...]: return self.columns
 
     @property
     def learns(self) -> tuple[str, ...]: return (self.target,)
@@ -269,11 +319,10 @@ class TargetEncoding(Operation):
         y = number(table, self.target, self)
         if bool(is_missing(y).any()): raise ToolkitError(f"the target {self.target} is missing in a row of the training table", do="drop those rows")
         overall = float(y.mean())
-        return replace(self, overall=overall, means={c: self._means(table[c], y, overall) for c in self.columns})
+        return replace(self, overall=overall, means={c: self._means(c, table[c], y, overall) for c in self.columns})
 
-    def _means(self, x: Any, y: Array, overall: float) -> KeyedTable:
-        import numpy as np
-        keys, sums, counts = grouped(x, y)
+    def _means(self, name: str, x: Any, y: Array, overall: float) -> KeyedTable:
+        keys, sums, counts = sums_by_key(name, x, y)
         return KeyedTable(keys, {"mean": (sums + self.smoothing * overall) / (counts + self.smoothing)})
 
     def _encoded(self, column: str, x: Any) -> Array:
@@ -287,20 +336,22 @@ class TargetEncoding(Operation):
         "The training table's rows get the means of the folds that they are not in"
         import numpy as np
         n = len(table[self.target])
+        if n < self.folds: raise ToolkitError(f"TargetEncoding needs a row for each of its {self.folds} folds", found=f"{n} rows", do="folds=2 is the least")
+        own = Columns({c: table[c] for c in (*self.columns, self.target)})
         fold = np.random.default_rng(self.seed).permutation(n) % self.folds
         new = {name: np.empty(n) for name in self.gives}
         for k in range(self.folds):
             inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-            fitted = self.fit(table.rows(outside))
-            for c, name in zip(self.columns, self.gives): new[name][inside] = fitted._encoded(c, table.rows(inside)[c])
+            fitted, held_out = self.fit(own.rows(outside)), own.rows(inside)
+            for c, name in zip(self.columns, self.gives): new[name][inside] = fitted._encoded(c, held_out[c])
         return self.fit(table), table.put(new)
 
-def grouped(x: Column, y: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sums_by_key(name: str, x: Column, y: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Sorted keys of a column, and the sum and count of `y` for each; rows without a key or a `y` left out"
     import numpy as np
-    if isinstance(x, Lists): raise ToolkitError("a list is no key", do="ListPad, or a column with one value a row")
+    if isinstance(x, Lists): raise ToolkitError(f"{name} holds lists, which are no keys", do="a key is text or a whole number")
     kept = ~is_missing(x) & ~is_missing(y)
-    keys, codes = (np.unique(whole(x[kept]), return_inverse=True) if not isinstance(x, Text) else _sorted(x, kept))
+    keys, codes = (np.unique(whole_numbers(x[kept], name), return_inverse=True) if not isinstance(x, Text) else _sorted(x, kept))
     return keys, np.bincount(codes, weights=y[kept], minlength=len(keys)), np.bincount(codes, minlength=len(keys))
 
 def _sorted(x: Text, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -312,7 +363,7 @@ def _sorted(x: Text, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values[order], np.argsort(order, kind="stable")[used.codes]
 
 # %% ../nbs/02c_feature_ops.ipynb #join-external
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JoinExternal(Operation):
     "Columns of a `table` by a key: `columns` is the key, which both have under that name; `take` are the columns that come, all by default"
     table: Any = None                    # a pandas data frame; a `KeyedTable` once it is read
@@ -320,18 +371,23 @@ class JoinExternal(Operation):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(self.columns) != 1: raise ToolkitError("JoinExternal has one key", found=repr(self.columns))
+        self._need(len(self.columns) == 1, "one key")
         self._names("take")
-        if not isinstance(self.table, KeyedTable): object.__setattr__(self, "table", keyed(self.table, self.columns[0], self.take))
-        if not self.take: object.__setattr__(self, "take", tuple(self.table.columns))
+        if not isinstance(self.table, KeyedTable): self._set("table", keyed(self.table, self.columns[0], self.take))
+        if not self.take: self._set("take", tuple(self.table.columns))
+
+    @property
+    def keys(self) -> tuple[str, ...]: return self.columns
+
+    def unknowing(self) -> JoinExternal: return replace(self, table=self.table.emptied())
 
     @property
     def gives(self) -> tuple[str, ...]: return self.take
 
     def fit(self, table: Columns) -> JoinExternal:
         if clash := [c for c in self.take if c in table]: raise ToolkitError(f"JoinExternal would write over {', '.join(clash)}", do="rename the column in one of the tables")
-        if len(table[self.columns[0]]) and not bool((self.table.find(table[self.columns[0]]) >= 0).any()):
-            raise ToolkitError(f"no row of the training table finds its {self.columns[0]} in the joined table", found=f"the table begins with {self.table.keys[:3].tolist()}")
+        if not bool((self.table.find(table[self.columns[0]]) >= 0).any()):
+            raise ToolkitError(f"no row of the training table finds its {self.columns[0]} in the joined table", found=f"the joined table begins with {self.table.keys[:3].tolist()}" if len(self.table) else "the joined table is empty")
         return self
 
     def transform(self, table: Columns) -> Columns:
@@ -342,34 +398,42 @@ class JoinExternal(Operation):
 
 def keyed(df: Any, key: str, take: Sequence[str] = ()) -> KeyedTable:
     "A data frame as a table found by its column `key`"
-    if not hasattr(df, "columns") or key not in df: raise ToolkitError(f"JoinExternal needs a data frame with the column {key}", found=repr(type(df)), do="JoinExternal('film', table=films)")
-    columns = Schema.of(df, list(dict.fromkeys([key, *(take or map(str, df.columns))])))(df).columns
-    return KeyedTable.of(columns.pop(key), columns, key)
+    if not hasattr(df, "iloc") or key not in df: raise ToolkitError(f"JoinExternal needs a data frame with the column {key}", found=repr(type(df)), do="JoinExternal('film', table=films)")
+    if odd := [c for c in df.columns if not isinstance(c, str)]: raise ToolkitError("names of columns must be text", found=repr(odd[0]), do="df.columns = df.columns.map(str)")
+    learned = Schema.of(df, list(dict.fromkeys([key, *(take or df.columns)])), whole=[key])
+    door = replace(learned, fields={c: f if c == key else replace(f, nullable=True) for c, f in learned.fields.items()})(df)      # of an absent key, all is missing
+    if door.errors: raise ToolkitError("a row of the joined table cannot be used", found="; ".join(f"row {i}: {e}" for i, e in list(door.errors.items())[:3]))
+    return KeyedTable.of(door.columns.pop(key), door.columns, key)
 
 # %% ../nbs/02c_feature_ops.ipynb #join-groupby
 STATS = ("count", "sum", "mean", "std", "min", "max")
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JoinGroupby(Operation):
-    """Statistics of numbers of the training table for the row's `key`: `<key>_<column>_<stat>`, and `<key>_count`.
+    """Statistics of numbers of the training table for the row's `key`: `<key>_<column>_<stat>`; `<key>_count` is how many rows have the key.
 
     `std` is the population's. A key that the training table does not have has count 0 and no other statistic. In the
     training table a row is part of its own group: of the target, take `TargetEncoding`.
     """
     key: str = ""
     stats: Any = ("count", "mean")
-    groups: dict[str, KeyedTable] = field(default_factory=dict)
+    groups: KeyedTable | None = None     # a column for each that is given
 
     def __post_init__(self):
         super().__post_init__()
         self._names("stats")
-        if not self.key or not set(self.stats) <= set(STATS): raise ToolkitError("JoinGroupby needs a key and statistics", found=f"key={self.key!r}, stats={self.stats!r}", do=f"JoinGroupby('price', key='brand', stats=({', '.join(map(repr, STATS))}))")
+        self._need(bool(self.key) and set(self.stats) <= set(STATS), "a key and statistics", f"JoinGroupby('price', key='brand', stats=({', '.join(map(repr, STATS))}))")
+
+    @property
+    def keys(self) -> tuple[str, ...]: return (self.key,)
 
     @property
     def reads(self) -> tuple[str, ...]: return (self.key,)
 
     @property
     def learns(self) -> tuple[str, ...]: return self.columns
+
+    def unknowing(self) -> JoinGroupby: return replace(self, groups=self.groups.emptied() if self.groups is not None else None)
 
     @property
     def gives(self) -> tuple[str, ...]: return tuple(self._name(c, s) for s in self.stats for c in (self.columns if s != "count" else self.columns[:1]))
@@ -378,40 +442,37 @@ class JoinGroupby(Operation):
 
     def fit(self, table: Columns) -> JoinGroupby:
         import numpy as np
-        found = {}
-        for c in self.columns:
-            x = number(table, c, self).astype(float)
-            keys, sums, counts = grouped(table[self.key], x)
-            t = KeyedTable(keys)
-            at, x = _positions(t, table[self.key], x)
-            means = sums / counts
-            per = {"count": counts, "sum": sums, "mean": means, "std": np.sqrt(np.bincount(at, (x - means[at]) ** 2, len(keys)) / counts), "min": _extreme(np.minimum, at, x, len(keys)), "max": _extreme(np.maximum, at, x, len(keys))}
-            found[c] = KeyedTable(keys, {s: per[s].astype(float) for s in self.stats})
-        return replace(self, groups=found)
+        key = table[self.key]
+        keys, _, rows = sums_by_key(self.key, key, np.zeros(len(key)))
+        at, found = KeyedTable(keys).find(key), {f"{self.key}_count": rows.astype(float)}
+        for c in self.columns: found |= {self._name(c, s): x for s, x in _statistics(at, number(table, c, self).astype(float), len(keys)).items()}
+        return replace(self, groups=KeyedTable(keys, {c: found[c] for c in self.gives}))
 
     def transform(self, table: Columns) -> Columns:
-        new: dict[str, Any] = {}
-        for c, t in self.groups.items():
-            at = t.find(table[self.key])
-            for s in self.stats: new.setdefault(self._name(c, s), t.column(s, at))
-        if (n := f"{self.key}_count") in new: new[n] = array_module(new[n]).nan_to_num(new[n])
+        assert self.groups is not None
+        at = self.groups.find(table[self.key])
         table.count(self.key, "without a group", at < 0)
-        return table.put({c: new[c] for c in self.gives})
+        new: dict[str, Any] = {c: self.groups.column(c, at) for c in self.gives}
+        if (n := f"{self.key}_count") in new: new[n] = array_module(new[n]).nan_to_num(new[n])
+        return table.put(new)
 
-def _positions(t: KeyedTable, key: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Place of the key of each row that has one and an `x`, and those `x`"
-    at = t.find(key)
-    kept = (at >= 0) & ~is_missing(x)
-    return at[kept], x[kept]
-
-def _extreme(f: Any, at: np.ndarray, x: np.ndarray, n: int) -> np.ndarray:
+def _statistics(at: np.ndarray, x: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    "Statistics of `x` for each of `n` groups, NaN for one in which all is missing; `at` is each row's group, -1 for none"
     import numpy as np
-    out = np.full(n, np.inf if f is np.minimum else -np.inf)
-    f.at(out, at, x)
-    return out
+    kept = (at >= 0) & ~is_missing(x)
+    at, x = at[kept], x[kept]
+    counts, least, most = np.bincount(at, minlength=n), np.full(n, np.inf), np.full(n, -np.inf)
+    np.minimum.at(least, at, x)
+    np.maximum.at(most, at, x)
+    empty = counts == 0
+    counts = np.where(empty, 1, counts)
+    sums = np.bincount(at, x, n)
+    means = sums / counts
+    found = {"sum": sums, "mean": means, "std": np.sqrt(np.bincount(at, (x - means[at]) ** 2, n) / counts), "min": least, "max": most}
+    return {name: np.where(empty, np.nan, v) for name, v in found.items()}
 
 # %% ../nbs/02c_feature_ops.ipynb #list-pad
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ListPad(Operation):
     "Lists of numbers (ids, after `Categorify`) become (N, length): the `keep` items of a longer one (`last` or `first`), 0 on the `side` (`right` or `left`) of a shorter one"
     length: int = 0
@@ -420,8 +481,7 @@ class ListPad(Operation):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.length < 1 or self.keep not in ("last", "first") or self.side not in ("left", "right"):
-            raise ToolkitError("ListPad needs a length, keep='last' or 'first' and side='right' or 'left'", found=f"length={self.length!r}, keep={self.keep!r}, side={self.side!r}")
+        self._need(self.length >= 1 and self.keep in ("last", "first") and self.side in ("left", "right"), "a length, keep='last' or 'first' and side='right' or 'left'")
 
     def transform(self, table: Columns) -> Columns: return table.put({c: self._padded(c, table[c]) for c in self.columns})
 
@@ -447,7 +507,7 @@ DATE_PARTS: dict[str, Callable[[Any], Any]] = {
     "year": lambda t: _civil(t // DAY)[0], "month": lambda t: _civil(t // DAY)[1], "day": lambda t: _civil(t // DAY)[2],
     "weekday": lambda t: (t // DAY + 3) % 7, "hour": lambda t: t // 3_600_000_000 % 24, "minute": lambda t: t // 60_000_000 % 60}
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DateParts(Operation):
     "`<column>_<part>` of dates: year, month, day, weekday (Monday is 0), hour, minute; in UTC; of a missing date, missing"
     parts: Any = ("weekday", "hour")
@@ -455,7 +515,7 @@ class DateParts(Operation):
     def __post_init__(self):
         super().__post_init__()
         self._names("parts")
-        if unknown := set(self.parts) - set(DATE_PARTS): raise ToolkitError(f"a date has no {', '.join(sorted(unknown))}", do=f"take some of {', '.join(DATE_PARTS)}")
+        self._need(set(self.parts) <= set(DATE_PARTS), f"parts that are some of {', '.join(DATE_PARTS)}")
 
     @property
     def gives(self) -> tuple[str, ...]: return tuple(f"{c}_{p}" for c in self.columns for p in self.parts)
@@ -480,7 +540,7 @@ class Lambda(Operation):
 
     def __post_init__(self):
         super().__post_init__()
-        if not callable(self.function): raise ToolkitError("Lambda needs a function", found=repr(self.function), do="Lambda(('price', 'shipping'), total, into='total')")
+        self._need(callable(self.function) and hasattr(self.function, "__name__"), "a function that has a name", "Lambda(('price', 'shipping'), total, into='total')")
 
     @property
     def gives(self) -> tuple[str, ...]: return (self.into or self.columns[0],)
@@ -488,16 +548,36 @@ class Lambda(Operation):
     def transform(self, table: Columns) -> Columns:
         assert self.function
         given = [table[c] for c in self.columns]
-        if len(given) == 1 and isinstance(x := given[0], Text): return table.put({self.gives[0]: _renamed(x, list(self.function(x.values.tolist())))})
-        xp, out = array_module(given[0]), self.function(*(number(table, c, self) for c in self.columns))
+        if len(given) == 1 and isinstance(x := given[0], Text): return table.put({self.gives[0]: self._on_text(table, x.used())})
+        xp, out = array_module(given[0]), self.function(*(_guarded(number(table, c, self)) for c in self.columns))
         if getattr(out, "shape", None) != given[0].shape: raise ToolkitError(f"{self.function.__name__} gave {getattr(out, 'shape', type(out).__name__)} for {len(given[0])} rows", do="it must give one number for each row")
         return table.put({self.gives[0]: xp.asarray(out, "int64" if out.dtype.kind in "biu" else "float64")})
 
-def _renamed(x: Text, values: list) -> Text:
-    "Text with other values in the place of its own"
-    if len(values) != len(x.values) or not all(v is None or isinstance(v, str) for v in values): raise ToolkitError("a Lambda on text must give a text, or None, for each text", found=f"{values!r:.100}")
-    new = Text.of(values)
-    return Text(x.spread(new.codes, -1), new.values)
+    def _on_text(self, table: Columns, x: Text) -> Text:
+        "Text with other values in the place of its own; where the function raises for a value, its rows are refused"
+        assert self.function
+        broken: dict[int, Exception] = {}
+        try: values = list(self.function(x.values.tolist()))
+        except Exception: values, broken = self._one_by_one(x.values.tolist())
+        if len(values) != len(x.values) or not all(v is None or isinstance(v, str) for v in values): raise ToolkitError(f"{self.function.__name__} must give a text, or None, for each text", found=shown(values, 100))
+        codes = on_host(x.codes)
+        for at, why in broken.items(): table.refuse(codes == at, lambda i: f"{self.columns[0]}: {self.function.__name__} has no answer to {shown(x.values[at])}: {why}")     # type: ignore[union-attr]
+        new = Text.of(values)
+        return Text(x.spread(new.codes, -1), new.values)
+
+    def _one_by_one(self, values: list) -> tuple[list, dict[int, Exception]]:
+        found: list[Any] = []
+        broken: dict[int, Exception] = {}
+        for i, v in enumerate(values):
+            try: found += self.function([v])      # type: ignore[misc]
+            except Exception as e: found, broken[i] = [*found, None], e
+        return found, broken
+
+def _guarded(x: Array) -> Array:
+    "An array that a function of somebody else's may not write to"
+    if not hasattr(x, "flags") or array_module(x).__name__ != "numpy": return x.copy()
+    (view := x.view()).flags.writeable = False
+    return view
 
 # %% ../nbs/02c_feature_ops.ipynb #all
 OPERATIONS: dict[str, type[Operation]] = {cls.__name__: cls for cls in (FillMissing, Categorify, HashBucket, Bucketize, LogOp, Clip, Normalize, MinMax, TargetEncoding, JoinExternal, JoinGroupby, ListPad, DateParts, Lambda)}
@@ -509,6 +589,7 @@ def to_dict(op: Operation, tables: dict[str, KeyedTable]) -> dict:
             tables[name := f"{len(tables)}"] = x
             return {"table": name}
         if isinstance(x, dict): return {"by column": {k: plain(v) for k, v in x.items()}}
+        if callable(x) and x.__name__ == "<lambda>": raise ToolkitError("a function of a Lambda needs a name to be saved", do="def name(...), and give it again at load: functions=[name]")
         return {"function": x.__name__} if callable(x) else list(x) if isinstance(x, tuple) else x
     return {"op": type(op).__name__} | {f.name: plain(getattr(op, f.name)) for f in fields(op)}
 

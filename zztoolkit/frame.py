@@ -5,9 +5,9 @@
 # %% ../nbs/02_frame.ipynb #imports
 from __future__ import annotations
 
-import json, shutil, statistics, tempfile, time
+import json, statistics, tempfile, time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -18,7 +18,7 @@ from .core import InputError, ToolkitError
 from .feature_ops import (Bucketize, Categorify, Clip, DateParts, FillMissing, HashBucket, JoinExternal, JoinGroupby, Lambda, ListPad, LogOp, MinMax,
     Normalize, Operation, TargetEncoding, from_dict, to_dict)
 from .gpu_frame import check_cudf, gpu_door, is_cudf
-from .schema import Door, Schema, keep_good, plain_values
+from .schema import Door, Schema, plain_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from zztoolkit.columns import Array
 
 # %% auto #0
-__all__ = ['FORMAT', 'FeatureTable', 'grouped_outputs', 'packed', 'Features', 'save', 'load', 'crossover']
+__all__ = ['FLOAT32_MAX', 'FORMAT', 'FeatureTable', 'grouped_outputs', 'refuse_no_numbers', 'packed', 'Features', 'save', 'load',
+           'crossover']
 
 # %% ../nbs/02_frame.ipynb #feature-table
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class FeatureTable:
     errors: dict[int, InputError]
 
     def __len__(self) -> int: return len(self.rows)
+
+    def __repr__(self) -> str:
+        held = lambda name: f"{name} {self.arrays[name].dtype} {tuple(self.arrays[name].shape)}" + ("" if self.groups[name] == (name,) else f": {', '.join(self.groups[name])}")
+        return "\n".join([f"{len(self):,} rows, {len(self.errors):,} refused", *(f"  {held(name)}" for name in self.arrays)])
 
     def whole(self) -> FeatureTable:
         "Itself, if every row was right. Raises the first row's `InputError`"
@@ -59,43 +64,43 @@ class FeatureTable:
         return pd.DataFrame(found, index=list(self.rows))
 
 # %% ../nbs/02_frame.ipynb #packing
-def grouped_outputs(table: Columns, outputs: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    "Which array each output column goes into. Raises `ToolkitError` for text and lists, which no model takes"
+FLOAT32_MAX = 3.4028234663852886e38
+
+def grouped_outputs(table: Columns, outputs: Sequence[str], ids: Iterable[str], dates: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    "Which array each output column goes into. Raises `ToolkitError` for text, lists and dates, which no model takes"
     found: dict[str, tuple[str, ...]] = {}
     for c in outputs:
         x = table[c]
         if isinstance(x, Text): raise ToolkitError(f"{c} is still text at the end", do="Categorify, HashBucket or TargetEncoding make numbers of it; or leave it out: Features(ops, outputs=[...])")
         if isinstance(x, Lists): raise ToolkitError(f"{c} still holds lists at the end", do="ListPad makes them of one length")
-        name = c if x.ndim == 2 else "categorical" if x.dtype.kind == "i" else "continuous"
+        if c in dates: raise ToolkitError(f"{c} is still a date at the end", do="DateParts makes numbers of it; or leave it out: Features(ops, outputs=[...])")
+        name = c if x.ndim == 2 else "categorical" if c in ids else "continuous"
         if name == c and c in ("continuous", "categorical"): raise ToolkitError(f"a list may not be called {c}", do="rename the column")
         found[name] = (*found.get(name, ()), c)
     return found
 
-def _packed(table: Columns, name: str, columns: Sequence[str]) -> Array:
+def refuse_no_numbers(table: Columns, outputs: Iterable[str]):
+    "Refuse rows in which a feature is missing, or too large for float32"
+    for c in outputs:
+        if (x := table[c]).dtype.kind != "f": continue
+        fine = abs(x) <= FLOAT32_MAX if x.ndim == 1 else (abs(x) <= FLOAT32_MAX).all(axis=1)
+        if not bool(fine.all()): table.refuse(~fine, lambda i: f"{c} {'is too large for float32' if bool((abs(x[i]) > FLOAT32_MAX).any()) else 'is missing, and nothing fills it'}")
+
+def _packed(table: Columns, name: str, columns: Sequence[str], rows: Any) -> Array:
+    "Columns side by side; `rows` are those that are not refused"
     xp = array_module(table[columns[0]])
-    if columns == (name,): return table[name] if table[name].dtype.kind == "i" else table[name].astype("float32")
-    out = xp.empty((len(table[columns[0]]), len(columns)), "int64" if name == "categorical" else "float32")
-    for i, c in enumerate(columns): out[:, i] = table[c]
+    if columns == (name,): return (table[name] if table[name].dtype.kind == "i" else table[name].astype("float32"))[rows]
+    out = xp.empty((len(table[columns[0]][rows]), len(columns)), "int64" if name == "categorical" else "float32")
+    for i, c in enumerate(columns): out[:, i] = table[c][rows]
     return out
 
-def _refused(x: Array, columns: Sequence[str]) -> dict[int, InputError]:
-    "Rows with a feature that is no number, by the first such feature"
-    xp, wide = array_module(x), len(columns) == x.shape[1]
-    rows, at = (on_host(v).tolist() for v in xp.nonzero(~xp.isfinite(x)))
-    return {r: InputError(f"{columns[c] if wide else columns[0]} {'has no value: it is missing, or an operation gives none for it' if bool(xp.isnan(x[r, c])) else 'is too large for float32'}") for r, c in reversed(list(zip(rows, at)))}
-
-def _isfinite(x: Array) -> bool: return x.dtype.kind == "i" or bool(array_module(x).isfinite(x).all())
-
 def packed(table: Columns, groups: Mapping[str, tuple[str, ...]], door: Door) -> FeatureTable:
-    "The output columns as arrays, without the rows that have a feature which is no number"
-    import numpy as np
-    with np.errstate(over="ignore"): arrays = {name: _packed(table, name, columns) for name, columns in groups.items()}
-    bad: dict[int, InputError] = {}
-    for name, columns in groups.items():
-        if not _isfinite(arrays[name]): bad |= _refused(arrays[name], columns)
-    if not bad: return FeatureTable(arrays, dict(groups), door.rows, door.errors)
+    "The output columns as arrays, without the rows that were refused"
+    refuse_no_numbers(table, (c for columns in groups.values() for c in columns))
+    if not (bad := table.refused): return FeatureTable({name: _packed(table, name, columns, slice(None)) for name, columns in groups.items()}, dict(groups), door.rows, door.errors)
     kept = [i for i in range(len(door.rows)) if i not in bad]
-    return FeatureTable({name: x[kept] for name, x in arrays.items()}, dict(groups), tuple(door.rows[i] for i in kept), dict(sorted((door.errors | {door.rows[i]: e for i, e in bad.items()}).items())))
+    errors = door.errors | {door.rows[i]: e for i, e in bad.items()}
+    return FeatureTable({name: _packed(table, name, columns, kept) for name, columns in groups.items()}, dict(groups), [door.rows[i] for i in kept], dict(sorted(errors.items())))
 
 # %% ../nbs/02_frame.ipynb #features
 @dataclass(frozen=True)
@@ -110,14 +115,27 @@ class Features:
     gpu_rows: int = 0                 # a pandas frame of so many rows or more goes to the GPU, after `calibrate`; 0: never
 
     def __post_init__(self):
-        object.__setattr__(self, "ops", tuple(self.ops))
-        object.__setattr__(self, "outputs", (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs))
-        if wrong := [o for o in self.ops if not isinstance(o, Operation)]: raise ToolkitError("Features takes a list of operations", found=repr(wrong[0]), do="Features([FillMissing('price'), Normalize('price')])")
+        ops = tuple(self.ops) if isinstance(self.ops, (list, tuple)) else (self.ops,)
+        if wrong := [o for o in ops if not isinstance(o, Operation)]: raise ToolkitError("Features takes a list of operations", found=repr(wrong[0]), do="Features([FillMissing('price'), Normalize('price')])")
+        outputs = (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs)
+        if len(set(outputs)) < len(outputs): raise ToolkitError("an output is named twice", found=", ".join(outputs))
+        object.__setattr__(self, "ops", ops)
+        object.__setattr__(self, "outputs", outputs)
+        self._check_order()
+
+    def _check_order(self):
+        "Raise `ToolkitError` for a key that is no key any more"
+        ids: dict[str, str] = {}
+        for o in self.ops:
+            if late := [c for c in o.columns if isinstance(o, JoinExternal) and c in ids]: raise ToolkitError(f"{late[0]} holds the ids of {ids[late[0]]} when JoinExternal looks it up", do=f"put JoinExternal before {ids[late[0]]}")
+            ids = {c: n for c, n in ids.items() if c not in o.gives} | dict.fromkeys((c for c in o.gives if isinstance(o, (Categorify, HashBucket, Bucketize))), type(o).__name__)
 
     @property
     def reads(self) -> list[str]:
         "Columns that a row must have (or may lack, where the training table did)"
-        return self._from_outside(lambda o: o.reads)
+        given = {c for o in self.ops for c in o.gives}
+        found = self._from_outside(lambda o: o.reads)
+        return found + [c for c in self.outputs if c not in given and c not in found]
 
     @property
     def learns(self) -> list[str]:
@@ -139,8 +157,8 @@ class Features:
         "Of each column of ids among the outputs: how many ids there are, so how many rows its embedding must have"
         found: dict[str, int] = {}
         for o in self.ops:
-            if not isinstance(o, ListPad): found = {c: n for c, n in found.items() if c not in o.gives} | o.sizes
-        return {c: found[c] for name, columns in self.groups.items() if name != "continuous" for c in columns if c in found}
+            if not isinstance(o, (ListPad, Clip)): found = {c: n for c, n in found.items() if c not in o.gives} | o.sizes
+        return {c: found[c] for c in self.gives if c in found}
 
     def fit(self, df: pd.DataFrame) -> Features:
         "Features fitted to `df`; each operation to what those before it give"
@@ -149,21 +167,31 @@ class Features:
     def fit_transform(self, df: pd.DataFrame) -> tuple[Features, FeatureTable]:
         "Fitted features, and the features of the training table itself, in which `TargetEncoding` is out of fold: train on these"
         if is_cudf(df): df = df.to_pandas()      # type: ignore[operator]
-        schema = Schema.of(df, self.reads, self.others, self.ranges)
-        door = schema(df[self.reads])
-        table, done = door.columns.put(Schema.of(df, self.learns)(df[self.learns]).columns), []
-        for o in self.ops:
-            o, table = o.fit_transform(table)
-            done.append(o)
-        fitted = replace(self, ops=tuple(done), schema=schema, groups=grouped_outputs(table, self.gives))
-        return fitted._checked(door.columns), packed(table, fitted.groups, door)
+        keys = {c for o in self.ops for c in o.keys}
+        schema, columns = Schema.learn(df, self.reads, self.others, self.ranges, keys)
+        table, done = columns.put(Schema.learn(df, self.learns, whole=keys)[1]), []
+        try:
+            for o in self.ops:
+                o, table = o.fit_transform(table)
+                done.append(o)
+        except InputError as e: raise ToolkitError("a row of the training table has no features", found=str(e), do="drop it, or clip its value first (Clip)") from None
+        written = {c for o in self.ops for c in o.gives if not isinstance(o, (FillMissing, Clip))}
+        dates = {c for c, f in schema.fields.items() if f.kind == "datetime" and c not in written}
+        fitted = replace(self, ops=tuple(done), schema=schema)
+        fitted = replace(fitted, groups=grouped_outputs(table, self.gives, fitted.sizes, dates))
+        fitted._check_filled(columns)
+        return fitted, packed(table, fitted.groups, Door(columns, range(len(df)), {}))
 
-    def _checked(self, columns: Columns) -> Features:
-        "Itself, if nothing can be missing at the end. Raises `ToolkitError` that names what can"
-        assert self.schema
-        bad = packed(self._run(columns), self.groups, Door(columns, tuple(range(_length(columns))), {})).errors or packed(self._run(_worst(self, columns)), self.groups, Door(columns, (0,), {})).errors
-        if bad: raise ToolkitError("a feature can be missing at the end", found="; ".join(f"{e} (row {i})" for i, e in list(bad.items())[:3]), do="add FillMissing for it, after the joins and before what needs a number")
-        return self
+    def _check_filled(self, columns: Columns):
+        "Raise `ToolkitError` if a feature can be missing: in the training table, of a key that no table knows, or where a value may be missing"
+        worst = _worst(self, columns)
+        for ops, table, when in ((self.ops, columns, "in the training table"), ([o.unknowing() for o in self.ops], worst, "where a value is missing, or a key is one that no table has")):
+            refused: dict[int, InputError] = {}
+            table = table.put({})
+            table.refused = refused
+            for o in ops: table = o.transform(table)
+            refuse_no_numbers(table, self.gives)
+            for i, e in refused.items(): raise ToolkitError(f"a feature can be missing: {when}", found=f"{e}" + (f" (row {i})" if ops is self.ops else ""), do="add FillMissing for it, after the joins and before what needs a number")
 
     def _run(self, columns: Columns) -> Columns:
         for o in self.ops: columns = o.transform(columns)
@@ -179,14 +207,17 @@ class Features:
         if engine not in ("auto", "pandas", "cudf"): raise ToolkitError(f"unknown engine {engine!r}", do="auto, pandas or cudf")
         on_gpu = engine == "cudf" or engine == "auto" and (is_cudf(data) or hasattr(data, "iloc") and 0 < self.gpu_rows <= len(data))
         door = gpu_door(self.schema, data) if on_gpu else self.schema(data.to_pandas() if is_cudf(data) else data)
-        if drift is not None:
-            door.columns.drift = drift
-            self.schema.count_drift(door.columns)
-        return packed(self._run(door.columns), self.groups, door)
+        door.columns.refused, door.columns.drift = {}, None if drift is None else {}
+        if drift is not None: self.schema.count_drift(door.columns)
+        made = packed(self._run(door.columns), self.groups, door)
+        if drift is not None: drift.update(door.columns.drift)
+        return made
 
     def transform(self, data: Any, engine: str = "auto") -> pd.DataFrame:
-        "Features as a data frame. Raises `InputError` for the first row that is wrong"
-        return self.table(data, engine).whole().frame()
+        "Features as a data frame, with the index of one that is given. Raises `InputError` for the first row that is wrong"
+        found = self.table(data, engine).whole().frame()
+        if hasattr(data, "iloc"): found.index = data.index.to_pandas() if is_cudf(data) else data.index
+        return found
 
     def to_tensors(self, data: Any, device: str | torch.device | None = None, engine: str = "auto") -> dict[str, torch.Tensor]:
         "Features as tensors on a device (on the GPU that made them, by default): `continuous` float32 (N, C), `categorical` int64 (N, K), each list by its name. Raises `InputError` for the first row that is wrong"
@@ -204,7 +235,17 @@ class Features:
     def records(self, df: pd.DataFrame) -> list[dict]:
         "Rows of a data frame as the JSON records that a request would hold"
         columns = {c: plain_values(df[c]) for c in self.reads if c in df}
-        return [{c: v.isoformat() if hasattr(v, "isoformat") else v for c, v in zip(columns, row)} for row in zip(*columns.values())]
+        return [{c: _said(v) for c, v in zip(columns, row)} for row in zip(*columns.values())]
+
+    def highest(self) -> dict[str, Array]:
+        "The arrays of one row with the highest id of every column: the model must take it"
+        assert self.schema
+        sizes = {c: n - 1 for c, n in self.sizes.items()}
+        made = self.table([self.schema.example()]).whole().arrays
+        for name, columns in self.groups.items():
+            if columns == (name,): made[name][:] = sizes.get(name, 0)
+            elif name == "categorical": made[name][:] = [sizes[c] for c in columns]
+        return made
 
     def __repr__(self) -> str: return "\n".join([f"Features({len(self.ops)} operations{'' if self.schema else ', not fitted'})", *(f"  {name:<14} {reads} → {gives}" for name, reads, gives in _lines(self))])
 
@@ -229,20 +270,17 @@ class Features:
         return replace(self, gpu_rows=crossover(self, df, sizes, repeats))
 
 # %% ../nbs/02_frame.ipynb #helpers
-def _length(columns: Columns) -> int: return len(next(iter(columns.values()))) if columns else 0
-
 def _worst(features: Features, columns: Columns) -> Columns:
-    "The first row, with everything missing that may be, and with keys that no table knows"
+    "The first row, with everything missing that may be"
     import numpy as np
     assert features.schema
-    keys = {c for o in features.ops if isinstance(o, (JoinExternal, JoinGroupby)) for c in o.reads}
     one = columns.rows(np.array([0]))
-    def worst(c: str) -> Any:
-        f, x = features.schema.fields[c], one[c]      # type: ignore[union-attr]
-        if isinstance(x, Lists): return Lists(x.lengths * 0, x.flat, x.starts * 0)
-        if isinstance(x, Text): return Text(np.array([-1]), x.values) if f.nullable else Text.of(["\0"]) if c in keys else x
-        return np.array([np.nan]) if f.nullable else np.array([-(2**62)]) if c in keys and f.dtype == "int64" else x
-    return one.put({c: worst(c) for c in one})
+    gone = {c: one[c] for c, f in features.schema.fields.items() if f.nullable and not f.many}
+    return one.put({c: Text(np.array([-1]), x.values) if isinstance(x, Text) else np.array([np.nan]) for c, x in gone.items()})
+
+def _said(x: Any) -> Any:
+    "A value as JSON says it: dates as ISO 8601"
+    return [_said(v) for v in x] if isinstance(x, list) else x.isoformat() if hasattr(x, "isoformat") else x
 
 def _lines(features: Features) -> list[tuple[str, str, str]]:
     return [(type(o).__name__, ", ".join((*o.reads, *(f"({c})" for c in o.learns if c not in o.reads))), ", ".join(o.gives)) for o in features.ops]
@@ -254,10 +292,11 @@ def save(features: Features, folder: Path):
     "Write features.json and the tables, beside each other, and put them in place together"
     assert features.schema
     tables: dict[str, KeyedTable] = {}
-    ops = [to_dict(o, tables) for o in features.ops]
+    ops, functions = [to_dict(o, tables) for o in features.ops], [o.function for o in features.ops if isinstance(o, Lambda)]
+    if len({f.__name__ for f in functions}) < len(set(functions)): raise ToolkitError("two functions of Lambdas have one name", do="rename one: functions are saved by their names")     # type: ignore[union-attr]
     told = {"format": FORMAT, "ops": ops, "outputs": features.outputs, "groups": features.groups, "gpu_rows": features.gpu_rows, "schema": features.schema.to_dict()}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and not (folder / "features.json").exists(): raise ToolkitError(f"{folder} is there and holds no features", do="give a new folder")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "features.json").exists(): raise ToolkitError(f"{folder} is there and holds no features", do="give a new folder")
     with tempfile.TemporaryDirectory(prefix=".features-", dir=folder.parent) as tmp:
         new = Path(tmp, "new")
         new.mkdir()
@@ -267,14 +306,21 @@ def save(features: Features, folder: Path):
         new.rename(folder)
 
 def load(folder: Path, functions: Sequence[Callable] = ()) -> Features:
-    "Raises `ToolkitError` for a folder that holds no features, or of another format"
+    "Raises `ToolkitError` for a folder that holds no features, damaged ones, or some of another format"
+    known = {f.__name__: f for f in functions}
+    if len(known) < len(functions): raise ToolkitError("two functions have one name", found=", ".join(f.__name__ for f in functions))
     try: told = json.loads((folder / "features.json").read_text())
-    except (OSError, ValueError) as e: raise ToolkitError(f"{folder} holds no features", found=f"{type(e).__name__}: {e}", do="features.save(folder)") from None
-    if told.get("format") != FORMAT: raise ToolkitError(f"{folder} is of another version of zztoolkit", found=f"format {told.get('format')}, this one reads {FORMAT}", do="fit and save the features again")
-    tables = {p.stem: load_table(p) for p in folder.glob("*.arrow")}
-    ops = tuple(from_dict(o, tables, {f.__name__: f for f in functions}) for o in told["ops"])
-    schema = Schema.from_dict(told["schema"])
-    return Features(ops, told["outputs"], schema.others, schema.ranges, schema, {n: tuple(c) for n, c in told["groups"].items()}, told["gpu_rows"])
+    except (OSError, ValueError, RecursionError) as e: raise ToolkitError(f"{folder} holds no features", found=f"{type(e).__name__}: {e}", do="features.save(folder)") from None
+    if not isinstance(told, dict) or told.get("format") != FORMAT: raise ToolkitError(f"{folder} is of another version of zztoolkit", found=f"this one reads format {FORMAT}", do="fit and save the features again")
+    try: return _rebuilt(told, {p.stem: load_table(p) for p in folder.glob("*.arrow")}, known)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError, RecursionError) as e: raise ToolkitError(f"the features in {folder} are damaged", found=f"{type(e).__name__}: {e}", do="fit and save them again") from None
+
+def _rebuilt(told: dict, tables: dict[str, KeyedTable], functions: Mapping[str, Callable]) -> Features:
+    for t in tables.values(): t.prepare()
+    ops, schema = tuple(from_dict(o, tables, functions) for o in told["ops"]), Schema.from_dict(told["schema"])
+    made = Features(ops, told["outputs"], schema.others, schema.ranges, schema, {n: tuple(c) for n, c in told["groups"].items()}, int(told["gpu_rows"]))
+    if {c for columns in made.groups.values() for c in columns} != set(made.gives): raise ValueError("groups that are not the outputs")
+    return made
 
 # %% ../nbs/02_frame.ipynb #crossover
 def _milliseconds(f: Callable[[], Any], repeats: int) -> float:

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .columns import Columns, Lists, Text, moved
+from .columns import Columns, Text, moved
 from .core import InputError, ToolkitError
-from .schema import Door, Field, Schema, keep_good, plain_values, read_series, refusals
+from .schema import Door, Field, Schema, explained, read_series
 
 if TYPE_CHECKING:
     import cudf
-    import numpy as np
-    import pandas as pd
     from zztoolkit.columns import Array, Column
 
 # %% auto #0
@@ -42,33 +41,27 @@ def _text(series: cudf.Series) -> Text:
     return Text(codes.astype("int64"), values.to_pandas().to_numpy(object))
 
 def _fits(field: Field, series: cudf.Series) -> bool:
-    "Can the GPU read the column as it is? What is odd (text among numbers, fractions where whole numbers belong) goes to the host"
+    "Can the GPU read the column as it is? What is odd (text among numbers, fractions where whole numbers belong, whole numbers of which float64 is to be made) goes to the host"
     kind = getattr(series.dtype, "kind", "")
-    wanted = {"text": "OUT", "datetime": "M", "int": "iu", "float": "iuf", "bool": "b"}[field.kind]
-    return kind in wanted and str(series.dtype) != "uint64" and getattr(series.dtype, "tz", None) is None
-
-def _suspects(field: Field, series: cudf.Series, column: Array | Text) -> list[int]:
-    "Rows whose value may be refused"
-    import cupy
-    odd = cupy.zeros(len(series), bool) if field.nullable else series.isnull().to_cupy()
-    if field.kind == "float": odd = odd | cupy.isinf(column)
-    return cupy.flatnonzero(odd).get().tolist()
+    wanted = {"text": "OUT", "datetime": "M", "int": "i" if field.dtype == "int64" else "f", "float": "iuf", "bool": "b"}[field.kind]
+    return not field.many and kind in wanted and str(series.dtype) != "uint64" and getattr(series.dtype, "tz", None) is None
 
 def read_gpu_series(name: str, field: Field, series: cudf.Series) -> tuple[Column, dict[int, InputError]]:
     "A column on the GPU and why rows of it are refused; what the GPU cannot read as it is, is read on the host and moved"
     import cupy
-    if field.many or not _fits(field, series):
+    if not _fits(field, series) or not field.nullable and bool(series.isnull().any()):     # an int64 array has no place for what is missing
         column, bad = read_series(name, field, series.to_pandas())
         return moved(column, cupy), bad
     found = _text(series) if field.kind == "text" else _numbers(field, series)
-    rows = _suspects(field, series, found)
-    refused = refusals(name, field, plain_values(series.iloc[rows].to_pandas())) if rows else {}
-    return found, {rows[i]: e for i, e in refused.items()}
+    return found, explained(name, field, found, lambda rows: series.iloc[rows].to_pandas())
 
 # %% ../nbs/02d_gpu_frame.ipynb #door
-def gpu_door(schema: Schema, df: Any) -> Door:
-    "Let in a cuDF data frame (or a pandas one, which is moved to the GPU)"
+def gpu_door(schema: Schema, data: Any) -> Door:
+    "Let in a cuDF data frame. Anything else is read on the host, and its columns are moved"
     check_cudf()
-    import cudf
-    if not is_cudf(df): df = cudf.DataFrame({c: cudf.Series(df[c]) for c in schema.fields if c in df})
-    return schema.open(len(df), lambda c, f: read_gpu_series(c, f, df[c]) if c in df else None, schema.unknown(df.columns, range(len(df))))
+    if is_cudf(data):
+        schema.check_names(data.columns)
+        return schema.open(len(data), lambda c, f: read_gpu_series(c, f, data[c]), schema.unknown(data.columns, range(len(data))))
+    import cupy
+    door = schema(data)
+    return replace(door, columns=Columns({c: moved(x, cupy) for c, x in door.columns.items()}))

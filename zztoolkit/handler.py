@@ -99,8 +99,9 @@ def as_array(x: Any, dtype: str = "float32") -> np.ndarray:
 def as_json(x: Any) -> Any:
     "What a JSON body says; one that TorchServe could not parse comes as bytes, and here is why"
     if not isinstance(x, (bytes, bytearray)): return x
+    if not x: raise DecodeError("the body is empty; send JSON")
     try: return json.loads(x)
-    except ValueError as e: raise DecodeError(f"the body is not JSON: {e}") from None
+    except (ValueError, RecursionError) as e: raise DecodeError(f"the body is not JSON: {e}") from None
 
 def as_image(x: Any) -> np.ndarray:
     "A value as an image, for a chain that decodes none: an encoded one is decoded, an array is as it is"
@@ -174,6 +175,7 @@ class Handler:
     config: dict = {}                 # the archive's model-config.yaml, after `initialize`
     split_by: Exception | None = None # what made the last batch be split, if it was
     _busy: Busy | None = None
+    _seen: list[tuple[int, Mapping[tuple[str, str], int]]]     # rows and drift of the batch at hand
 
     def initialize(self, context: Any):
         "Load what the archive holds; called once in every worker. Overriding it, call `super().initialize(context)` first"
@@ -181,7 +183,7 @@ class Handler:
         self.config = context.model_yaml_config or {}
         self.threads = worker_threads(self.config)
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-        self._busy = Busy(folder)
+        self._busy, self._seen = Busy(folder), []
         self._timings = stage_metric(context)
         if self.chain is None and (folder / "chain.json").exists():
             self.chain = Chain.from_json((folder / "chain.json").read_text())
@@ -205,15 +207,20 @@ class Handler:
         drift, features = Counter[tuple[str, str]](), self.features
         assert features
         table = features.table(records, drift=drift)
-        self._count(len(table) + len(table.errors), drift)
+        self._seen.append((len(table) + len(table.errors), drift))
         return Batch(table.arrays, tuple(table.rows), dict(table.errors))
 
     def featurize_many(self, requests: Sequence[Mapping[str, Sequence]]) -> Batch:
         "Requests of several rows each (lists by column) to a dict of model inputs for each; one wrong row refuses its request"
+        assert self.features and self.features.schema
+        return Batch.of(requests).map(self.features.schema.rectangle).through(self._featurize_many)
+
+    def _featurize_many(self, requests: Sequence[Mapping[str, Sequence]]) -> Batch:
         import numpy as np
-        owner = np.repeat(np.arange(len(requests)), [len(next(iter(r.values()))) for r in requests])
+        lengths = [len(next(iter(r.values()))) for r in requests]
+        owner = np.repeat(np.arange(len(requests)), lengths)
         made = self.featurize({c: [x for r in requests for x in r[c]] for c in requests[0]})
-        errors = {int(owner[row]): e for row, e in reversed(made.errors.items())}
+        errors = {i: _at_row(e, row - sum(lengths[:i]), lengths[i]) for row, e in reversed(made.errors.items()) if (i := int(owner[row])) >= 0}
         ends = np.searchsorted(owner[list(made.requests)], np.arange(len(requests)), side="right").tolist()
         parts = [rows(made.items, slice(start, end)) for start, end in zip([0, *ends], ends)]
         return Batch([p for i, p in enumerate(parts) if i not in errors], tuple(i for i in range(len(parts)) if i not in errors), errors)
@@ -230,10 +237,10 @@ class Handler:
 
     def run(self, data: Sequence[dict], context: Any) -> Batch:
         "Every stage on one batch of TorchServe's rows, each stage timed; errors stay with their requests"
-        batch, self.split_by = Batch.of(data), None
+        batch, self.split_by, self._seen = Batch.of(data), None, []
         stages: dict[str, Callable[[Batch], Batch]] = {
             "read": lambda b: b.map(from_body),
-            "preprocess": lambda b: self._through(b, self.preprocess),
+            "preprocess": lambda b: self._through(b, self._preprocess),
             "inference": lambda b: self._through(b, self.inference),
             "postprocess": lambda b: self._through(b, self.postprocess),
             "encode": lambda b: b.map(encode)}
@@ -241,14 +248,23 @@ class Handler:
             start = time.perf_counter()
             batch = stage(batch)
             self._timings(name, time.perf_counter() - start)
+        for n, drift in self._seen: self._count(n, drift)
         return batch
+
+    def _preprocess(self, requests: Sequence) -> Any:
+        "`preprocess`; what it saw of a batch on which it then failed does not count, since it will see its parts"
+        before = len(self._seen)
+        try: return self.preprocess(requests)
+        except BaseException:
+            del self._seen[before:]
+            raise
 
     def _through(self, batch: Batch, verb: Callable[[Any], Any]) -> Batch:
         "`verb` on the batch; if that takes more than one call, the log says why: batching is lost then"
         done = batch.through(verb)
         if done.split_by and not isinstance(done.split_by, RequestError):
             self.split_by = done.split_by
-            log.warning("%s failed for a batch of %d and was called again with parts of it: %s: %s", verb.__name__, len(batch), type(done.split_by).__name__, done.split_by)
+            log.warning("%s failed for a batch of %d and was called again with parts of it: %s: %s", verb.__name__.lstrip("_"), len(batch), type(done.split_by).__name__, done.split_by)
         return done
 
     def handle(self, data: Sequence[dict], context: Any) -> list[bytes]:
@@ -273,6 +289,8 @@ class Handler:
 
 # %% ../nbs/04_handler.ipynb #handler-helpers
 log = logging.getLogger(__name__)
+
+def _at_row(e: Exception, row: int, rows: int) -> Exception: return InputError(f"{e} (at place {row} of {rows})") if rows > 1 else e
 
 def check_initialized(handler: Handler):
     "Raise `ToolkitError` for a handler that could answer no request"
@@ -378,6 +396,8 @@ class LocalHandler:
         self.service.context.model_yaml_config = config
         handler.initialize(self.service.context)
         check_initialized(handler)
+
+    def __repr__(self) -> str: return f"{self.name}, in this process; predict(x) is what a caller of the server would get"
 
     def predict(self,
         x: Any,                          # path, bytes, array or JSON value; a list of them is one batch

@@ -5,13 +5,14 @@
 # %% ../nbs/02b_schema.ipynb #imports
 from __future__ import annotations
 
-import functools
+import functools, re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from .columns import Columns, Lists, Text, array_module, is_missing
+from .columns import Columns, Lists, Text, array_module, is_missing, on_host
 from .core import InputError, ToolkitError
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from zztoolkit.columns import Array, Column
 
 # %% auto #0
-__all__ = ['KINDS', 'LONGEST_TEXT', 'MOST', 'MISSING', 'Field', 'refusals', 'plain_values', 'read_series', 'Door', 'Schema',
-           'keep_good', 'out_of_range']
+__all__ = ['KINDS', 'LONGEST_TEXT', 'MOST', 'MISSING', 'FITTING', 'FIRST_DAY', 'LAST_DAY', 'Field', 'refusals', 'shown',
+           'plain_values', 'plain', 'suspects', 'read_series', 'explained', 'Door', 'Schema', 'keep_good',
+           'out_of_range']
 
 # %% ../nbs/02b_schema.ipynb #field
 KINDS = ("int", "float", "bool", "text", "datetime")
@@ -38,13 +40,17 @@ class Field:
     high: float | None = None
     longest: int = 0                # that a list may be
 
+    def __post_init__(self):
+        if self.kind not in KINDS: raise ToolkitError(f"a column holds no {self.kind}", do=f"one of {', '.join(KINDS)}")
+
     def __str__(self) -> str:
         kind = f"list of {self.kind}, at most {self.longest}" if self.many else self.kind
         return kind + (" or missing" if self.nullable else "")
 
     def shown(self, value: Any) -> str:
         "A number of it as people write it"
-        return datetime.fromtimestamp(value / 1e6, timezone.utc).strftime("%Y-%m-%d %H:%M:%S") if self.kind == "datetime" else f"{value:.15g}"
+        import numpy as np
+        return str(np.datetime64(int(value), "us")).removesuffix(".000000") if self.kind == "datetime" else f"{value:.15g}"
 
     @property
     def dtype(self) -> str:
@@ -54,17 +60,27 @@ class Field:
     @functools.cached_property
     def check(self) -> Callable[[list], list]:
         "pydantic's check of a list of such values, which gives them or raises"
-        from pydantic import Field as Rule, TypeAdapter
+        from pydantic import AfterValidator, BeforeValidator, Field as Rule, TypeAdapter
         most = 2**53 if self.nullable else 2**63 - 1      # past 2**53, float64 does not hold every whole number
         rules: dict[str, Any] = {
             "int": Union[Annotated[int, Rule(strict=True, ge=-most, le=most)], Annotated[float, Rule(strict=True, multiple_of=1, ge=-most, lt=most)]],
             "float": Annotated[float, Rule(strict=True, allow_inf_nan=False)],
             "bool": Annotated[bool, Rule(strict=True)],
             "text": Annotated[str, Rule(strict=True, max_length=LONGEST_TEXT)],      # the limit also makes it look for what UTF-8 cannot say
-            "datetime": datetime}
+            "datetime": Annotated[datetime, BeforeValidator(_as_date), AfterValidator(_utc)]}
         rule = rules[self.kind]
         if self.many: rule = Annotated[list[rule], Rule(max_length=self.longest)]      # type: ignore[valid-type]
         return TypeAdapter(list[Union[rule, None]] if self.nullable else list[rule]).validate_python      # type: ignore[valid-type]
+
+# %% ../nbs/02b_schema.ipynb #dates
+def _as_date(x: Any) -> Any:
+    if isinstance(x, date) or isinstance(x, str) and re.match(r"\d{4}-\d\d-\d\d", x): return x
+    raise ValueError("should be a date such as 2026-01-31 or 2026-01-31T12:00:00+01:00")
+
+def _utc(x: datetime) -> datetime:
+    "Without its time zone, in UTC"
+    try: return x if x.tzinfo is None else x.astimezone(timezone.utc).replace(tzinfo=None)
+    except OverflowError: raise ValueError("should be of the years 1 to 9999 in UTC") from None
 
 # %% ../nbs/02b_schema.ipynb #refusals
 def refusals(name: str, field: Field, values: list) -> dict[int, InputError]:
@@ -75,29 +91,33 @@ def refusals(name: str, field: Field, values: list) -> dict[int, InputError]:
         found = {}
         for problem in reversed(e.errors(include_url=False)):      # the first word on a row is kept
             row, *within = problem["loc"]
-            found[row] = InputError(_words(name, values[row], problem, [i for i in within if isinstance(i, int)]))
+            found[row] = InputError(_words(name, field, values[row], problem, [i for i in within if isinstance(i, int)]))
         return dict(sorted(found.items()))
     return {}
 
-def _words(name: str, value: Any, problem: Mapping, within: list[int]) -> str:
+def _words(name: str, field: Field, value: Any, problem: Mapping, within: list[int]) -> str:
     if value is None or value is MISSING: return f"{name} is missing"
-    shown = f"got {len(value)}" if problem["type"] == "too_long" else f"got {problem['input']!r:.80}"
-    return f"{name}{''.join(f'[{i}]' for i in within)}: {problem['msg'][0].lower()}{problem['msg'][1:]}, {shown}"
+    if problem["type"] == "too_long" and not within and field.many: return f"{name} holds {len(value):,} items; at most {field.longest:,} are let in, {MOST} times the longest of the training table"
+    says = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{name}{''.join(f'[{i}]' for i in within)}: {says[0].lower()}{says[1:]}, got {shown(problem['input'])}"
+
+def shown(x: Any, most: int = 80) -> str:
+    "A value as Python writes it, cut"
+    try: return repr(x)[:most]
+    except ValueError: return "a number of thousands of digits"
 
 MISSING = object()     # stands for a column that a record lacks
 
 # %% ../nbs/02b_schema.ipynb #values
-def _microseconds(values: Iterable[datetime | None]) -> np.ndarray:
-    "Microseconds since 1970, UTC, NaT as the smallest int64; a date without a time zone counts as UTC"
+def _since_1970(field: Field, dates: np.ndarray) -> np.ndarray:
+    "datetime64 as microseconds since 1970"
     import numpy as np
-    plain = [None if v is None else v if v.tzinfo is None else v.astimezone(timezone.utc).replace(tzinfo=None) for v in values]
-    return np.array(plain, "datetime64[us]").view("int64")
+    found = dates.astype("datetime64[us]").view("int64")
+    return found if field.dtype == "int64" else np.where(found == np.iinfo("int64").min, np.nan, found)      # NaT
 
 def _numbers(field: Field, values: Sequence) -> np.ndarray:
     import numpy as np
-    if field.kind != "datetime": return np.array(values, field.dtype)     # None becomes NaN
-    found = _microseconds(values)
-    return found if field.dtype == "int64" else np.where(found == np.iinfo("int64").min, np.nan, found)
+    return _since_1970(field, np.array(values, "datetime64[us]")) if field.kind == "datetime" else np.array(values, field.dtype)     # None becomes NaN
 
 def _column(field: Field, values: Sequence) -> Column:
     "Values that the validator gave as a column"
@@ -110,47 +130,67 @@ def _column(field: Field, values: Sequence) -> Column:
 # %% ../nbs/02b_schema.ipynb #series
 def plain_values(series: pd.Series) -> list:
     "A pandas column as Python values; missing ones as None, arrays as lists"
-    missing = series.isna().tolist()
-    return [None if gone else v.tolist() if hasattr(v, "tolist") else list(v) if isinstance(v, tuple) else v for v, gone in zip(series.tolist(), missing)]
+    return [None if gone else plain(v) for v, gone in zip(series.tolist(), series.isna().tolist())]
+
+def plain(x: Any) -> Any:
+    "NumPy's scalars and arrays as Python's, tuples as lists"
+    if hasattr(x, "tolist"): return x.tolist()
+    return [plain(v) for v in x] if isinstance(x, (list, tuple)) else x
 
 def _fitting(field: Field, series: pd.Series) -> Column | None:
     "The column, if its dtype is the field's; None if its values must be looked at one by one"
     import numpy as np
-    kind = series.dtype.kind
-    if field.many: return None
-    if field.kind == "text": return Text(*_factorized(series)) if series.dtype == "str" else None
-    if field.kind == "datetime":
-        if kind != "M": return None
-        if getattr(series.dt, "tz", None) is not None: series = series.dt.tz_convert("UTC").dt.tz_localize(None)
-        found = series.to_numpy("datetime64[us]").view("int64")
-        return found if field.dtype == "int64" else np.where(found == np.iinfo("int64").min, np.nan, found)
-    fits = {"int": "i" if field.dtype == "int64" else "", "float": "if", "bool": "b"}[field.kind]
-    return series.to_numpy().astype(field.dtype) if isinstance(series.dtype, np.dtype) and kind in fits else None
+    if field.many or not isinstance(series.dtype, np.dtype) and field.kind not in ("text", "datetime"): return None
+    if field.kind == "text": return Text(*_factorized(series)) if str(series.dtype) in ("str", "string") else None
+    if series.dtype.kind not in FITTING[field.kind] or str(series.dtype) == "uint64": return None
+    if field.kind == "int" and series.dtype.kind == "f" and not field.nullable: return None      # there may be fractions, or nothing
+    if field.kind == "int" and field.dtype == "float64" and series.dtype.kind == "i" and bool((series.abs() > 2**53).any()): return None      # more than a float holds
+    if field.kind != "datetime": return series.to_numpy().astype(field.dtype)
+    if getattr(series.dt, "tz", None) is not None: series = series.dt.tz_convert("UTC").dt.tz_localize(None)
+    return _since_1970(field, series.to_numpy("datetime64[us]"))
+
+FITTING = {"int": "iuf", "float": "iuf", "bool": "b", "datetime": "M", "text": "O"}     # kinds of dtypes that an array of a field may have
 
 def _factorized(series: Any) -> tuple[np.ndarray, np.ndarray]:
     codes, values = series.factorize()
     return codes.astype("int64"), values.to_numpy(object)
 
-def _suspects(field: Field, column: Any, series: pd.Series) -> np.ndarray:
-    "Rows of a column that fits whose value may be refused"
+def suspects(field: Field, column: Any) -> Array:
+    "(N,) bool: rows of a column that fits whose value may be refused"
+    xp = array_module(column.codes if isinstance(column, Text) else column)
+    gone, none = is_missing(column), xp.zeros(len(column), bool)
+    odd = none if field.nullable else gone
+    if isinstance(column, Text): return odd | column.spread(_odd_texts(column.values), False)
+    if field.kind == "datetime": return odd | ~gone & ((column < FIRST_DAY) | (column > LAST_DAY))
+    if field.kind == "float": return odd | xp.isinf(column)
+    return odd | ~gone & ((abs(column) > 2.0**53) | (column != xp.floor(column))) if column.dtype.kind == "f" else odd
+
+FIRST_DAY, LAST_DAY = -62_135_596_800_000_000, 253_402_300_799_999_999      # of Python's dates, in microseconds since 1970
+
+def _odd_texts(values: np.ndarray) -> np.ndarray:
+    "(N,) bool: text that is too long, or that UTF-8 cannot say"
     import numpy as np
-    gone = series.isna().to_numpy()
-    odd = gone if not field.nullable else np.zeros(len(gone), bool)
-    if field.kind == "float": odd = odd | np.isinf(column)
-    return np.flatnonzero(odd)
+    odd = np.zeros(len(values), bool)
+    odd[list(refusals("", Field("text"), values.tolist()))] = True
+    return odd
 
 def read_series(name: str, field: Field, series: pd.Series) -> tuple[Column, dict[int, InputError]]:
     "A column and why rows of it are refused; what stands in a refused row is meaningless"
     column = _fitting(field, series)
-    if column is None: return _read_list(name, field, plain_values(series))
-    rows = _suspects(field, column, series).tolist()
-    found = refusals(name, field, plain_values(series.iloc[rows])) if rows else {}
-    return column, {rows[i]: e for i, e in found.items()}
+    return (column, explained(name, field, column, lambda rows: series.iloc[rows])) if column is not None else _read_list(name, field, plain_values(series))
+
+def explained(name: str, field: Field, column: Any, at: Callable[[list[int]], Any]) -> dict[int, InputError]:
+    "Why rows of a column that fits are refused; `at` gives the pandas column at some rows"
+    rows = on_host(suspects(field, column).nonzero()[0]).tolist()
+    if not rows: return {}
+    values = at(rows).astype(str).where(at(rows).notna(), None) if field.kind == "datetime" else at(rows)      # Python has no year 20000
+    return {rows[i]: e for i, e in refusals(name, field, plain_values(values)).items()}
 
 def _read_list(name: str, field: Field, values: list) -> tuple[Column, dict[int, InputError]]:
     import pydantic
     try: return _column(field, field.check(values)), {}
-    except pydantic.ValidationError: bad = refusals(name, field, values)
+    except pydantic.ValidationError: values = [plain(v) for v in values]
+    if not (bad := refusals(name, field, values)): return _column(field, field.check(values)), {}
     filler = next((v for i, v in enumerate(values) if i not in bad), None)
     if filler is None and not field.nullable: filler = [] if field.many else {"text": "", "datetime": datetime(1970, 1, 1), "bool": False}.get(field.kind, 0)
     return _column(field, field.check([filler if i in bad else v for i, v in enumerate(values)])), bad
@@ -164,13 +204,12 @@ def _kind_of(name: str, values: Sequence) -> str:
     if len(found) == 1 and (kind := min(found)) in KINDS: return kind
     raise ToolkitError(f"column {name} holds {', '.join(sorted(found)) or 'nothing'}", do=f"a column holds values, or lists of values, of one kind: {', '.join(KINDS)}")
 
-def _infer(name: str, series: pd.Series) -> Field:
-    "The field of a pandas column, without ranges"
-    import numpy as np
+def _infer(name: str, series: pd.Series, whole: bool = False) -> Field:
+    "The field of a pandas column, without ranges; `whole`: floats are whole numbers, which pandas makes floats of where some are missing"
     nullable = bool(series.isna().any())
     simple = {"b": "bool", "i": "int", "u": "int", "f": "float", "M": "datetime"}.get(series.dtype.kind)
-    if simple: return Field(simple, nullable=nullable)
-    if series.dtype == "str": return Field("text", nullable=nullable)
+    if simple: return Field("int" if whole and simple == "float" else simple, nullable=nullable)
+    if str(series.dtype) in ("str", "string"): return Field("text", nullable=nullable)
     values = [v for v in plain_values(series) if v is not None]
     if not values or not isinstance(values[0], list): return Field(_kind_of(name, values), nullable=nullable)
     if not all(isinstance(v, list) for v in values): raise ToolkitError(f"column {name} holds lists and other values")
@@ -202,39 +241,69 @@ class Schema:
             if given not in known: raise ToolkitError(f"{word} must be {' or '.join(known)}", found=repr(given))
 
     @classmethod
-    def of(cls, df: pd.DataFrame, names: Iterable[str], others: str = "allow", ranges: str = "count") -> Schema:
-        "Learned from a training table. Raises `ToolkitError` for a column that is not there or holds values of several kinds"
-        if missing := [c for c in names if c not in df]: raise ToolkitError(f"the table has no column {', '.join(missing)}", found=f"columns {', '.join(map(str, df.columns))}")
-        bare = cls({c: _infer(c, df[c]) for c in names}, others, ranges)
-        door = bare(df[list(bare.fields)])
-        if door.errors: raise ToolkitError("a row of the training table cannot be used", found="; ".join(f"row {i}: {e}" for i, e in list(door.errors.items())[:3]), do="drop those rows, or mend them")
-        return replace(bare, fields={c: _with_range(f, door.columns[c]) for c, f in bare.fields.items()})
+    def of(cls, df: pd.DataFrame, names: Iterable[str], others: str = "allow", ranges: str = "count", whole: Iterable[str] = ()) -> Schema:
+        "Learned from a training table; `whole` are columns whose floats are whole numbers. Raises `ToolkitError` for a column that is not there or holds values of several kinds"
+        return cls.learn(df, names, others, ranges, whole)[0]
+
+    @classmethod
+    def learn(cls, df: pd.DataFrame, names: Iterable[str], others: str = "allow", ranges: str = "count", whole: Iterable[str] = ()) -> tuple[Schema, Columns]:
+        "The schema of a training table, and its columns"
+        names = list(names)
+        if not hasattr(df, "iloc") or not hasattr(df, "columns"): raise ToolkitError("a training table must be a pandas data frame", found=type(df).__name__, do="pd.DataFrame(records), pd.read_parquet(path)")
+        if missing := [c for c in names if c not in df]: raise ToolkitError(f"the table has no column {', '.join(missing)}", found=f"columns {', '.join(map(repr, df.columns))}")
+        if twice := [c for c in names if list(df.columns).count(c) > 1]: raise ToolkitError(f"the table has two columns called {twice[0]}", do="rename or drop one of them")
+        if not len(df): raise ToolkitError("the table has no rows", do="give rows to learn from")
+        bare = cls({c: _infer(c, df[c], c in set(whole)) for c in names}, others, ranges)
+        door = bare(df[names])
+        if door.errors: raise ToolkitError("a row of the table cannot be used", found="; ".join(f"row {i}: {e}" for i, e in list(door.errors.items())[:3]), do="drop those rows, or mend them")
+        return replace(bare, fields={c: _with_range(f, door.columns[c]) for c, f in bare.fields.items()}), door.columns
 
     def __call__(self, data: Any) -> Door:
-        "Let in a list of records, a dict of lists or a pandas data frame"
-        if hasattr(data, "iloc"): return self.open(len(data), lambda c, f: read_series(c, f, data[c]) if c in data else None, self.unknown(data.columns, range(len(data))))
+        "Let in a list of records, a dict of lists or a pandas data frame. Raises `InputError` for anything else, and for a table that lacks a column"
+        if hasattr(data, "iloc") and hasattr(data, "columns"):
+            self.check_names(data.columns)
+            return self.open(len(data), lambda c, f: read_series(c, f, data[c]), self.unknown(data.columns, range(len(data))))
         if isinstance(data, Mapping): return self._lists(data)
-        wrong = {i: InputError(f"a record must be an object with {', '.join(self.fields)}; got {r!r:.80}") for i, r in enumerate(data) if not isinstance(r, Mapping)}
+        if isinstance(data, (str, bytes, bytearray)) or not hasattr(data, "__iter__") or hasattr(data, "iloc"): raise InputError(f"records must be a list of objects, a dict of lists or a data frame; got {shown(data)}")
+        data = list(data)
+        wrong = {i: InputError(f"a record must be an object with {', '.join(self.fields)}; got {shown(r)}") for i, r in enumerate(data) if not isinstance(r, Mapping)}
         records = [{} if i in wrong else r for i, r in enumerate(data)]
         first = {i: e for i, r in enumerate(records) for e in self.unknown(r, [i]).values()} if self.others == "refuse" else {}
         return self.open(len(records), lambda c, f: _read_list(c, f, [r.get(c, None if f.nullable else MISSING) for r in records]), first | wrong)
 
     def _lists(self, data: Mapping[str, Sequence]) -> Door:
-        lengths = {c: len(v) for c, v in data.items() if c in self.fields}
+        self.check_names(data)
+        if single := [c for c in self.fields if isinstance(data[c], (str, bytes)) or not hasattr(data[c], "__len__")]: raise InputError(f"{single[0]} must be a list of values, got {shown(data[single[0]])}; one record is given as [record]")
+        lengths = {c: len(data[c]) for c in self.fields}
         n = max(lengths.values(), default=0)
         if set(lengths.values()) - {n}: raise InputError(f"columns of different lengths: {', '.join(f'{c} {k}' for c, k in lengths.items())}")
-        return self.open(n, lambda c, f: _read_list(c, f, list(data[c])) if c in data else None, self.unknown(data, range(n)))
+        return self.open(n, lambda c, f: _read_list(c, f, list(data[c])), self.unknown(data, range(n)))
+
+    def rectangle(self, request: Any) -> dict[str, list]:
+        "A dict of lists with every column, all of one length; what may be missing may be left out. Raises `InputError`"
+        if not isinstance(request, Mapping): raise InputError(f"expected an object with {', '.join(self.fields)}, each a list; got {shown(request)}")
+        given = {c: request[c] for c in self.fields if c in request}
+        if single := [c for c, x in given.items() if not isinstance(x, (list, tuple))]: raise InputError(f"{single[0]} must be a list, got {shown(given[single[0]])}")
+        if len(lengths := {len(x) for x in given.values()}) != 1: raise InputError(f"columns of different lengths: {', '.join(f'{c} {len(x)}' for c, x in given.items()) or 'there is none'}")
+        n, = lengths
+        return {c: list(given[c]) if c in given else [None if f.nullable else MISSING] * n for c, f in self.fields.items()}
+
+    def check_names(self, given: Iterable):
+        "Raise `InputError` unless each field's column is there, once: one that is forgotten must not be filled in for every row"
+        counts = Counter(list(given))
+        if missing := [c for c in self.fields if not counts[c]]: raise InputError(f"the table has no column {', '.join(missing)}")
+        if twice := [c for c in self.fields if counts[c] > 1]: raise InputError(f"the table has two columns called {twice[0]}")
 
     def unknown(self, given: Iterable[str], rows: Iterable[int]) -> dict[int, InputError]:
         "The error of all `rows`, if columns that no field names are refused and there are some"
         unknown = [str(c) for c in given if c not in self.fields] if self.others == "refuse" else []
-        return dict.fromkeys(rows, InputError(f"unknown column {', '.join(unknown)}; known are {', '.join(self.fields)}")) if unknown else {}
+        return dict.fromkeys(rows, InputError(f"unknown column {', '.join(unknown)[:200]}; known are {', '.join(self.fields)}")) if unknown else {}
 
-    def open(self, n: int, read: Callable[[str, Field], Any], first: Mapping[int, InputError]) -> Door:
+    def open(self, n: int, read: Callable[[str, Field], tuple[Column, dict[int, InputError]]], first: Mapping[int, InputError]) -> Door:
         "`first` are errors that go before those of columns; of these, a row's first one has the word"
         columns, errors = Columns(), dict[int, InputError]()
         for c, field in self.fields.items():
-            columns[c], bad = read(c, field) or _read_list(c, field, [None if field.nullable else MISSING] * n)
+            columns[c], bad = read(c, field)
             errors = (self._outside(c, columns[c]) if self.ranges == "refuse" else {}) | bad | errors
         return keep_good(columns, n, errors | dict(first))
 
@@ -242,6 +311,11 @@ class Schema:
         "Rows outside the range of the training table"
         field = self.fields[name]
         return {int(i): InputError(f"{name}: {field.shown(column[i].item())} is outside {field.shown(field.low)} to {field.shown(field.high)}") for i in out_of_range(field, column).nonzero()[0]}
+
+    def __str__(self) -> str:
+        wide = max(map(len, self.fields), default=0)
+        return "\n".join(f"{c:<{wide}}  {f}" + (f", {f.shown(f.low)} to {f.shown(f.high)}" if f.low is not None and f.kind != "bool" else "") for c, f in self.fields.items())
+    __repr__ = __str__
 
     def count_drift(self, columns: Columns):
         "Count values that are missing, and numbers outside the training table's range"
@@ -251,7 +325,7 @@ class Schema:
 
     def example(self) -> dict:
         "A record that is let in, of the smallest values of the training table and the word example"
-        def one(f: Field) -> Any: return {"text": "example", "bool": False}.get(f.kind, 0) if f.low is None else f.shown(f.low) if f.kind == "datetime" else bool(f.low) if f.kind == "bool" else f.low
+        def one(f: Field) -> Any: return {"text": "example", "bool": False, "datetime": "2000-01-01"}.get(f.kind, 0) if f.low is None else f.shown(f.low) if f.kind == "datetime" else bool(f.low) if f.kind == "bool" else f.low
         return {c: [one(f)] if f.many else one(f) for c, f in self.fields.items()}
 
     def to_dict(self) -> dict: return {"others": self.others, "ranges": self.ranges, "fields": {c: asdict(f) for c, f in self.fields.items()}}
