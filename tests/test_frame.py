@@ -147,10 +147,10 @@ def test_recommendation_over_http_is_what_it_is_here(ranked):
     assert len(answers[-1]) == 1682 and answers[-1][0]["score"] >= answers[-1][-1]["score"]
 
 WRONG = {
-    "wrong type": ({"user": "Ann", "candidates": [1]}, 422, "user: input should be a valid integer, got 'Ann'"), "missing column": ({"candidates": [1]}, 422, "a request is an object with user"),
-    "NaN": (b'{"user": NaN, "candidates": [1]}', 422, "user: input should be"), "infinity": (b'{"user": 1, "candidates": [Infinity]}', 422, "film: input should be"),
-    "huge integer": ({"user": 1, "candidates": [10**40]}, 422, "film: input should be less than"), "empty list": ({"user": 1, "candidates": []}, 422, "1 to 5,000"),
-    "10,000-long list": ({"user": 1, "candidates": list(range(10_000))}, 422, "1 to 5,000"), "not UTF-8": (b'{"user": "\xff"}', 400, "not JSON"), "not JSON": (b"user=1", 400, "not JSON"), "a list": ([1], 422, "a request is an object"), "empty": (b"", 400, "not JSON")}
+    "wrong type": ({"user": "Ann", "candidates": [1]}, 422, "user: should be a valid integer, got 'Ann'"), "missing column": ({"candidates": [1]}, 422, "a request is an object with user"),
+    "NaN": (b'{"user": NaN, "candidates": [1]}', 422, "user: should be"), "infinity": (b'{"user": 1, "candidates": [Infinity]}', 422, "film: should be"),
+    "huge integer": ({"user": 1, "candidates": [10**40]}, 422, "film: should be less than"), "empty list": ({"user": 1, "candidates": []}, 422, "1 to 5,000"),
+    "10,000-long list": ({"user": 1, "candidates": list(range(10_000))}, 422, "1 to 5,000"), "not UTF-8": (b'{"user": "\xff"}', 400, "not JSON"), "not JSON": (b"user=1", 400, "not JSON"), "a list": ([1], 422, "a request is an object"), "empty": (b"", 400, "the body is empty")}
 
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_requests(ranked, what):

@@ -86,7 +86,7 @@ class Operation:
 
 def plain_parameter(op: str, name: str, kind: str, x: Any) -> Any:
     "A parameter as JSON can say it. Raises `ToolkitError` for one of another kind, and for infinities"
-    x = tuple(x.tolist()) if getattr(x, "ndim", 0) == 1 else x.item() if hasattr(x, "item") else x
+    if type(x).__module__ == "numpy": x = tuple(x.tolist()) if x.ndim else x.item()
     if kind == "float" and type(x) is int: x = float(x)
     wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(kind)
     if wanted and type(x) is not wanted: raise ToolkitError(f"{op}: {name} must be of type {kind}", found=repr(x))
