@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifact import Artifact, load_artifact
-from .core import RequestError, ToolkitError, environment_without_secrets, sha256
+from .core import RequestError, ToolkitError, check_whole, ending, environment_without_secrets, sha256
 from .frame import Features
 from .handler import Handler, artifact_folder, check_initialized, load_service, receive, to_body
 from .vision import Chain, sample_photo
@@ -193,8 +193,7 @@ def check_unpacked(
     except subprocess.TimeoutExpired:
         raise ToolkitError("the handler did not answer in a fresh process", found=f"nothing after {timeout:.0f} s", do="look for a loop or a download in `initialize`") from None
     if not report.exists():
-        killed = "killed, out of memory?" if done.returncode == -9 else f"exit code {done.returncode}"
-        raise ToolkitError("the handler's process died", found=f"{killed}\n{done.stderr[-2000:]}")
+        raise ToolkitError("the handler's process died", found=f"{ending(done.returncode)}\n{done.stderr[-2000:]}")
     found = json.loads(report.read_text())
     if "refused" in found: raise ToolkitError("the handler refuses the example", found=found["refused"], do="give another one (--example)")
     if "error" in found: raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do=f"nothing was packed, and what is served still is; {next_step(found['error'])}")
@@ -213,9 +212,7 @@ CONFIG_DEFAULTS = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDe
 def model_config(artifact: Artifact | None, given: dict) -> dict:
     "model-config.yaml: the defaults and what the engineer gave, checked against the artifact"
     config = CONFIG_DEFAULTS | given
-    for key in CONFIG_DEFAULTS:
-        if isinstance(config[key], bool) or not isinstance(config[key], int) or config[key] < (key != "maxBatchDelay"):
-            raise ToolkitError(f"{key} must be a positive whole number", found=repr(config[key]))   # TorchServe would only log it
+    for key in CONFIG_DEFAULTS: check_whole(int(key != "maxBatchDelay"), **{key: config[key]})     # TorchServe would only log it
     config["maxWorkers"] = max(config["maxWorkers"], config["minWorkers"])
     if artifact and config["batchSize"] > artifact.batch.max:
         raise ToolkitError(f"batch size {config['batchSize']} is more than the artifact takes", found=f"compiled for {artifact.batch.min} to {artifact.batch.max}",

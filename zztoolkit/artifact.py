@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core import ToolkitError, cache_dir, figure, installed, png_of, sha256, usable_cores
+from .core import ToolkitError, cache_dir, facts_table, figure, installed, png_of, sha256, usable_cores
 from .engines import ENGINES, PROGRAM, Engine, Job, Loading, Run, hardware, has_vnni, no_cuda, takes
 from .parity import TOLERANCES, accept, compare, worst_of
 from .tensors import Dim, Form, TensorSpec, as_array, as_numpy, as_torch, check_inputs, is_numpy
@@ -94,7 +94,7 @@ class Artifact:
         ins, outs = "; ".join(map(str, self.inputs)), "; ".join(map(str, self.outputs))
         return f"Artifact on {self.engine}, {self.precision}: {ins} to {outs}, {', '.join(map(_range, self.dims))}, within {bound(self.parity['max_abs_diff'])} of eager"
 
-    def _repr_html_(self) -> str: return _rows_html(_facts(self))
+    def _repr_html_(self) -> str: return facts_table(_facts(self))
 
 def _range(d: Dim) -> str: return f"{d.name} {d.min} to {d.max}"
 
@@ -102,10 +102,6 @@ def _facts(a: Artifact) -> dict[str, str]:
     return {"engine": f"{a.engine}, {a.precision}, on {a.device}", "in": "; ".join(map(str, a.inputs)), "out": "; ".join(map(str, a.outputs)),
             "sizes": ", ".join(f"{_range(d)}, tuned for {d.opt}" for d in a.dims),
             "against eager": f"largest difference under {bound(a.parity['max_abs_diff'])}, top-1 agreement {a.parity['top1_agreement']:.0%}"}
-
-def _rows_html(rows: dict[str, str]) -> str:
-    cells = "".join(f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{escape(v)}</td></tr>" for k, v in rows.items())
-    return f"<table>{cells}</table>"
 
 def bound(x: float) -> str:
     "The power of ten above `x`: steady where the last digits are noise"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifact import Artifact, Session, alone, bound_to, check_home, load_artifact, made_with, save, staging
 from .content import structure, tensor_bytes
-from .core import InputError, Steps, ToolkitError, cache_dir, installed
+from .core import InputError, Steps, ToolkitError, cache_dir, check_whole, installed
 from .engines import ENGINES, Engine, Job, Loading, flat, hardware, no_cuda, sized
 from .parity import TOLERANCES, Tolerance, accept, compare, worst_of
 from .tensors import Dim, Form, TensorSpec, as_numpy, check_inputs, dtype_name, outputs_of
@@ -417,7 +417,7 @@ def _order(s: Subject, backend: Any, precision: Any, device: str, inputs: Any, c
     names = tuple(ENGINES) if backend in ("auto", "all") else (backend,) if isinstance(backend, str) else tuple(backend)
     if device.partition(":")[0] not in ("cpu", "cuda"): raise ToolkitError(f"no device {device!r}", do="use cpu, cuda or cuda:1")
     if device != "cpu" and (why := no_cuda()): raise ToolkitError(f"nothing can be compiled for {device} here", found=why, do="zz doctor")
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1: raise ToolkitError("threads must be a positive whole number", found=repr(threads))
+    check_whole(threads=threads)
     if not names: raise ToolkitError("no backend", do=f"use auto, all, {', '.join(ENGINES)}")
     if unknown := [n for n in names if n not in ENGINES]: raise ToolkitError(f"no backend {unknown[0]!r}", do=f"use auto, all, {', '.join(ENGINES)}")
     precisions = (precision,) if isinstance(precision, str) else tuple(precision)

@@ -5,8 +5,8 @@
 # %% ../nbs/00_core.ipynb #imports
 from __future__ import annotations
 
-import functools, importlib.metadata, importlib.util, os, platform, re, shutil, subprocess, sys
-from collections.abc import Callable, Iterator, Sequence
+import functools, importlib.metadata, importlib.util, os, platform, re, shutil, signal, subprocess, sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,9 +18,9 @@ if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['RequestError', 'DecodeError', 'TooLargeError', 'InputError', 'ToolkitError', 'http_phrase', 'http_error', 'n_rows',
-           'row_list', 'rows', 'join_rows', 'Batch', 'figure', 'png_of', 'Steps', 'environment_without_secrets',
-           'usable_cores', 'sha256', 'cache_dir', 'Java', 'java_major', 'find_java', 'Finding', 'Report', 'installed',
-           'find_compiler', 'doctor']
+           'row_list', 'rows', 'join_rows', 'Batch', 'figure', 'png_of', 'Steps', 'check_whole', 'ending',
+           'facts_table', 'environment_without_secrets', 'usable_cores', 'sha256', 'cache_dir', 'Java', 'java_major',
+           'find_java', 'Finding', 'Report', 'installed', 'find_compiler', 'doctor']
 
 # %% ../nbs/00_core.ipynb #request-errors
 class RequestError(ValueError):
@@ -215,6 +215,28 @@ class Steps:
         self._shown = text
 
 def _ticked(step: str) -> str: return step if step.startswith("–") else f"✓ {step}"
+
+# %% ../nbs/00_core.ipynb #words
+def check_whole(
+    least: int = 1, # or 0
+    **given: Any,   # numbers by what they are called
+):
+    "Raise `ToolkitError` for one that is no whole number, or less than `least`"
+    for name, x in given.items():
+        if isinstance(x, bool) or not isinstance(x, int) or x < least: raise ToolkitError(f"{name} must be a {'positive ' if least else ''}whole number", found=repr(x))
+
+def ending(
+    code: int, # as `subprocess` says it: a signal is negative
+) -> str:
+    "How a process ended"
+    if code >= 0: return f"its process ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+def facts_table(rows: Mapping[str, str]) -> str:
+    "Facts by their names as a table, in HTML"
+    cells = "".join(f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{escape(v)}</td></tr>" for k, v in rows.items())
+    return f"<table>{cells}</table>"
 
 # %% ../nbs/00_core.ipynb #environment
 _SECRET_NAME = r"(?i).*(KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH|WEBHOOK|CONNECTION_STRING|_PWD|_PAT)S?\d*(_.*)?"

@@ -5,10 +5,11 @@
 # %% ../nbs/04_handler.ipynb #imports
 from __future__ import annotations
 
-import base64, fcntl, io, json, logging, os, time
+import base64, fcntl, io, json, logging, os, time, uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from .vision import Chain, Decode, decode_image, stack_rows
 if TYPE_CHECKING: import numpy as np
 
 # %% auto #0
-__all__ = ['NPY', 'STAGES', 'log', 'to_body', 'existing', 'from_body', 'as_array', 'as_json', 'as_image', 'as_inputs',
+__all__ = ['NPY', 'STAGES', 'log', 'to_body', 'existing', 'plain', 'from_body', 'as_array', 'as_json', 'as_image', 'as_inputs',
            'stack_inputs', 'encode', 'Busy', 'is_busy', 'Handler', 'check_initialized', 'worker_threads', 'respond',
            'stage_metric', 'drift_metric', 'load_service', 'as_requests', 'receive', 'artifact_folder', 'LocalHandler',
            'decode', 'in_one']
@@ -60,18 +61,23 @@ def to_body(
     if type(x).__module__.startswith("PIL."): x = _pixels(x)
     if type(x).__module__ == "numpy" and hasattr(x, "ndim"):
         return (_png(x) if _is_image(x) else _npy(x)), "application/octet-stream"
-    return json.dumps(x, default=_plain).encode(), "application/json"
+    return json.dumps(x, default=plain).encode(), "application/json"
 
 def existing(path: str | Path) -> Path:
     "The path of a file that is there"
     if not Path(path).is_file(): raise ToolkitError(f"no file at {path}", found=f"looked from {Path.cwd()}", do="a str or Path is a file to send; bytes, an array or a dict is sent as it is")
     return Path(path)
 
-def _plain(x: Any) -> Any:
-    "What `json` cannot say by itself: NumPy scalars and arrays, torch tensors; files and bytes become base64"
+def plain(x: Any) -> Any:
+    """What `json` cannot say by itself: NumPy scalars and arrays, torch tensors, decimals; files and bytes become base64,
+    dates ISO text, spans of time seconds. Raises `TypeError` for anything else"""
     if hasattr(x, "tolist"): return x.tolist()
     if isinstance(x, Path): x = x.read_bytes()
     if isinstance(x, (bytes, bytearray)): return base64.b64encode(x).decode()
+    if hasattr(x, "isoformat"): return x.isoformat()
+    if hasattr(x, "total_seconds"): return x.total_seconds()
+    if isinstance(x, Decimal): return int(x) if x.as_tuple().exponent == 0 else float(x)
+    if isinstance(x, uuid.UUID): return str(x)
     raise TypeError(f"JSON cannot hold a {type(x).__name__}; use dict, list, str, numbers, arrays or bytes")
 
 # %% ../nbs/04_handler.ipynb #from-body
@@ -131,7 +137,7 @@ def encode(answer: Any) -> tuple[bytes, str]:
     "An answer as body and content type: bytes and str as they are, everything else JSON (NaN is an error: JSON has none)"
     if isinstance(answer, (bytes, bytearray)): return bytes(answer), "application/octet-stream"
     if isinstance(answer, str): return answer.encode(), "text/plain; charset=utf-8"
-    try: return json.dumps(answer, default=_plain, allow_nan=False).encode(), "application/json"
+    try: return json.dumps(answer, default=plain, allow_nan=False).encode(), "application/json"
     except ValueError as e: raise ValueError(f"an answer cannot be JSON: {e}; JSON has no NaN and no infinity") from None
 
 # %% ../nbs/04_handler.ipynb #busy

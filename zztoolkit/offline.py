@@ -5,675 +5,23 @@
 # %% ../nbs/09_offline.ipynb #imports
 from __future__ import annotations
 
-import base64, bisect, collections, csv, fcntl, functools, hashlib, itertools, json, os, queue, select, shutil, signal, socket, subprocess, sys, threading, time, traceback, warnings, zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import fcntl, json, os, queue, shutil, sys, time, warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .archive import Mar, archive, load_unpacked, next_step, open_mar, own_frames
-from .artifact import load_artifact
-from .core import DecodeError, InputError, RequestError, Steps, ToolkitError, environment_without_secrets, sha256, usable_cores
-from .handler import Handler, check_initialized, decode, receive
-
-if TYPE_CHECKING: import pandas as pd
+from .answers import MANIFEST, done_rows, read as read, read_manifest, refused as refused, schema_of, write_manifest
+from .core import Steps, ToolkitError, check_whole, facts_table, usable_cores
+from .crew import Model, Place, Task, Worker, checked, failure, lay_model, visible_gpus
+from .sources import Source, open_source
 
 # %% auto #0
-__all__ = ['PHOTOGRAPHS', 'Piece', 'SETTLING', 'PARSERS', 'READERS', 'KINDS', 'CHUNK', 'JSON_TEXT', 'MANIFEST', 'ENGINES',
-           'Source', 'Rows', 'open_source', 'settle', 'fit', 'Refused', 'Place', 'Worker', 'Watched', 'Model', 'read',
-           'refused', 'Progress', 'Job', 'RayWatcher', 'Run', 'run']
-
-# %% ../nbs/09_offline.ipynb #source
-@dataclass(frozen=True)
-class Source:
-    "Rows to answer, in an order that stays"
-    kind: str                     # photographs, csv, parquet or arrow
-    rows: int
-    key: str                      # name of the column by which an answer is found again
-    facts: dict                   # what must be the same when a run goes on: files, sizes, times, types of columns
-    place: Callable[[int], dict]  # of a chunk: what a worker needs to read it
-
-@dataclass(frozen=True)
-class Rows:
-    "A chunk as a worker has read it"
-    keys: Any                           # pyarrow array, one for each row
-    bodies: Callable[[int, int], list]  # from row, to row: requests, or in the place of one what was raised when it was read
-
-def _fingerprint(root: Path, names: Sequence[str]) -> dict:
-    "Digest of the names, sizes and times of files: their bytes may be terabytes"
-    h = hashlib.sha256()
-    for name in names:
-        s = os.stat(root / name)
-        h.update(os.fsencode(name) + f"\0{s.st_size}\0{s.st_mtime_ns}\n".encode())
-    return {"files": len(names), "digest": h.hexdigest()}
-
-# %% ../nbs/09_offline.ipynb #photographs
-PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-
-def _photo_names(folder: Path) -> list[str]:
-    found = (os.path.relpath(os.path.join(at, n), folder) for at, _, names in os.walk(folder) for n in names if not n.startswith("."))
-    return sorted(n for n in found if n.lower().endswith(PHOTOGRAPHS))
-
-def _photographs(folder: Path, chunk: int, key: str | None) -> Source:
-    if key: raise ToolkitError("photographs have no columns", found=f"key={key!r}", do="leave it out: their key is the path below the folder")
-    if not (names := _photo_names(folder)): raise ToolkitError(f"no photographs in {folder}", found=f"no file ends with {' '.join(PHOTOGRAPHS)}", do="give a folder of images, or of .parquet files")
-    return Source("photographs", len(names), "file", _fingerprint(folder, names), lambda k: {"folder": str(folder), "names": names[k * chunk:(k + 1) * chunk]})
-
-def _body_of(path: str) -> bytearray | Exception:
-    try: return bytearray(Path(path).read_bytes())
-    except OSError as e: return DecodeError(f"the file cannot be read: {e.strerror}")
-
-def _read_photographs(place: dict, first: int) -> Rows:
-    import pyarrow as pa
-    names = place["names"]
-    keys = pa.array([os.fsencode(n).decode("utf-8", "backslashreplace") for n in names], pa.string())
-    return Rows(keys, lambda a, b: [_body_of(os.path.join(place["folder"], n)) for n in names[a:b]])
-
-# %% ../nbs/09_offline.ipynb #json
-def _said(x: Any) -> Any:
-    "A cell as JSON says it"
-    if x is None or isinstance(x, (str, bool, int, float)): return x
-    if isinstance(x, dict): return {str(k): _said(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_said(v) for v in x]
-    if isinstance(x, (bytes, bytearray)): return base64.b64encode(x).decode()
-    if hasattr(x, "isoformat"): return x.isoformat()
-    if hasattr(x, "total_seconds"): return x.total_seconds()
-    if hasattr(x, "as_tuple"): return int(x) if x.as_tuple().exponent == 0 else float(x)     # a decimal
-    return x.item() if hasattr(x, "item") else str(x)
-
-def _tried(f: Callable[[], Any], name: str) -> Any:
-    "What `f` gives, or the refusal of its row"
-    try: return f()
-    except UnicodeDecodeError as e: return DecodeError(f"column {name}: not UTF-8: byte 0x{e.object[e.start]:02x} at position {e.start}")
-    except (ValueError, OverflowError, ArithmeticError) as e: return InputError(f"column {name}: {e}")
-
-def _cells(column: Any, name: str) -> list:
-    "The cells of a pyarrow column for JSON; an exception where one cannot be read"
-    import pyarrow as pa
-    try: cells = column.to_pylist()
-    except (ValueError, OverflowError, ArithmeticError): return [_tried(lambda: _said(x.as_py()), name) for x in column]
-    plain = pa.types.is_integer(column.type) or pa.types.is_string(column.type) or pa.types.is_boolean(column.type) or column.type in (pa.float32(), pa.float64())
-    return cells if plain else [_tried(lambda: _said(x), name) for x in cells]
-
-def _records(columns: dict[str, list]) -> list:
-    "One object for each row, or the first exception among its cells"
-    made = [dict(zip(columns, cells)) for cells in zip(*columns.values())]
-    broken = {i: x for cells in columns.values() for i, x in enumerate(cells) if isinstance(x, Exception)}
-    return [broken.get(i, row) for i, row in enumerate(made)] if broken else made
-
-# %% ../nbs/09_offline.ipynb #pieces
-Piece = tuple[str, int, int]     # file, number of the row group or record batch in it, its rows
-
-def _parquet_pieces(path: Path) -> Iterator[Piece]:
-    import pyarrow.parquet as pq
-    meta = pq.ParquetFile(path).metadata
-    for i in range(meta.num_row_groups): yield str(path), i, meta.row_group(i).num_rows
-
-def _arrow_pieces(path: Path) -> Iterator[Piece]:
-    import pyarrow as pa
-    with pa.memory_map(str(path)) as f:
-        found = pa.ipc.open_file(f)
-        for i in range(found.num_record_batches): yield str(path), i, found.get_batch(i).num_rows
-
-def _schema(path: Path, kind: str) -> Any:
-    import pyarrow as pa, pyarrow.parquet as pq
-    if kind == "parquet": return pq.read_schema(path)
-    with pa.memory_map(str(path)) as f: return pa.ipc.open_file(f).schema
-
-@functools.lru_cache(maxsize=1)
-def _piece(kind: str, path: str, i: int) -> Any:
-    "A pyarrow table"
-    import pyarrow as pa, pyarrow.parquet as pq
-    if kind == "parquet": return pq.ParquetFile(path).read_row_group(i, use_threads=False)
-    return pa.Table.from_batches([pa.ipc.open_file(pa.memory_map(path)).get_batch(i)])
-
-def _cut(pieces: Sequence[Piece], ends: Sequence[int], start: int, stop: int) -> Iterator[tuple[str, int, int, int]]:
-    "Rows `start` to `stop` of all pieces as (file, piece, from, to)"
-    for p in range(bisect.bisect_right(ends, start), len(pieces)):
-        path, i, n = pieces[p]
-        begins = ends[p] - n
-        if begins >= stop: return
-        if n: yield path, i, max(start - begins, 0), min(stop - begins, n)
-
-# %% ../nbs/09_offline.ipynb #tables
-def _checked_key(key: str | None, path: Path, columns: Sequence[str]) -> str:
-    if key is None or key in columns: return key or "row"
-    raise ToolkitError(f"no column {key} in {path.name}", found=", ".join(columns), do="give one of these as the key, or none: then rows are numbered")
-
-def _tables(kind: str, files: Sequence[Path], chunk: int, key: str | None) -> Source:
-    "The rows of Parquet or Arrow files, one file after another"
-    try:
-        schemas = {str(f): _schema(f, kind) for f in files}
-        pieces = [p for f in files for p in (_parquet_pieces if kind == "parquet" else _arrow_pieces)(f)]
-    except (ValueError, OSError) as e:
-        raise ToolkitError(f"{', '.join(f.name for f in files)[:80]}: not {kind} that can be read", found=f"{type(e).__name__}: {e}", do="write the file again (an Arrow stream as an Arrow file)") from None
-    for f in files: _checked_key(key, f, schemas[str(f)].names)
-    if key and len({str(s.field(key).type) for s in schemas.values()}) > 1: raise ToolkitError(f"the key {key} has several types", found=", ".join(sorted({str(s.field(key).type) for s in schemas.values()})))
-    ends = list(itertools.accumulate(n for _, _, n in pieces))
-    facts = _fingerprint(files[0].parent, [f.name for f in files])
-    return Source(kind, ends[-1] if ends else 0, key or "row", facts, lambda k: {"kind": kind, "key": key, "pieces": list(_cut(pieces, ends, k * chunk, (k + 1) * chunk))})
-
-def _read_tables(place: dict, first: int) -> Rows:
-    import pyarrow as pa
-    bodies: list = []
-    keys = []
-    for path, i, a, b in place["pieces"]:
-        try: part = _piece(place["kind"], path, i).slice(a, b - a)
-        except (ValueError, OSError) as e: raise ToolkitError(f"{Path(path).name}: its piece {i} cannot be read", found=f"{type(e).__name__}: {e}", do="mend the file; what is answered stays") from None
-        columns = {n: _cells(part[n], n) for n in part.column_names}
-        bodies += _records(columns)
-        if key := place["key"]: keys.append(_without(part[key].combine_chunks(), [isinstance(c, Exception) for c in columns[key]]))
-    found = pa.concat_arrays(keys) if keys else pa.array(range(first, first + len(bodies)), pa.int64())
-    return Rows(found, lambda a, b: bodies[a:b])
-
-def _without(keys: Any, broken: list[bool]) -> Any:
-    "`keys` with nulls where they are broken"
-    import pyarrow as pa, pyarrow.compute as pc
-    return pc.if_else(pa.array(broken), pa.scalar(None, keys.type), keys) if any(broken) else keys
-
-# %% ../nbs/09_offline.ipynb #csv
-SETTLING = 10_000     # rows from which the types of columns are told
-
-def _integer(text: str) -> int:
-    if "_" in text or not text.isascii(): raise ValueError(text)     # Python would take both
-    return int(text)
-
-def _number(text: str) -> float:
-    if "_" in text or not text.isascii(): raise ValueError(text)
-    return float(text)
-
-def _boolean(text: str) -> bool: return {"true": True, "false": False}[text.lower()]
-
-def _integer_or_number(text: str) -> int | float:
-    try: return _integer(text)
-    except ValueError: return _number(text)
-
-PARSERS: dict[str, Callable[[str], Any]] = {"boolean": _boolean, "integer": _integer_or_number, "number": _number, "string": str}
-
-def _reads(f: Callable[[str], Any], text: str) -> bool:
-    try: f(text)
-    except (ValueError, KeyError): return False
-    return True
-
-def _column_type(cells: Iterable[str]) -> str:
-    filled = [c for c in cells if c]
-    coded = any(len(c) > 1 and c[0] == "0" and c.isdigit() for c in filled)
-    for kind, f in (("boolean", _boolean), ("integer", _integer), ("number", _number)):
-        if filled and not coded and sum(_reads(f, c) for c in filled) >= 0.9 * len(filled): return kind
-    return "string"
-
-# %% ../nbs/09_offline.ipynb #csv-rows
-def _csv_rows(path: str | Path, delimiter: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
-    "Where a row begins (byte), and its cells, their bytes as Latin-1; empty lines are no rows"
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 24))
-    at = start
-    def lines(f):
-        nonlocal at
-        for line in f:
-            at += len(line)
-            yield line
-    with open(path, encoding="latin-1", newline="") as f:
-        f.seek(start)
-        reader = csv.reader(lines(f), delimiter=delimiter)
-        while True:
-            begins = at
-            try: cells = next(reader, None)
-            except csv.Error as e: raise ToolkitError(f"{Path(path).name}: not CSV from byte {begins} on", found=str(e), do="look for a quote there that is never closed") from None
-            if cells is None: return
-            if cells: yield begins, cells
-
-def _header(path: Path) -> tuple[str, list[str], int]:
-    "Delimiter, names of the columns, byte at which the rows begin"
-    with open(path, "rb") as b: head = b.read(1 << 16)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"): raise ToolkitError(f"{path.name} is UTF-16", do="save it as UTF-8")
-    line = head.splitlines()[0].decode("latin-1") if head.strip() else ""
-    delimiter = max(",;\t|", key=line.count)
-    skip = 3 if head.startswith(b"\xef\xbb\xbf") else 0
-    rows = _csv_rows(path, delimiter, skip)
-    _, cells = next(rows, (0, []))
-    try: names = [c.encode("latin-1").decode() for c in cells]
-    except UnicodeDecodeError as e: raise ToolkitError(f"{path.name}: the names of its columns are not UTF-8", found=str(e), do="save it as UTF-8") from None
-    if not names or len(set(names)) < len(names): raise ToolkitError(f"{path.name}: its first line must name the columns, each once", found=line[:200])
-    return delimiter, names, next(rows, (path.stat().st_size, []))[0]
-
-def _csv(path: Path, chunk: int, key: str | None, types: dict[str, str]) -> Source:
-    delimiter, names, begins = _header(path)
-    _checked_key(key, path, names)
-    if wrong := {n: t for n, t in types.items() if n not in names or t not in PARSERS}: raise ToolkitError("types for no column, or of no such kind", found=f"{wrong}", do=f"columns are {', '.join(names)}; types are {', '.join(PARSERS)}")
-    n, starts, seen = 0, [], []
-    for at, cells in _csv_rows(path, delimiter, begins):
-        if n % chunk == 0: starts.append(at)
-        if n < SETTLING and len(cells) == len(names): seen.append(cells)
-        n += 1
-    kinds = {name: types.get(name) or _column_type(cells) for name, cells in zip(names, zip(*seen) if seen else [()] * len(names))}
-    facts = _fingerprint(path.parent, [path.name]) | {"types": kinds}
-    return Source("csv", n, key or "row", facts, lambda k: {"path": str(path), "start": starts[k], "rows": min(chunk, n - k * chunk), "delimiter": delimiter, "types": kinds, "key": key})
-
-# %% ../nbs/09_offline.ipynb #csv-read
-def _csv_cell(text: str, parser: Callable[[str], Any]) -> Any:
-    "An empty cell is nothing; what is not of the column's type stays text"
-    if not text: return None
-    if not text.isascii(): text = text.encode("latin-1").decode()
-    try: return parser(text)
-    except (ValueError, KeyError): return text
-
-def _csv_record(cells: list[str], parsers: dict[str, Callable[[str], Any]]) -> Any:
-    if len(cells) != len(parsers): return DecodeError(f"{len(cells)} cells where the header names {len(parsers)}")
-    row = {}
-    for (name, parser), text in zip(parsers.items(), cells):
-        try: row[name] = _csv_cell(text, parser)
-        except UnicodeDecodeError as e: return DecodeError(f"column {name}: not UTF-8: byte 0x{e.object[e.start]:02x} at position {e.start}")
-    return row
-
-def _csv_key(row: Any, key: str, whole: bool) -> Any:
-    "The key of a row, or the refusal of a row whose key is not of the column's type"
-    if isinstance(row, Exception): return row
-    if not whole or row[key] is None: return None if row[key] is None else str(row[key])
-    ok = type(row[key]) is int and -2**63 <= row[key] < 2**63
-    return row[key] if ok else InputError(f"the key {key} is no 64-bit integer: {str(row[key])[:60]}")
-
-def _read_csv(place: dict, first: int) -> Rows:
-    import pyarrow as pa
-    parsers, key = {n: PARSERS[t] for n, t in place["types"].items()}, place["key"]
-    found = itertools.islice(_csv_rows(place["path"], place["delimiter"], place["start"]), place["rows"])
-    if key and place["types"][key] != "integer": parsers[key] = str      # as it is written
-    bodies = [_csv_record(cells, parsers) for _, cells in found]
-    if not key: return Rows(pa.array(range(first, first + len(bodies)), pa.int64()), lambda a, b: bodies[a:b])
-    whole = place["types"][key] == "integer"
-    keys = [_csv_key(row, key, whole) for row in bodies]
-    kept = [k if isinstance(k, Exception) else row for k, row in zip(keys, bodies)]
-    return Rows(pa.array([None if isinstance(k, Exception) else k for k in keys], pa.int64() if whole else pa.string()), lambda a, b: kept[a:b])
-
-# %% ../nbs/09_offline.ipynb #open-source
-READERS: dict[str, Callable[[dict, int], Rows]] = {"photographs": _read_photographs, "csv": _read_csv, "parquet": _read_tables, "arrow": _read_tables}
-KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow"}
-CHUNK = {"photographs": 256}     # rows of a chunk; of tables 16,384
-
-def _kind(path: Path) -> str:
-    if not path.exists(): raise ToolkitError(f"nothing at {path}", found=f"looked from {Path.cwd()}", do="give a folder of photographs or of .parquet files, or a .parquet, .csv or .arrow file")
-    if path.is_dir(): return "parquet" if any(path.glob("*.parquet")) else "photographs"
-    if kind := KINDS.get(path.suffix.lower()): return kind
-    raise ToolkitError(f"{path.name} is no table that is known by its name", do=f"the name must end with {' '.join(KINDS)}")
-
-def open_source(
-    path: Path,                        # a folder of photographs or of .parquet files; a .parquet, .csv, .tsv, .arrow or .feather file
-    key: str | None = None,            # column that names a row; default: rows are numbered, photographs have their path
-    chunk: int | None = None,          # rows of a chunk; default: 256 photographs, 16,384 rows of a table
-    types: dict[str, str] | None = None, # of columns of a CSV: boolean, integer, number or string, where they are not as the first rows say
-) -> tuple[Source, int]: # and the rows of a chunk
-    "What is to be read. Raises `ToolkitError` if it cannot be"
-    kind = _kind(path)
-    chunk = chunk or CHUNK.get(kind, 16_384)
-    if types and kind != "csv": raise ToolkitError(f"{path.name} says its types by itself", do="give types for a CSV only")
-    if kind == "photographs": return _photographs(path, chunk, key), chunk
-    if kind == "csv": return _csv(path, chunk, key, types or {}), chunk
-    return _tables(kind, sorted(path.glob("*.parquet")) if path.is_dir() else [path], chunk, key), chunk
-
-# %% ../nbs/09_offline.ipynb #layout
-JSON_TEXT = {b"zztoolkit": b"json"}     # marks a column that holds JSON as text
-
-def _one_type(values: list) -> Any:
-    "The Arrow type of all values, None if there is no one type to tell"
-    import pyarrow as pa
-    try: found = pa.array(values).type
-    except (pa.ArrowException, OverflowError): return None
-    return None if _vague(found) else found
-
-def _vague(t: Any) -> bool:
-    import pyarrow as pa
-    if pa.types.is_list(t): return _vague(t.value_type)
-    if pa.types.is_struct(t): return t.num_fields == 0 or any(_vague(t.field(i).type) for i in range(t.num_fields))
-    return pa.types.is_null(t)
-
-def settle(
-    answers: list,            # of the first chunk
-    as_json: bool = False,    # each answer as JSON text
-) -> Any: # pyarrow.Schema
-    "The columns for answers like these; its metadata says whether an answer is an object"
-    import pyarrow as pa
-    record = not as_json and bool(answers) and all(isinstance(a, dict) and a for a in answers)
-    names = list(dict.fromkeys(n for a in answers for n in a)) if record else ["answer"]
-    fields = []
-    for name in names:
-        kind = None if as_json else _one_type([a.get(name) for a in answers] if record else answers)
-        fields.append(pa.field(name, kind or pa.string(), metadata=None if kind else JSON_TEXT))
-    return pa.schema(fields, metadata={"zztoolkit": "record" if record else "value"})
-
-def _within(a: Any, b: Any) -> bool:
-    "Can every value of Arrow type `a` be held by `b` without loss?"
-    import pyarrow as pa
-    if a == b or pa.types.is_null(a): return True
-    if pa.types.is_integer(a): return pa.types.is_float64(b)
-    if pa.types.is_list(a): return pa.types.is_list(b) and _within(a.value_type, b.value_type)
-    return pa.types.is_struct(a) and pa.types.is_struct(b) and all(b.get_field_index(f.name) >= 0 and _within(f.type, b.field(f.name).type) for f in a)
-
-# %% ../nbs/09_offline.ipynb #fit
-def _column(values: list, kind: Any) -> Any:
-    "A pyarrow array of `kind`, None if a value is not of it"
-    import pyarrow as pa
-    try: found = pa.array(values)
-    except (pa.ArrowException, OverflowError): return None
-    if found.type == kind: return found
-    try: return pa.array(values, kind) if _within(found.type, kind) else None
-    except (pa.ArrowException, OverflowError): return None
-
-def _misfit(answer: Any, schema: Any) -> str:
-    "Why an answer has no place in the columns, '' if it has"
-    if schema.metadata[b"zztoolkit"] == b"value": answer = {"answer": answer}
-    elif not isinstance(answer, dict): return f"the answer is a {type(answer).__name__}, the first ones are objects with {', '.join(schema.names)}"
-    if extra := [n for n in answer if n not in schema.names]: return f"the answer has {', '.join(extra)}, the first ones have {', '.join(schema.names)}"
-    wrong = [f for f in schema if not f.metadata and _column([answer.get(f.name)], f.type) is None]
-    return "; ".join(f"{f.name} is {json.dumps(answer[f.name], ensure_ascii=False):.60}, the first ones are {f.type}" for f in wrong)
-
-def fit(answers: list, schema: Any) -> tuple[list, dict[int, str]]:
-    "One pyarrow array for each column, and for each answer that does not fit (by its place) why; those are not in the arrays"
-    import pyarrow as pa
-    record = schema.metadata[b"zztoolkit"] == b"record"
-    def arrays(kept: list, column: Callable) -> list:
-        cells = {f.name: [a.get(f.name) for a in kept] if record else kept for f in schema}
-        return [column([_text(x) for x in cells[f.name]] if f.metadata else cells[f.name], f.type) for f in schema]
-    known = set(schema.names)
-    if not record or all(isinstance(a, dict) and known.issuperset(a) for a in answers):
-        made = arrays(answers, _column)
-        if all(c is not None for c in made): return made, {}
-    misfits = {i: why for i, a in enumerate(answers) if (why := _misfit(a, schema))}
-    return arrays([a for i, a in enumerate(answers) if i not in misfits], pa.array), misfits
-
-def _text(x: Any) -> str | None:
-    if isinstance(x, bytes): x = base64.b64encode(x).decode()
-    return None if x is None else json.dumps(x, ensure_ascii=False)
-
-# %% ../nbs/09_offline.ipynb #write
-@dataclass(frozen=True)
-class Refused:
-    "Why a row has no answer"
-    status: int    # what a caller would get online
-    type: str
-    reason: str
-
-def _refusal(e: Exception) -> Refused:
-    "Unlike a caller, who runs the job may know what went wrong inside the handler"
-    if isinstance(e, RequestError): return Refused(e.status, type(e).__name__, str(e))
-    frames = traceback.extract_tb(e.__traceback__)
-    where = f" ({frames[-1].name} in {Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return Refused(500, type(e).__name__, f"{str(e)[:1000]}{where}")
-
-def _put(sink: Path, name: str, write: Callable[[Any], None]):
-    "A file of the sink, whole or not at all"
-    part = sink / f".{name}.{socket.gethostname()}.{os.getpid()}"
-    with open(part, "wb") as f:
-        write(f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, sink / name)
-    folder = os.open(sink, os.O_RDONLY)
-    try: os.fsync(folder)
-    finally: os.close(folder)
-
-def _part(k: int) -> str: return f"part-{k:05d}.parquet"
-def _side(k: int) -> str: return f"refused-{k:05d}.parquet"
-
-def _free_name(name: str, key: str, prefix: str = "answer") -> str:
-    "The name of a column, where the key has not taken it"
-    return f"{prefix}_{name}" if name == key else name
-
-# %% ../nbs/09_offline.ipynb #write-chunk
-def _write_chunk(task: dict, keys: Any, outcomes: list, schema: Any) -> int:
-    "The files of a chunk; how many of its rows were refused"
-    import pyarrow as pa, pyarrow.parquet as pq
-    sink, k, key = Path(task["sink"]), task["chunk"], task["key"]
-    good = [i for i, x in enumerate(outcomes) if not isinstance(x, Refused)]
-    columns, misfits = fit([outcomes[i] for i in good], schema)
-    for i, why in misfits.items(): outcomes[good[i]] = Refused(500, "Misfit", f'{why}; answers="json" keeps every answer')
-    good = [i for i in good if not isinstance(outcomes[i], Refused)]
-    bad = [(i, x) for i, x in enumerate(outcomes) if isinstance(x, Refused)]
-    if bad:
-        told = {"row": pa.array([task["first"] + i for i, _ in bad], pa.int64()), "status": pa.array([x.status for _, x in bad], pa.int32()),
-                "type": pa.array([x.type for _, x in bad]), "reason": pa.array([x.reason.encode("utf-8", "replace").decode() for _, x in bad])}
-        side = {key: keys.take(pa.array([i for i, _ in bad]))} | {_free_name(n, key, "refused"): x for n, x in told.items()}
-        _put(sink, _side(k), lambda f: pq.write_table(pa.table(side), f))
-    else: (sink / _side(k)).unlink(missing_ok=True)
-    names = [key, *(_free_name(n, key) for n in schema.names)]
-    _put(sink, _part(k), lambda f: pq.write_table(pa.table([keys.take(pa.array(good, pa.int64())), *columns], names=names), f, compression="zstd"))
-    return len(bad)
-
-def _packed(schema: Any) -> str: return base64.b64encode(schema.serialize()).decode()
-
-def _unpacked(text: str) -> Any:
-    import pyarrow as pa
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
-
-# %% ../nbs/09_offline.ipynb #worker
-def _ranges(n: int, batch: int, cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    "From row, to row of each batch; `cuts` are further bounds"
-    bounds = sorted({*range(0, n, batch), n, *cuts})
-    return zip(bounds, bounds[1:])
-
-def _answers(service: Any, bodies: list) -> list:
-    "For each body its answer, or the exception that refuses it"
-    handler: Handler = service._entry_point.__self__
-    live = [i for i, x in enumerate(bodies) if not isinstance(x, Exception)]
-    if not live: return bodies
-    receive(service, [(b"", "")] * len(live))     # the context tells of as many requests
-    tried = iter(handler.run([{"body": bodies[i]} for i in live], service.context).answers())
-    return [x if isinstance(x, Exception) else next(tried) for x in bodies]
-
-def _outcome(x: Any) -> Any: return _refusal(x) if isinstance(x, Exception) else decode(*x)
-
-def _do_chunk(service: Any, task: dict, say: Callable) -> dict:
-    "Answer a chunk and write its files; without a schema, settle one"
-    rows = READERS[task["kind"]](task["place"], task["first"])
-    deadly: dict[int, str] = {int(i): why for i, why in task["deadly"].items()}
-    outcomes: list = []
-    for a, b in _ranges(len(rows.keys), task["batch"], task["cuts"]):
-        say(at=[a, b])
-        if a in deadly: outcomes.append(Refused(500, "Died", deadly[a]))     # a row that was cut out alone
-        else: outcomes += map(_outcome, _answers(service, rows.bodies(a, b)))
-    answered = [x for x in outcomes if not isinstance(x, Refused)]
-    if not (answered or task["schema"] or task["last"]): return {"unsettled": True}
-    schema = _unpacked(task["schema"]) if task["schema"] else settle(answered, task["json"])
-    say(at=None)
-    return {"rows": len(outcomes), "refused": _write_chunk(task, rows.keys, outcomes, schema), "schema": _packed(schema)}
-
-def _load(folder: str) -> Any:
-    "A TorchServe service whose handler is ours"
-    service = load_unpacked(folder)
-    handler = getattr(service._entry_point, "__self__", None)
-    if not isinstance(handler, Handler): raise ToolkitError("only a zztoolkit Handler runs offline", found=f"{type(handler).__name__} knows no requests that fail alone", do="subclass zztoolkit.Handler")
-    check_initialized(handler)
-    return service
-
-def _work(line: int, folder: str):
-    "Run in a fresh interpreter: tasks come and reports go through the socket `line`, each a line of JSON"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C reaches the whole group; who started us ends us
-    sock = socket.socket(fileno=line)
-    tasks: queue.SimpleQueue = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(sock, tasks), daemon=True).start()
-    say = lambda **x: sock.sendall(json.dumps(x).encode() + b"\n")
-    try:
-        service = _load(folder)
-        say(ready=True)
-        while True: say(**_do_chunk(service, tasks.get(), say))
-    except BaseException as e: say(failed=[e.problem, e.found, e.do] if isinstance(e, ToolkitError) else own_frames(e, folder))
-
-def _listen(sock: socket.socket, tasks: queue.SimpleQueue):
-    with suppress(OSError), sock.makefile("r") as lines:
-        for text in lines: tasks.put(json.loads(text))
-    os._exit(0)
-
-# %% ../nbs/09_offline.ipynb #crew
-@dataclass(frozen=True)
-class Place:
-    "Where workers run"
-    model: Path                 # the unpacked archive
-    logs: Path                  # folder for what workers print
-    threads: int                # of one worker
-    timeout: float              # seconds that one batch may take
-    gpus: tuple[str, ...] = ()  # one for each worker in turn
-
-    def environment(self, number: int) -> dict[str, str]:
-        alone = {n: str(self.threads) for n in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-        gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]} if self.gpus else {}
-        return environment_without_secrets() | alone | gpu | {"PYTHONDONTWRITEBYTECODE": "1"}
-
-def _ending(code: int | None) -> str:
-    if code is None: return "its process closed its line"
-    if code >= 0: return f"its process ended with exit code {code}"
-    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-    return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-class Worker:
-    "One worker process after another: a chunk that is given to it comes to an end"
-    def __init__(self, place: Place, number: int):
-        self.place, self.number, self.log = place, number, place.logs / f"worker-{number}.log"
-        self.proc: subprocess.Popen | None = None
-        self.at, self.stopped, self._rest = 0, False, b""     # rows of the chunk that are behind it
-
-    def start(self):
-        "A new process, if none is there; it loads the handler while we go on"
-        if self.proc and self.proc.poll() is None or self.stopped: return
-        ours, theirs = socket.socketpair()
-        code = "import sys; from zztoolkit.offline import _work; _work(int(sys.argv[1]), sys.argv[2])"
-        with theirs, open(self.log, "ab") as log:
-            self.proc = subprocess.Popen([sys.executable, "-c", code, str(theirs.fileno()), str(self.place.model)], cwd=self.place.model, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                         pass_fds=[theirs.fileno()], env=self.place.environment(self.number))
-        self.sock, self._rest, self._ready = ours, b"", False
-        if self.stopped: self._kill()
-
-    def stop(self):
-        self.stopped = True
-        self._kill()
-
-    def _kill(self):
-        if self.proc is None: return
-        self.proc.kill()
-        self.proc.wait()
-        with suppress(OSError): self.sock.close()
-
-    def _hear(self, timeout: float) -> dict | None:
-        "The next report; None if the process is dead. A child of the handler may hold the line open, so the process is looked at too"
-        end = time.monotonic() + timeout
-        while b"\n" not in self._rest:
-            try: more = self.sock.recv(1 << 16) if select.select([self.sock], [], [], 0.5)[0] else None
-            except (OSError, ValueError): more = b""
-            if more == b"" or (more is None and self.proc and self.proc.poll() is not None): return None
-            if time.monotonic() > end: return {"late": timeout}
-            self._rest += more or b""
-        text, _, self._rest = self._rest.partition(b"\n")
-        return json.loads(text)
-
-# %% ../nbs/09_offline.ipynb #finish
-def _narrowed(task: dict, at: tuple[int, int], why: str) -> dict:
-    "The task once more, its deadly batch halved; a row that is alone is left out"
-    a, b = at
-    if b - a > 1: return task | {"cuts": sorted({*task["cuts"], a, (a + b) // 2, b})}
-    return task | {"cuts": sorted({*task["cuts"], a, b}), "deadly": task["deadly"] | {str(a): why}}
-
-class Watched(Worker):
-    def _ask(self, task: dict) -> tuple[dict | None, tuple[int, int] | str, str]:
-        "The last report, or None, where the process died, and why"
-        self.start()
-        if self.stopped: return None, "load", "stopped"
-        where: tuple[int, int] | str = "read" if self._ready else "load"
-        with suppress(OSError): self.sock.sendall(json.dumps(task).encode() + b"\n")
-        while (said := self._hear(self.place.timeout if where != "load" else max(600, self.place.timeout))) is not None:
-            if "late" in said: return self._dead(where, f"no answer in {said['late']:.0f} s")
-            if "ready" in said: self._ready, where = True, "read"
-            elif "at" in said: where, self.at = (tuple(said["at"]), said["at"][0]) if said["at"] else ("write", self.at)
-            else: return said, where, ""
-        return self._dead(where, "")
-
-    def _dead(self, where: Any, why: str) -> tuple[None, Any, str]:
-        if not why and self.proc:
-            with suppress(subprocess.TimeoutExpired): self.proc.wait(5)
-            why = _ending(self.proc.poll())
-        self._kill()
-        return None, where, why
-
-    def last_words(self) -> str: return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
-
-    def finish(self, task: dict) -> dict:
-        "Do a chunk, whatever dies over it. Raises `ToolkitError` if the handler or the chunk cannot be loaded"
-        deaths: collections.Counter = collections.Counter()
-        whole = set(_ranges(task["rows"], task["batch"], ()))
-        while not self.stopped:
-            said, where, why = self._ask(task)
-            if said and "failed" in said: raise _failure(said["failed"])
-            if said: return said
-            deaths[where] += 1
-            if isinstance(where, str):
-                if deaths[where] >= 3 and not self.stopped: raise ToolkitError(f"a worker died three times as it began to {where}", found=f"chunk {task['chunk']}: {why}\n{self.last_words()}", do="the same call goes on from here")
-            elif deaths[where] > 1 or (where not in whole and where[1] - where[0] > 1): task = _narrowed(task, where, why)
-            if len(task["deadly"]) > 5: raise ToolkitError("row after row ends the handler's process", found=f"in chunk {task['chunk']}: {why}\n{self.last_words()}", do="try such a row with LocalHandler.predict")
-        raise ToolkitError("stopped")
-
-def _failure(told: Any) -> ToolkitError:
-    if isinstance(told, list): return ToolkitError(*told)
-    return ToolkitError("the handler does not work in a fresh process", found=told, do=next_step(told))
-
-# %% ../nbs/09_offline.ipynb #model
-@dataclass(frozen=True)
-class Model:
-    name: str
-    version: str
-    digest: str       # of the archive
-    folder: Path      # where it is unpacked
-    threads: int      # of one worker
-    largest: int      # batch the artifact takes; 0 without one
-    cuda: bool
-
-def _folder_digest(folder: Path) -> str:
-    h = hashlib.sha256()
-    for p in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts): h.update(f"{p.relative_to(folder)}\0{sha256(p)}\n".encode())
-    return h.hexdigest()
-
-def _unpack(handler: Any, home: Path, folder: Path, artifact: Any, extra_files: Sequence[str | Path], config: dict) -> str:
-    "The model folder of `handler` at `folder`, and its digest"
-    if isinstance(handler, Mar): handler = handler.path
-    if not isinstance(handler, (str, Path)): raise ToolkitError("workers are fresh processes, so a handler is given as a file", found=f"a {type(handler).__name__}", do="give the .mar that %%serve or zz archive made, or the handler's .py file and artifact=")
-    path = Path(handler)
-    given = artifact is not None or extra_files or config
-    if path.suffix == ".py": path = archive(path.stem, path, artifact, store=home, extra_files=extra_files, **config).path
-    elif given: raise ToolkitError(f"{path.name} has its model, files and configuration in it", do="leave out artifact, extra_files and configuration, or give the handler's .py file")
-    if (path / "MAR-INF" / "MANIFEST.json").exists():
-        shutil.copytree(path, folder, ignore=shutil.ignore_patterns("__pycache__"))
-        return _folder_digest(folder)
-    mar = open_mar(path)
-    with zipfile.ZipFile(mar.path) as z: z.extractall(folder)
-    return mar.digest
-
-def _lay_model(handler: Any, home: Path, artifact: Any = None, extra_files: Sequence[str | Path] = (), config: dict = {}) -> Model:
-    import yaml
-    folder = home / "model"
-    shutil.rmtree(folder, ignore_errors=True)
-    digest = _unpack(handler, home, folder, artifact, extra_files, config)
-    about = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
-    written = folder / "model-config.yaml"
-    settings = (yaml.safe_load(written.read_text()) if written.exists() else None) or {}
-    settings.setdefault("threads", 1)
-    written.write_text(yaml.safe_dump(settings, sort_keys=True))
-    where = folder / settings.get("artifact", "artifact")
-    found = load_artifact(where) if (where / "artifact.json").exists() else None
-    return Model(about["modelName"], str(about.get("modelVersion", "1.0")), digest, folder, int(settings["threads"]), found.batch.max if found else 0, "cuda" in (settings.get("device"), found and found.device))
-
-def _gpus() -> tuple[str, ...]:
-    import torch
-    return tuple((os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(","))
+__all__ = ['ENGINES', 'Progress', 'Job', 'RayWatcher', 'Run', 'run']
 
 # %% ../nbs/09_offline.ipynb #sink
-MANIFEST = "run.json"
-
-def _read_manifest(sink: Path) -> dict:
-    try: return json.loads((sink / MANIFEST).read_text())
-    except FileNotFoundError: raise ToolkitError(f"{sink} holds no run", do="offline.run writes one") from None
-    except ValueError as e: raise ToolkitError(f"{sink / MANIFEST} cannot be read", found=str(e), do="restart=True begins anew") from None
-
-def _write_manifest(sink: Path, manifest: dict):
-    _put(sink, MANIFEST, lambda f: f.write(json.dumps(manifest, indent=1).encode()))
-
 @contextmanager
 def _alone(sink: Path) -> Iterator[None]:
     "Only one run at a time on a sink; the lock ends with the process"
@@ -705,45 +53,14 @@ def _same_run(sink: Path, now: dict) -> dict:
     "The manifest of the run that goes on, or of a new one"
     if not (sink / MANIFEST).exists():
         if parts := sorted(sink.glob("part-*")): raise ToolkitError(f"{sink} holds parts of no known run", found=parts[0].name, do="restart=True (--restart) deletes them, or give another sink")
-        _write_manifest(sink, now)
+        write_manifest(sink, now)
         return now
-    was = _read_manifest(sink)
+    was = read_manifest(sink)
     told = ("source", "handler", "settings")
     if found := list(_differences({k: was.get(k) for k in told}, {k: now[k] for k in told})):
         raise ToolkitError(f"{sink} holds another run", found="\n".join(found), do="give another sink, or restart=True (--restart): it deletes what is there")
     if was["versions"] != now["versions"]: warnings.warn("the run goes on with other versions: " + "; ".join(_differences(was["versions"], now["versions"])))
     return was
-
-# %% ../nbs/09_offline.ipynb #counts
-def _numbers(sink: Path, name: str) -> Iterator[tuple[int, Path]]:
-    for p in sink.glob(f"{name}-*.parquet"): yield int(p.stem.rpartition("-")[2]), p
-
-def _done_rows(sink: Path) -> dict[int, tuple[int, int]]:
-    "Of each chunk that is done: rows answered, rows refused"
-    import pyarrow.parquet as pq
-    refused = {k: pq.read_metadata(p).num_rows for k, p in _numbers(sink, "refused")}
-    return {k: (pq.read_metadata(p).num_rows, refused.get(k, 0)) for k, p in _numbers(sink, "part")}
-
-def _table(sink: Path, name: str) -> pd.DataFrame:
-    import pandas as pd, pyarrow as pa, pyarrow.parquet as pq
-    done = {k for k, _ in _numbers(sink, "part")}
-    found = [p for k, p in sorted(_numbers(sink, name)) if k in done]
-    if len(done) < _read_manifest(sink)["chunks"]: warnings.warn(f"the run in {sink} is not finished: {len(done)} of {_read_manifest(sink)['chunks']} chunks")
-    table = pa.concat_tables([pq.ParquetFile(p).read() for p in found]) if found else pa.table({})
-    holes = {pa.int64(): pd.Int64Dtype()} if any(c.null_count for c in table.columns) else {}     # pandas would make numbers with a point of them
-    return table.to_pandas(types_mapper=holes.get)
-
-def read(
-    sink: str | Path, # of a run
-) -> pd.DataFrame:
-    "The answers, in the order of the source: the key, then the answer's columns. Warns if the run is not finished"
-    return _table(Path(sink), "part")
-
-def refused(
-    sink: str | Path, # of a run
-) -> pd.DataFrame:
-    "The rows without an answer, in the order of the source: key, row (number), status, type, reason"
-    return _table(Path(sink), "refused")
 
 # %% ../nbs/09_offline.ipynb #progress
 def _span(seconds: float) -> str:
@@ -766,6 +83,12 @@ class Progress:
         self.refused += said["refused"]
         if not self.began: self.begin()
 
+    def stopped(self, e: BaseException):
+        "Say where, and how it goes on"
+        told = f"{self.there + self.new:,} of {self.total:,} rows"
+        self.steps.done(f"{told} are done; the same call goes on from there")
+        if isinstance(e, KeyboardInterrupt) and not sys.stderr.isatty(): print(f"stopped at {told}; the same call goes on from there", file=sys.stderr)
+
     def show(self, under_way: int = 0):
         "`under_way`: rows of chunks that are not finished"
         if not self.began or not (new := self.new + under_way): return
@@ -779,24 +102,24 @@ class Job:
     "What an engine does: chunks, and where their reports go"
     place: Place
     chunks: list[int]              # that are left
-    task: Callable[[int], dict]    # of a chunk, with the settled schema
+    task: Callable[[int], Task]    # of a chunk, with the settled schema
     done: Callable[[dict], None]   # takes each chunk's report
     progress: Progress
     processes: int
 
-    def settle(self, do: Callable[[dict], dict]):
+    def settle(self, do: Callable[[Task], dict]):
         "Do the first chunks until one has an answer, which settles the schema"
         aside = []
-        while self.chunks and self.task(0)["schema"] is None:
+        while self.chunks and self.task(0).schema is None:
             k = self.chunks.pop(0)
-            said = do(self.task(k) | {"last": not self.chunks})
+            said = do(replace(self.task(k), last=not self.chunks))
             if "unsettled" in said: aside.append(k)
             else: self.done(said)
         self.chunks = aside + self.chunks
 
 def _local(job: Job):
     "Worker processes on this machine"
-    workers = [Watched(job.place, i) for i in range(min(job.processes, len(job.chunks)))]
+    workers = [Worker(job.place, i) for i in range(min(job.processes, len(job.chunks)))]
     idle: queue.SimpleQueue = queue.SimpleQueue()
     reports: queue.SimpleQueue = queue.SimpleQueue()
     for w in workers:
@@ -804,7 +127,7 @@ def _local(job: Job):
         idle.put(w)
 
     def do(k: int):
-        worker: Watched = idle.get()
+        worker: Worker = idle.get()
         try: reports.put(worker.finish(job.task(k)))
         except BaseException as e: reports.put(e)
         finally:
@@ -830,20 +153,20 @@ def _local(job: Job):
         pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/09_offline.ipynb #ray
-def _answer_safely(worker: Watched, task: dict) -> dict:
+def _answer_safely(worker: Worker, task: Task) -> dict:
     try: return worker.finish(task)
-    except ToolkitError as e: return {"failed": [e.problem, e.found, e.do]}
+    except ToolkitError as e: return failure(e)
 
 class RayWatcher:
     "An actor with a worker beside it"
     def __init__(self, place: Place):
-        self.worker = Watched(place, os.getpid())
+        self.worker = Worker(place, os.getpid())
         self.worker.start()
 
-    def __call__(self, batch: dict) -> dict: return {"said": [json.dumps(_answer_safely(self.worker, json.loads(t))) for t in batch["task"]]}
+    def __call__(self, batch: dict) -> dict: return {"said": [json.dumps(_answer_safely(self.worker, Task(**json.loads(t)))) for t in batch["task"]]}
 
-def _settle_on_ray(place: Place, task: dict) -> dict:
-    worker = Watched(place, os.getpid())
+def _settle_on_ray(place: Place, task: Task) -> dict:
+    worker = Worker(place, os.getpid())
     try: return _answer_safely(worker, task)
     finally: worker.stop()
 
@@ -865,23 +188,19 @@ def _ray(processes: int) -> Iterator[Any]:
     finally:
         if started: ray.shutdown()
 
-def _checked(said: dict) -> dict:
-    if "failed" in said: raise _failure(said["failed"])
-    return said
-
 def _on_ray(job: Job):
     "Workers beside actors of Ray Data"
     with _ray(job.processes) as ray:
         place = replace(job.place, gpus=())      # Ray tells each actor its GPU
         needs = {"num_cpus": 1, "num_gpus": 1 if job.place.gpus else 0}
         job.progress.begin()
-        job.settle(lambda task: _checked(ray.get(ray.remote(**needs)(_settle_on_ray).remote(place, task))))
+        job.settle(lambda task: checked(ray.get(ray.remote(**needs)(_settle_on_ray).remote(place, task))))
         if not job.chunks: return
-        tasks = [{"task": json.dumps(job.task(k))} for k in job.chunks]
+        tasks = [{"task": json.dumps(vars(job.task(k)))} for k in job.chunks]
         data = ray.data.from_items(tasks, override_num_blocks=len(tasks))
         actors = min(job.processes, len(tasks))
         for row in data.map_batches(RayWatcher, fn_constructor_args=(place,), batch_size=1, concurrency=actors, **needs).iter_rows():
-            job.done(_checked(json.loads(row["said"])))
+            job.done(checked(json.loads(row["said"])))
             job.progress.show()
 
 ENGINES: dict[str, Callable[[Job], None]] = {"local": _local, "ray": _on_ray}
@@ -908,22 +227,49 @@ class Run:
 
     def __repr__(self) -> str: return "\n".join(f"{k:<10} {v}" for k, v in self._facts().items())
 
-    def _repr_html_(self) -> str:
-        return "<table>" + "".join(f"<tr><td style='text-align:left'>{k}</td><td style='text-align:left'>{escape(v)}</td></tr>" for k, v in self._facts().items()) + "</table>"
+    def _repr_html_(self) -> str: return facts_table(self._facts())
 
-# %% ../nbs/09_offline.ipynb #run
-def _positive(**given: Any):
-    for name, x in given.items():
-        if x is not None and (isinstance(x, bool) or not isinstance(x, int) or x < 1): raise ToolkitError(f"{name} must be a positive whole number", found=repr(x))
-
+# %% ../nbs/09_offline.ipynb #run-settings
 def _batch(model: Model, kind: str) -> int:
     "Rows of a batch: what the artifact takes, within reason"
     reason = 32 if kind == "photographs" else 1024
     return min(reason, model.largest or reason)
 
+def _manifest(source: Source, model: Model, batch: int, answers: str) -> dict:
+    "Of a run that has not begun"
+    return {"source": {"kind": source.kind, "rows": source.rows} | source.facts, "handler": {"name": model.name, "version": model.version, "digest": model.digest},
+            "settings": {"key": source.key, "chunk": source.chunk, "batch": batch, "answers": answers}, "chunks": source.chunks, "schema": None, "columns": None, "versions": _versions()}
+
 def _check_apart(source: Path, sink: Path):
     if sink == source or source in sink.parents: raise ToolkitError("the sink lies in the source", found=str(sink), do="give a folder elsewhere: answers must not be taken for rows")
 
+# %% ../nbs/09_offline.ipynb #finish
+def _finish(source: Source, sink: Path, manifest: dict, place: Place, engine: str, processes: int) -> Run:
+    "Do the chunks that have no part yet"
+    done = done_rows(sink) if manifest["schema"] else {}      # without one, it was killed before the columns were settled
+    there, start, settings = sum(a + b for a, b in done.values()), time.perf_counter(), manifest["settings"]
+    progress = Progress(source.rows, there, sum(b for _, b in done.values()))
+
+    def task(k: int) -> Task:
+        first = k * source.chunk
+        return Task(k, first, min(source.chunk, source.rows - first), source.kind, source.place(k), str(sink), settings["key"], settings["batch"], settings["answers"] == "json", manifest["schema"])
+
+    def note(said: dict):
+        progress.add(said)
+        if manifest["schema"] is None:
+            manifest.update(schema=said["schema"], columns={f.name: "JSON" if f.metadata else str(f.type) for f in schema_of(said["schema"])})
+            write_manifest(sink, manifest)
+
+    left = [k for k in range(source.chunks) if k not in done]
+    try:
+        if left: ENGINES[engine](Job(place, left, task, note, progress, processes))
+    except BaseException as e:
+        progress.stopped(e)
+        raise
+    progress.steps.done(f"✓ {source.rows:,} rows, {progress.refused:,} refused")
+    return Run(sink, source.rows, progress.refused, there, time.perf_counter() - start, engine, processes)
+
+# %% ../nbs/09_offline.ipynb #run
 def run(
     handler: Any,                    # a .mar, an unpacked one (its folder), or a handler's .py file with `artifact`
     source: str | Path,              # folder of photographs or of .parquet files; .parquet, .csv, .tsv, .arrow or .feather file
@@ -949,50 +295,19 @@ def run(
     """
     if engine not in ENGINES: raise ToolkitError(f"no engine {engine}", do=f"one of {', '.join(ENGINES)}")
     if answers not in ("columns", "json"): raise ToolkitError(f"answers cannot be {answers!r}", do='"columns" or "json"')
-    _positive(processes=processes, chunk=chunk, batch=batch)
+    check_whole(**{name: x for name, x in (("processes", processes), ("chunk", chunk), ("batch", batch)) if x is not None})
     source, sink = Path(source).resolve(), Path(sink).resolve()
     _check_apart(source, sink)
-    found, chunk = open_source(source, key, chunk, types)
+    found = open_source(source, key, chunk, types)
     with _alone(sink):
         _tidy(sink, restart)
         home = sink / ".work"
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
-        model = _lay_model(handler, home, artifact, extra_files, config)
-        batch = batch or _batch(model, found.kind)
-        manifest = _same_run(sink, {
-            "source": {"kind": found.kind, "rows": found.rows} | found.facts, "handler": {"name": model.name, "version": model.version, "digest": model.digest},
-            "settings": {"key": found.key, "chunk": chunk, "batch": batch, "answers": answers}, "chunks": -(-found.rows // chunk), "schema": None, "columns": None, "versions": _versions()})
-        gpus = _gpus() if model.cuda else ()
+        model = lay_model(handler, home, artifact, extra_files, config)
+        manifest = _same_run(sink, _manifest(found, model, batch or _batch(model, found.kind), answers))
+        gpus = visible_gpus() if model.cuda else ()
         processes = processes or len(gpus) or max(1, usable_cores() // model.threads)
         result = _finish(found, sink, manifest, Place(model.folder, home, model.threads, timeout, gpus), engine, processes)
         shutil.rmtree(home, ignore_errors=True)
         return result
-
-def _finish(source: Source, sink: Path, manifest: dict, place: Place, engine: str, processes: int) -> Run:
-    "Do the chunks that have no part yet"
-    done = _done_rows(sink)
-    if manifest["schema"] is None: done = {}      # killed before the columns were settled
-    there, size, start = sum(a + b for a, b in done.values()), manifest["settings"]["chunk"], time.perf_counter()
-    progress = Progress(source.rows, there, sum(b for _, b in done.values()))
-
-    def task(k: int) -> dict:
-        s = manifest["settings"]
-        return {"chunk": k, "first": k * size, "rows": min(size, source.rows - k * size), "kind": source.kind, "place": source.place(k), "key": s["key"], "batch": s["batch"], "json": s["answers"] == "json",
-                "sink": str(sink), "schema": manifest["schema"], "last": False, "cuts": [], "deadly": {}}
-
-    def note(said: dict):
-        progress.add(said)
-        if manifest["schema"] is None:
-            manifest.update(schema=said["schema"], columns={f.name: "JSON" if f.metadata else str(f.type) for f in _unpacked(said["schema"])})
-            _write_manifest(sink, manifest)
-
-    left = [k for k in range(manifest["chunks"]) if k not in done]
-    try:
-        if left: ENGINES[engine](Job(place, left, task, note, progress, processes))
-    except BaseException as e:
-        progress.steps.done(f"{progress.there + progress.new:,} of {source.rows:,} rows are done; the same call goes on from there")
-        if isinstance(e, KeyboardInterrupt) and not sys.stderr.isatty(): print(f"stopped at {progress.there + progress.new:,} of {source.rows:,} rows; the same call goes on from there", file=sys.stderr)
-        raise
-    progress.steps.done(f"✓ {source.rows:,} rows, {progress.refused:,} refused")
-    return Run(sink, source.rows, progress.refused, there, time.perf_counter() - start, engine, processes)
