@@ -1,15 +1,19 @@
 "Offline runs that are killed, in real processes; what comes out is compared byte for byte with an unbroken run's."
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time, zipfile
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-import numpy as np, psutil, pyarrow as pa, pyarrow.parquet as pq, pytest
+import numpy as np, pandas as pd, psutil, pyarrow as pa, pyarrow.parquet as pq, pytest, torch
 
 from conftest import ROOT
 from zztoolkit import demo, offline
 from zztoolkit.archive import archive
+from zztoolkit.compile import compile_model
 from zztoolkit.core import ToolkitError
+from zztoolkit.frame import Categorify, DateParts, Features, FillMissing, ListPad, Normalize
 
-N = 200_000
+N, CHUNK = 40_000, 1_000
+RUN = {"key": "id", "chunk": CHUNK}
 SCORER = """
 import math, os, signal, time
 from zztoolkit import Handler
@@ -26,24 +30,28 @@ def features(row):
 
 class Scorer(Handler):
     def preprocess(self, requests): return Batch.of(requests).map(features)
-    def inference(self, xs): return xs
+    def inference(self, xs):
+        time.sleep(float(os.environ.get("SLOWLY", 0)))
+        return xs
     def postprocess(self, xs): return [{"score": round(x, 4), "sell": x > 50} for x in xs]
 """
 
 def contents(sink: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(sink.glob("*.parquet"))}
 
-def started(mar: Path, source: Path, sink: Path, *args: str, parts: int = 2, timeout: float = 60) -> subprocess.Popen:
-    "`zz offline` in a group of its own, in the middle of its work"
-    zz = Path(sys.executable).with_name("zz")
-    proc = subprocess.Popen([zz, "offline", mar, source, sink, *args], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def started(mar: Path, source: Path, sink: Path, *args: str, parts: int = 2, timeout: float = 120) -> subprocess.Popen:
+    "`zz offline` in a group of its own, slowed down, in the middle of its work: `parts` more are done"
+    zz, before = Path(sys.executable).with_name("zz"), len(list(sink.glob("part-*")))
+    proc = subprocess.Popen([zz, "offline", mar, source, sink, "--key", "id", "--chunk", str(CHUNK), *args], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"SLOWLY": "0.3"})
     end = time.monotonic() + timeout
-    while len(list(sink.glob("part-*"))) < parts:
+    while len(list(sink.glob("part-*"))) < before + parts:
         assert proc.poll() is None and time.monotonic() < end, proc.returncode
         time.sleep(0.01)
     return proc
 
-def family(proc: subprocess.Popen) -> list[psutil.Process]: return psutil.Process(proc.pid).children(recursive=True)
+def family(pid: int) -> list[psutil.Process]: return psutil.Process(pid).children(recursive=True)
+
+def workers(pid: int) -> list[psutil.Process]: return [p for p in family(pid) if "crew import _work" in " ".join(p.cmdline())]
 
 @pytest.fixture(scope="session")
 def scorer(tmp_path_factory) -> Path:
@@ -57,13 +65,13 @@ def items(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("items") / "items.parquet"
     price = rng.gamma(2, 50, N).round(2)
     price[::1000] = np.nan
-    pq.write_table(pa.table({"id": [f"item-{i}" for i in range(N)], "price": price, "age": rng.integers(0, 3000, N)}), path, row_group_size=70_000)
+    pq.write_table(pa.table({"id": [f"item-{i}" for i in range(N)], "price": price, "age": rng.integers(0, 3000, N)}), path, row_group_size=14_000)
     return path
 
 @pytest.fixture(scope="session")
 def unbroken(scorer, items, tmp_path_factory) -> dict[str, bytes]:
     sink = tmp_path_factory.mktemp("unbroken")
-    run = offline.run(scorer, items, sink, key="id", chunk=5000)
+    run = offline.run(scorer, items, sink, **RUN)
     assert (run.rows, run.refused) == (N, N // 1000) and len(list(sink.glob("part-*"))) == 40
     answers, why = offline.read(sink), offline.refused(sink)
     assert list(answers.columns) == ["id", "score", "sell"] and len(answers) == N - N // 1000
@@ -73,62 +81,73 @@ def unbroken(scorer, items, tmp_path_factory) -> dict[str, bytes]:
     np.testing.assert_allclose(answers.score, (table.price * 0.9 - table.age / 365)[table.price.notna()], atol=6e-5)
     return contents(sink)
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
-def test_killed_in_the_middle(scorer, items, unbroken, tmp_path, engine):
-    "kill -9 of the whole run: the same call goes on, nothing twice, nothing lost"
-    if engine == "ray": pytest.importorskip("ray") if not os.environ.get("CI") else __import__("ray")
-    sink, options = tmp_path / "sink", ["--key", "id", "--chunk", "5000", "--engine", engine]
-    proc = started(scorer, items, sink, *options, parts=5, timeout=120)
-    left = family(proc)
-    os.killpg(proc.pid, signal.SIGKILL)
-    proc.wait()
-    there = contents(sink)
-    assert 5 <= len(list(sink.glob("part-*"))) < 40
-    assert all(unbroken[n] == b for n, b in there.items() if n.startswith("part")), "a part is whole or not there"
-    (sink / ".part-00039.parquet.gone.1").write_bytes(b"half of a part")
-    assert not psutil.wait_procs(left, 15)[1]
-    run = offline.run(scorer, items, sink, key="id", chunk=5000, engine=engine, processes=2)
-    assert run.there >= 25_000 and run.rows == N
-    assert contents(sink) == unbroken and not list(sink.glob(".part*")) and not (sink / ".work").exists()
-    assert not [p for p in psutil.Process().children(recursive=True) if "offline import _work" in " ".join(p.cmdline())]
-
-def test_killed_worker_and_second_run(scorer, items, unbroken, tmp_path):
-    "kill -9 of one worker, twice: the run goes on by itself. A second run on its sink is refused"
+def test_a_run_that_is_interrupted_and_killed(scorer, items, unbroken, tmp_path):
+    "Ctrl-C, then the death of workers, then kill -9 of the whole run: each time the same call goes on, nothing twice, nothing lost"
     sink = tmp_path / "sink"
-    proc = started(scorer, items, sink, "--key", "id", "--chunk", "5000", parts=1)
-    try:
-        with pytest.raises(ToolkitError, match="another run is at work"): offline.run(scorer, items, sink, key="id", chunk=5000)
-        for _ in range(2):
-            workers = [p for p in family(proc) if "offline import _work" in " ".join(p.cmdline())]
-            workers[0].kill()
-            time.sleep(0.2)
-        assert proc.wait(60) == 0
-    finally:
-        proc.kill()
-        proc.wait()
-    assert contents(sink) == unbroken
-
-def test_ctrl_c(scorer, items, unbroken, tmp_path):
-    sink = tmp_path / "sink"
-    proc = started(scorer, items, sink, "--key", "id", "--chunk", "5000")
-    left = family(proc)
+    proc = started(scorer, items, sink)
+    left = family(proc.pid)
     os.killpg(proc.pid, signal.SIGINT)
     assert proc.wait(20) != 0 and not psutil.wait_procs(left, 10)[1]
     kept = contents(sink)
     assert kept and kept.items() <= unbroken.items()
 
-@pytest.mark.parametrize("how, batch, says", [(1, 4, "its process was ended by SIGKILL (out of memory?)"), (2, 1, "no answer in 2 s")])
-def test_a_row_that_ends_its_process(scorer, tmp_path, how, batch, says):
-    "It is found among its batch and put aside; every other row has its answer"
-    kill = [0] * 40
-    kill[21] = how
-    pq.write_table(pa.table({"price": [100.0] * 40, "age": [365] * 40, "kill": kill}), tmp_path / "deadly.parquet")
-    offline.run(scorer, tmp_path / "deadly.parquet", tmp_path / "sink", chunk=20, batch=batch, processes=1, timeout=2)
+    proc = started(scorer, items, sink)
+    with pytest.raises(ToolkitError, match="another run is at work"): offline.run(scorer, items, sink, **RUN)
+    seen = len(contents(sink))
+    while len(dead := workers(proc.pid)) < 2: time.sleep(0.01)
+    for p in dead: p.kill()
+    while len(contents(sink)) < seen + 4: assert proc.poll() is None; time.sleep(0.01)
+    assert not {p.pid for p in dead} & {p.pid for p in workers(proc.pid)}, "others took their place"
+    killed(proc, sink, unbroken)
+    resumed(scorer, items, sink, unbroken, "local")
+
+def test_a_run_on_ray_that_is_killed(scorer, items, unbroken, tmp_path):
+    pytest.importorskip("ray") if not os.environ.get("CI") else __import__("ray")
+    proc = started(scorer, items, tmp_path / "sink", "--engine", "ray")
+    killed(proc, tmp_path / "sink", unbroken)
+    resumed(scorer, items, tmp_path / "sink", unbroken, "ray")
+
+def killed(proc: subprocess.Popen, sink: Path, unbroken: dict[str, bytes]):
+    "kill -9 of the group: nobody stays behind, and what it left is whole"
+    left = family(proc.pid)
+    os.killpg(proc.pid, signal.SIGKILL)
+    proc.wait()
+    there = contents(sink)
+    assert 2 <= len(list(sink.glob("part-*"))) < N // CHUNK
+    assert all(unbroken[n] == b for n, b in there.items() if n.startswith("part")), "a part is whole or not there"
+    assert not psutil.wait_procs(left, 15)[1]
+
+def resumed(scorer: Path, items: Path, sink: Path, unbroken: dict[str, bytes], engine: str):
+    (sink / ".part-00039.parquet.gone.1").write_bytes(b"half of a part")
+    run = offline.run(scorer, items, sink, engine=engine, processes=2, **RUN)
+    assert run.there >= 2 * CHUNK and run.rows == N
+    assert contents(sink) == unbroken and not list(sink.glob(".part*")) and not (sink / ".work").exists()
+    assert not workers(os.getpid())
+
+def test_rows_that_end_their_process(scorer, tmp_path):
+    "One by a signal, found among its batch; one that never ends. Both are put aside, every other row has its answer"
+    kill = [0] * 41
+    kill[21], kill[40] = 1, 2
+    pq.write_table(pa.table({"price": [100.0] * 41, "age": [365] * 41, "kill": kill}), tmp_path / "deadly.parquet")
+    offline.run(scorer, tmp_path / "deadly.parquet", tmp_path / "sink", chunk=20, batch=4, processes=2, timeout=2)
     why = offline.refused(tmp_path / "sink")
-    assert why[["row", "status", "type"]].values.tolist() == [[21, 500, "Died"]] and why.reason[0] == says
+    assert why[["row", "status", "type"]].values.tolist() == [[21, 500, "Died"], [40, 500, "Died"]]
+    assert why.reason.tolist() == ["its process was ended by SIGKILL (out of memory?)", "no answer in 2 s"]
     assert offline.read(tmp_path / "sink").row.tolist() == [i for i in range(40) if i != 21]
 
-def test_photographs(lite0, photos, tmp_path):
+class Tiny(torch.nn.Module):
+    "A thousand scores from the mean colours of a photograph"
+    def __init__(self):
+        super().__init__()
+        self.scores = torch.nn.Linear(48, 1000)
+    def forward(self, x): return self.scores(torch.nn.functional.avg_pool2d(x, 56).flatten(1))
+
+def imported(path: Path):
+    spec = spec_from_file_location(path.stem, path)
+    spec.loader.exec_module(module := module_from_spec(spec))
+    return module
+
+def test_photographs(chain, photos, tmp_path):
     "Photographs, some of them broken; the answers are those of the handler in this process"
     import PIL.Image
     (tmp_path / "photos" / "more").mkdir(parents=True)
@@ -137,22 +156,68 @@ def test_photographs(lite0, photos, tmp_path):
         img.save(tmp_path / "photos" / ("more" if i % 2 else ".") / f"{i:02d}.jpg")
     whole = (tmp_path / "photos" / "00.jpg").read_bytes()
     for name, body in (("cut.jpg", whole[:2000]), ("text.png", b"no image"), ("empty.webp", b"")): (tmp_path / "photos" / name).write_bytes(body)
-    mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path, extra_files=[demo.imagenet_labels()], batchSize=8)
-    run = offline.run(mar, tmp_path / "photos", tmp_path / "sink", chunk=16, batch=8)
+    torch.manual_seed(0)
+    artifact, file = compile_model(Tiny().eval(), chain.example(), batch=(1, 8, 32), backend="onnxruntime", path=tmp_path / "artifact", measure=False), ROOT / "handlers" / "imagenet_classifier.py"
+    run = offline.run(file, tmp_path / "photos", tmp_path / "sink", chunk=16, batch=8, artifact=artifact, extra_files=[demo.imagenet_labels()])
     assert (run.rows, run.refused) == (63, 3)
     why = offline.refused(tmp_path / "sink").set_index("file")
     assert set(why.index) == {"cut.jpg", "text.png", "empty.webp"} and set(why.status) == {400}
     assert "truncated" in why.reason["cut.jpg"] and "not an image" in why.reason["text.png"] and "empty" in why.reason["empty.webp"]
     answers = offline.read(tmp_path / "sink")
     assert answers.file.is_monotonic_increasing and len(answers) == 60
-    online = local(tmp_path, lite0).predict([tmp_path / "photos" / f for f in answers.file[:8]])
+    here = imported(file).ImagenetClassifier.local(artifact, folder=demo.imagenet_labels().parent, threads=1)
+    online = here.predict([tmp_path / "photos" / f for f in answers.file])
     for a, b in zip(answers.answer, online): assert [x["label"] for x in a] == [x["label"] for x in b]
 
-def local(folder: Path, artifact):
-    from importlib.util import module_from_spec, spec_from_file_location
-    spec = spec_from_file_location("imagenet_classifier", ROOT / "handlers" / "imagenet_classifier.py")
-    spec.loader.exec_module(module := module_from_spec(spec))
-    return module.ImagenetClassifier.local(artifact, folder=demo.imagenet_labels().parent, threads=1)
+APPRAISER = """
+from zztoolkit import Handler
+
+class Appraiser(Handler):
+    def inference(self, x): return x["continuous"].sum(1) + 10 * x["categorical"].sum(1) + x["tags"] @ [1, 100, 10_000]
+    def postprocess(self, y): return [{"worth": round(float(v), 4)} for v in y]
+"""
+
+def sold(n: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame({
+        "price": np.where(rng.random(n) < 0.2, np.nan, rng.lognormal(3, 1, n)), "stock": rng.integers(0, 50, n),
+        "brand": pd.array(np.where(rng.random(n) < 0.2, None, rng.choice(["acer", "dell", "märke"], n)), dtype="str"),
+        "listed": pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 300 * 86_400_000, n), unit="ms"),
+        "tags": [rng.choice(["new", "red", "boxed"], k).tolist() for k in rng.integers(0, 4, n)]})
+
+@pytest.fixture(scope="module")
+def appraiser(tmp_path_factory) -> tuple[Path, Features]:
+    home = tmp_path_factory.mktemp("appraiser")
+    features = Features([FillMissing("price"), DateParts("listed", parts=("month", "hour")), Normalize(["price", "stock", "listed_hour"]), Categorify(["brand", "listed_month", "tags"]), ListPad("tags", length=3)],
+                        outputs=["price", "stock", "listed_hour", "brand", "listed_month", "tags"]).fit(sold(200, 0))
+    (home / "appraiser.py").write_text(APPRAISER)
+    return archive("appraiser", home / "appraiser.py", features=features, store=home).path, features
+
+def test_features_over_a_table(appraiser, tmp_path):
+    "Missing numbers and words, dates, lists: rows of a Parquet table get the answers of their records"
+    mar, features = appraiser
+    df = sold(300, 1)
+    df.to_parquet(tmp_path / "sold.parquet")
+    run = offline.run(mar, tmp_path / "sold.parquet", tmp_path / "sink", chunk=128, batch=50, processes=1)
+    assert (run.rows, run.refused) == (300, 0)
+    here = imported(mar.with_name("appraiser.py")).Appraiser.local(features=features)
+    assert offline.read(tmp_path / "sink").worth.tolist() == [a["worth"] for a in here.predict(features.records(df))]
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_bad_rows_of_features(appraiser, tmp_path, batch):
+    "Each is refused for the column that is wrong, and for the reason its record would be refused online"
+    mar, features = appraiser
+    good = {"price": 9.5, "stock": 3, "brand": "acer", "listed": "2026-02-03T04:05:06", "tags": ["new"]}
+    bad = {2: {"stock": None}, 5: {"price": float("inf")}, 6: {"listed": "2026-02-30"}, 9: {"tags": ["new"] * 31}, 11: {"listed": None}, 12: {"tags": ["new", None]}, 13: {"price": float("nan")}}
+    records = [good | bad.get(i, {}) for i in range(20)]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "spoilt.parquet")
+    run = offline.run(mar, tmp_path / "spoilt.parquet", tmp_path / "sink", batch=batch, processes=1)
+    why = offline.refused(tmp_path / "sink")
+    assert run.refused == len(bad) and why.row.tolist() == list(bad) and set(why.status) == {422}
+    for reason, changed in zip(why.reason, bad.values()): assert reason.startswith(*changed), reason
+    told = imported(mar.with_name("appraiser.py")).Appraiser.local(features=features).predict(records, return_exceptions=True)
+    assert why.reason.tolist() == [str(a) for a in told if isinstance(a, Exception)]
+    assert offline.read(tmp_path / "sink").worth.tolist() == [a["worth"] for a in told if not isinstance(a, Exception)]
 
 BAD_ROWS = {     # the line, and what is said of it
     b"a,cheap,1": "price must be a number, got 'cheap'", b"b,,1": "price must be a number, got None", b"c,nan,1": "got nan", b"d,-inf,1": "got -inf",
@@ -175,30 +240,31 @@ def test_missing_column(scorer, tmp_path):
     assert offline.run(scorer, tmp_path / "half.parquet", tmp_path / "sink").refused == 2
     assert set(offline.refused(tmp_path / "sink").reason) == {"price is missing"}
 
+def changed(scorer: Path, folder: Path, old: str, new: str) -> Path:
+    "The archive unpacked, its handler changed"
+    with zipfile.ZipFile(scorer) as z: z.extractall(folder)
+    (folder / "scorer.py").write_text(SCORER.replace(old, new))
+    return folder
+
 def test_another_run_is_refused(scorer, items, tmp_path):
     source, sink = tmp_path / "few.parquet", tmp_path / "sink"
     pq.write_table(pq.read_table(items).slice(0, 50), source)
     before = offline.run(scorer, source, sink, chunk=20, processes=1)
     for kw, says in (({"chunk": 10}, "settings chunk: it was 20, it is 10"), ({"key": "id"}, "settings key: it was row, it is id"), ({"answers": "json"}, "settings answers")):
         with pytest.raises(ToolkitError, match=says): offline.run(scorer, source, sink, **({"chunk": 20} | kw))
-    (tmp_path / "scorer.py").write_text(SCORER.replace("0.9", "0.8"))
-    other = archive("scorer", tmp_path / "scorer.py", store=tmp_path, example={"price": 1, "age": 1})
-    with pytest.raises(ToolkitError, match="handler digest"): offline.run(other, source, sink, chunk=20)
+    with pytest.raises(ToolkitError, match="handler digest"): offline.run(changed(scorer, tmp_path / "other", "0.9", "0.8"), source, sink, chunk=20)
     pq.write_table(pq.read_table(items).slice(1, 50), source)
     with pytest.raises(ToolkitError, match="source digest"): offline.run(scorer, source, sink, chunk=20)
     kept = contents(sink)
     offline.run(scorer, source, sink, chunk=20, restart=True, processes=1)
     assert contents(sink) != kept and before.rows == 50
 
-def test_a_handler_that_does_not_load(items, scorer, tmp_path):
+@pytest.mark.parametrize("new, says", [
+    ("class Scorer(Handler):\n    def initialize(self, context): open('weights.bin')", "scorer.py.*No such file or directory: 'weights.bin'"),
+    ("class Scorer:\n    def initialize(self, context): pass\n    def handle(self, data, context): return [1]", "only a zztoolkit Handler runs offline")])
+def test_a_handler_that_does_not_load(items, scorer, tmp_path, new, says):
     "The engineer's own traceback; a handler of TorchServe's own kind is told apart"
-    import zipfile
-    for name, change, says in (("broken", ("class Scorer(Handler):", "class Scorer(Handler):\n    def initialize(self, context): open('weights.bin')"), "scorer.py.*No such file or directory: 'weights.bin'"),
-                               ("plain", ("class Scorer(Handler):", "class Scorer:\n    def initialize(self, context): pass\n    def handle(self, data, context): return [1]"), "only a zztoolkit Handler runs offline")):
-        folder = tmp_path / name
-        with zipfile.ZipFile(scorer) as z: z.extractall(folder)
-        (folder / "scorer.py").write_text(SCORER.replace(*change))
-        with pytest.raises(ToolkitError, match=f"(?s){says}"): offline.run(folder, items, tmp_path / "sink" / name, processes=1)
+    with pytest.raises(ToolkitError, match=f"(?s){says}"): offline.run(changed(scorer, tmp_path / "model", "class Scorer(Handler):", new), items, tmp_path / "sink", processes=1)
 
 def test_a_tampered_archive(scorer, items, tmp_path):
     for p in (scorer, scorer.with_name("scorer.mar.sha256")): (tmp_path / p.name).write_bytes(p.read_bytes())
