@@ -39,10 +39,10 @@ class Scorer(Handler):
 def contents(sink: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(sink.glob("*.parquet"))}
 
-def started(mar: Path, source: Path, sink: Path, *args: str, parts: int = 2, timeout: float = 120) -> subprocess.Popen:
+def started(mar: Path, source: Path, sink: Path, *args: str, parts: int = 2, timeout: float = 120, **env: str) -> subprocess.Popen:
     "`zz offline` in a group of its own, slowed down, in the middle of its work: `parts` more are done"
     zz, before = Path(sys.executable).with_name("zz"), len(list(sink.glob("part-*")))
-    proc = subprocess.Popen([zz, "offline", mar, source, sink, "--key", "id", "--chunk", str(CHUNK), *args], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"SLOWLY": "0.3"})
+    proc = subprocess.Popen([zz, "offline", mar, source, sink, "--key", "id", "--chunk", str(CHUNK), *args], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"SLOWLY": "0.2"} | env)
     end = time.monotonic() + timeout
     while len(list(sink.glob("part-*"))) < before + parts:
         assert proc.poll() is None and time.monotonic() < end, proc.returncode
@@ -51,7 +51,11 @@ def started(mar: Path, source: Path, sink: Path, *args: str, parts: int = 2, tim
 
 def family(pid: int) -> list[psutil.Process]: return psutil.Process(pid).children(recursive=True)
 
-def workers(pid: int) -> list[psutil.Process]: return [p for p in family(pid) if "crew import _work" in " ".join(p.cmdline())]
+def workers(pid: int) -> list[psutil.Process]: return [p for p in family(pid) if is_worker(p)]
+
+def is_worker(p: psutil.Process) -> bool:
+    try: return "crew import _work" in " ".join(p.cmdline())
+    except psutil.NoSuchProcess: return False     # it has just ended
 
 @pytest.fixture(scope="session")
 def scorer(tmp_path_factory) -> Path:
@@ -101,28 +105,33 @@ def test_a_run_that_is_interrupted_and_killed(scorer, items, unbroken, tmp_path)
     killed(proc, sink, unbroken)
     resumed(scorer, items, sink, unbroken, "local")
 
-def test_a_run_on_ray_that_is_killed(scorer, items, unbroken, tmp_path):
+def test_a_run_on_ray_that_is_killed(scorer, items, unbroken, tmp_path, monkeypatch):
+    "By kill -9 of who started it, on a cluster that lives on; then from this process, on the same cluster"
     pytest.importorskip("ray") if not os.environ.get("CI") else __import__("ray")
-    proc = started(scorer, items, tmp_path / "sink", "--engine", "ray")
-    killed(proc, tmp_path / "sink", unbroken)
-    resumed(scorer, items, tmp_path / "sink", unbroken, "ray")
+    monkeypatch.setenv("SLOWLY", "0.2")      # of the cluster's workers
+    with offline._ray(2) as ray:
+        address = ray.get_runtime_context().gcs_address
+        killed(started(scorer, items, tmp_path / "sink", "--engine", "ray", "--processes", "2", RAY_ADDRESS=address), tmp_path / "sink", unbroken)
+        resumed(scorer, items, tmp_path / "sink", unbroken, "ray")
+    assert not ray.is_initialized()
 
 def killed(proc: subprocess.Popen, sink: Path, unbroken: dict[str, bytes]):
     "kill -9 of the group: nobody stays behind, and what it left is whole"
-    left = family(proc.pid)
+    left = family(proc.pid) + workers(os.getpid())     # on a cluster, workers are no children of who began the run
+    assert left
     os.killpg(proc.pid, signal.SIGKILL)
     proc.wait()
+    assert not psutil.wait_procs(left, 15)[1]
     there = contents(sink)
     assert 2 <= len(list(sink.glob("part-*"))) < N // CHUNK
     assert all(unbroken[n] == b for n, b in there.items() if n.startswith("part")), "a part is whole or not there"
-    assert not psutil.wait_procs(left, 15)[1]
 
 def resumed(scorer: Path, items: Path, sink: Path, unbroken: dict[str, bytes], engine: str):
     (sink / ".part-00039.parquet.gone.1").write_bytes(b"half of a part")
     run = offline.run(scorer, items, sink, engine=engine, processes=2, **RUN)
     assert run.there >= 2 * CHUNK and run.rows == N
     assert contents(sink) == unbroken and not list(sink.glob(".part*")) and not (sink / ".work").exists()
-    assert not workers(os.getpid())
+    assert not psutil.wait_procs(workers(os.getpid()), 15)[1]
 
 def test_rows_that_end_their_process(scorer, tmp_path):
     "One by a signal, found among its batch; one that never ends. Both are put aside, every other row has its answer"
@@ -151,9 +160,8 @@ def test_photographs(chain, photos, tmp_path):
     "Photographs, some of them broken; the answers are those of the handler in this process"
     import PIL.Image
     (tmp_path / "photos" / "more").mkdir(parents=True)
-    for i in range(60):
-        img = PIL.Image.open(photos[i % len(photos)]).convert("RGB").resize((400, 300 + i))
-        img.save(tmp_path / "photos" / ("more" if i % 2 else ".") / f"{i:02d}.jpg")
+    shots = [PIL.Image.open(p).convert("RGB").resize((400, 300)) for p in photos[:5]]
+    for i in range(60): shots[i % 5].crop((0, 0, 400, 240 + i)).save(tmp_path / "photos" / ("more" if i % 2 else ".") / f"{i:02d}.jpg")
     whole = (tmp_path / "photos" / "00.jpg").read_bytes()
     for name, body in (("cut.jpg", whole[:2000]), ("text.png", b"no image"), ("empty.webp", b"")): (tmp_path / "photos" / name).write_bytes(body)
     torch.manual_seed(0)

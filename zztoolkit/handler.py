@@ -24,10 +24,10 @@ from .vision import Chain, Decode, decode_image, stack_rows
 if TYPE_CHECKING: import numpy as np
 
 # %% auto #0
-__all__ = ['NPY', 'STAGES', 'log', 'to_body', 'existing', 'plain', 'from_body', 'as_array', 'as_json', 'as_image', 'as_inputs',
-           'stack_inputs', 'encode', 'Busy', 'is_busy', 'Handler', 'check_initialized', 'worker_threads', 'respond',
-           'stage_metric', 'drift_metric', 'load_service', 'as_requests', 'receive', 'artifact_folder', 'LocalHandler',
-           'decode', 'in_one']
+__all__ = ['NPY', 'STAGES', 'log', 'to_body', 'existing', 'plain_json', 'from_body', 'as_array', 'as_json', 'as_image',
+           'as_inputs', 'stack_inputs', 'encode', 'Busy', 'is_busy', 'Handler', 'check_initialized', 'worker_threads',
+           'respond', 'stage_metric', 'drift_metric', 'load_service', 'as_requests', 'receive', 'artifact_folder',
+           'LocalHandler', 'decode', 'in_one']
 
 # %% ../nbs/04_handler.ipynb #to-body
 NPY = b"\x93NUMPY"   # how an .npy file starts
@@ -61,14 +61,14 @@ def to_body(
     if type(x).__module__.startswith("PIL."): x = _pixels(x)
     if type(x).__module__ == "numpy" and hasattr(x, "ndim"):
         return (_png(x) if _is_image(x) else _npy(x)), "application/octet-stream"
-    return json.dumps(x, default=plain).encode(), "application/json"
+    return json.dumps(x, default=plain_json).encode(), "application/json"
 
 def existing(path: str | Path) -> Path:
     "The path of a file that is there"
     if not Path(path).is_file(): raise ToolkitError(f"no file at {path}", found=f"looked from {Path.cwd()}", do="a str or Path is a file to send; bytes, an array or a dict is sent as it is")
     return Path(path)
 
-def plain(x: Any) -> Any:
+def plain_json(x: Any) -> Any:
     """What `json` cannot say by itself: NumPy scalars and arrays, torch tensors, decimals; files and bytes become base64,
     dates ISO text, spans of time seconds. Raises `TypeError` for anything else"""
     if hasattr(x, "tolist"): return x.tolist()
@@ -137,7 +137,7 @@ def encode(answer: Any) -> tuple[bytes, str]:
     "An answer as body and content type: bytes and str as they are, everything else JSON (NaN is an error: JSON has none)"
     if isinstance(answer, (bytes, bytearray)): return bytes(answer), "application/octet-stream"
     if isinstance(answer, str): return answer.encode(), "text/plain; charset=utf-8"
-    try: return json.dumps(answer, default=plain, allow_nan=False).encode(), "application/json"
+    try: return json.dumps(answer, default=plain_json, allow_nan=False).encode(), "application/json"
     except ValueError as e: raise ValueError(f"an answer cannot be JSON: {e}; JSON has no NaN and no infinity") from None
 
 # %% ../nbs/04_handler.ipynb #busy

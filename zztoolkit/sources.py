@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .core import DecodeError, InputError, ToolkitError
-from .handler import plain
+from .handler import plain_json
 
 # %% auto #0
 __all__ = ['PHOTOGRAPHS', 'Piece', 'SETTLING', 'PARSERS', 'KINDS', 'CHUNK', 'Source', 'Rows', 'open_source', 'read_chunk']
@@ -72,7 +72,7 @@ def _json_value(x: Any) -> Any:
     "A cell as a caller's JSON says it"
     if x is None or isinstance(x, (str, bool, int, float)): return x
     if isinstance(x, dict): return {str(k): _json_value(v) for k, v in x.items()}
-    return [_json_value(v) for v in x] if isinstance(x, (list, tuple)) else plain(x)
+    return [_json_value(v) for v in x] if isinstance(x, (list, tuple)) else plain_json(x)
 
 def _or_refusal(f: Callable[[], Any], name: str) -> Any:
     "What `f` gives for a cell of a column, or what refuses its row"
