@@ -1,5 +1,5 @@
 "Offline runs that are killed, in real processes; what comes out is compared byte for byte with an unbroken run's."
-import os, signal, subprocess, sys, time, zipfile
+import json, os, signal, subprocess, sys, time, zipfile
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -209,7 +209,27 @@ def test_features_over_a_table(appraiser, tmp_path):
     run = offline.run(mar, tmp_path / "sold.parquet", tmp_path / "sink", chunk=128, batch=50, processes=1)
     assert (run.rows, run.refused) == (300, 0)
     here = imported(mar.with_name("appraiser.py")).Appraiser.local(features=features)
-    assert offline.read(tmp_path / "sink").worth.tolist() == [a["worth"] for a in here.predict(features.records(df))]
+    worth = [a["worth"] for a in here.predict(features.records(df))]
+    assert offline.read(tmp_path / "sink").worth.tolist() == worth
+    told, known = offline.drift(tmp_path / "sink"), features.drift(df)
+    pd.testing.assert_frame_equal(told.sort_index(), known[told.columns].sort_index())
+    df.assign(listed=df.listed.map(pd.Timestamp.isoformat), tags=df.tags.map(json.dumps)).to_csv(tmp_path / "sold.csv", index=False)      # lists as JSON, which pandas' own are, but for the quotes
+    offline.run(mar, tmp_path / "sold.csv", tmp_path / "from csv", chunk=128, batch=50, processes=1)
+    assert offline.read(tmp_path / "from csv").worth.tolist() == worth
+
+def test_the_command_line(scorer, appraiser, tmp_path):
+    "What it prints and how it ends: reasons with their numbers; 1 where nothing is answered, or nothing can be begun, and then nothing is left"
+    pq.write_table(pa.table({"price": [1.0, 2.0, None, None], "age": [1, 2, 3, 4]}), tmp_path / "items.parquet")
+    zz = lambda *args: subprocess.run([Path(sys.executable).with_name("zz"), "offline", *map(str, args)], capture_output=True, text=True)
+    fine = zz(scorer, tmp_path / "items.parquet", tmp_path / "sink", "--processes", "1")
+    assert fine.returncode == 0 and "refused    2: 2 price must be a number\n" in fine.stdout, fine.stdout + fine.stderr
+    none = zz(appraiser[0], tmp_path / "items.parquet", tmp_path / "none", "--processes", "1")
+    assert none.returncode == 1 and "4 listed is missing" in none.stdout and "no row has an answer" in none.stderr, none.stdout + none.stderr
+    for wrong, says in (((scorer, tmp_path / "items.parquet", tmp_path / "no", "--key", "nokey"), "nokey"), ((tmp_path / "no.mar", tmp_path / "items.parquet", tmp_path / "no"), "no archive at"),
+                        ((scorer, tmp_path / "items.parquet", "/proc/none"), "no folder can be made"), ((scorer, tmp_path / "items.parquet", tmp_path), "sink")):
+        done = zz(*wrong)
+        assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "no").exists()
 
 @pytest.mark.parametrize("batch", [1, 64])
 def test_bad_rows_of_features(appraiser, tmp_path, batch):

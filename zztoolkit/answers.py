@@ -5,8 +5,9 @@
 # %% ../nbs/09b_answers.ipynb #imports
 from __future__ import annotations
 
-import base64, json, os, socket, traceback, warnings
-from collections.abc import Callable
+import base64, json, os, re, socket, traceback, warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ from .core import RequestError, ToolkitError
 if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
-__all__ = ['JSON_TEXT', 'MANIFEST', 'settle', 'fit', 'Refused', 'refusal', 'write_whole', 'write_chunk', 'schema_text',
-           'schema_of', 'read_manifest', 'write_manifest', 'done_rows', 'read', 'refused']
+__all__ = ['JSON_TEXT', 'DRIFT', 'MANIFEST', 'settle', 'fit', 'Refused', 'refusal', 'write_whole', 'write_chunk', 'schema_text',
+           'schema_of', 'read_manifest', 'write_manifest', 'done_rows', 'read', 'refused', 'drift', 'reasons']
 
 # %% ../nbs/09b_answers.ipynb #layout
 JSON_TEXT = {b"zztoolkit": b"json"}     # marks a column that holds JSON as text
@@ -136,6 +137,7 @@ def write_chunk(
     keys: Any,      # pyarrow array, one for each row
     outcomes: list, # for each row its answer, or a `Refused`
     schema: Any,    # that `settle` gave
+    drift: Mapping[tuple[str, str], int] = {},  # rows of the chunk that the training table did not prepare for, by column and kind
 ) -> int: # how many rows were refused
     "Write the files of a chunk. An answer that does not fit the schema is refused"
     import pyarrow as pa
@@ -146,8 +148,12 @@ def write_chunk(
     if bad: _write_table(sink, _side(k), _side_table(key, keys, first, dict(sorted(bad.items()))))
     else: (sink / _side(k)).unlink(missing_ok=True)
     names = [key, *(_free_name(n, key) for n in schema.names)]
-    _write_table(sink, _part(k), pa.table([keys.take(pa.array(good, pa.int64())), *columns], names=names), compression="zstd")
+    part = pa.table([keys.take(pa.array(good, pa.int64())), *columns], names=names)
+    if drift: part = part.replace_schema_metadata({DRIFT: json.dumps(sorted([*column, n] for column, n in drift.items()))})
+    _write_table(sink, _part(k), part, compression="zstd")
     return len(bad)
+
+DRIFT = "zztoolkit drift"      # of a part's metadata: JSON of (column, kind, rows)
 
 def _side_table(key: str, keys: Any, first: int, bad: dict[int, Refused]) -> Any:
     import pyarrow as pa
@@ -175,7 +181,7 @@ MANIFEST = "run.json"
 def read_manifest(sink: Path) -> dict:
     "What run.json says. Raises `ToolkitError` if it is not there or cannot be read"
     try: return json.loads((sink / MANIFEST).read_text())
-    except FileNotFoundError: raise ToolkitError(f"{sink} holds no run", do="offline.run writes one") from None
+    except (FileNotFoundError, NotADirectoryError): raise ToolkitError(f"{sink} holds no run", do="offline.run writes one") from None
     except ValueError as e: raise ToolkitError(f"{sink / MANIFEST} cannot be read", found=str(e), do="restart=True begins anew") from None
 
 def write_manifest(sink: Path, manifest: dict):
@@ -196,7 +202,7 @@ def done_rows(sink: Path) -> dict[int, tuple[int, int]]:
 def _table(sink: Path, name: str) -> pd.DataFrame:
     import pandas as pd, pyarrow as pa, pyarrow.parquet as pq
     done, chunks = _numbered(sink, "part"), read_manifest(sink)["chunks"]
-    if len(done) < chunks: warnings.warn(f"the run in {sink} is not finished: {len(done)} of {chunks} chunks")
+    if len(done) < chunks: warnings.warn(f"the run in {sink} is not finished: {len(done)} of {chunks} chunks", stacklevel=3)
     found = [p for k, p in _numbered(sink, name).items() if k in done]
     table = pa.concat_tables([pq.ParquetFile(p).read() for p in found]) if found else pa.table({})
     holes = {pa.int64(): pd.Int64Dtype()} if any(c.null_count for c in table.columns) else {}     # pandas would make numbers with a point of them
@@ -213,3 +219,28 @@ def refused(
 ) -> pd.DataFrame:
     "The rows without an answer, in the order of the source: key, row (number), status, type, reason"
     return _table(Path(sink), "refused")
+
+def drift(
+    sink: str | Path, # of a run
+) -> pd.DataFrame:
+    "Of each column, the share of all rows that are missing, unknown, out of range ..., against the training table of the handler's features"
+    import pandas as pd, pyarrow.parquet as pq
+    sink, found = Path(sink), dict[str, dict[str, int]]()
+    rows = sum(a + b for a, b in done_rows(sink).values()) or read_manifest(sink)["source"]["rows"]
+    for p in _numbered(sink, "part").values():
+        for column, kind, n in json.loads((pq.read_schema(p).metadata or {}).get(DRIFT.encode(), "[]")):
+            counts = found.setdefault(kind, {})
+            counts[column] = counts.get(column, 0) + n
+    return pd.DataFrame(found).fillna(0).astype(float) / max(rows, 1)
+
+def reasons(
+    sink: Path, # of a run
+    most: int = 3,
+) -> list[tuple[int, str]]:
+    "The most frequent reasons, values left out, each with its number of rows"
+    import pyarrow.parquet as pq
+    counts: Counter = Counter()
+    for p in _numbered(sink, "refused").values():
+        told = pq.ParquetFile(p).read().columns[-1].to_pylist()       # the reason is the last column
+        counts.update(re.sub(r": \S+ has no ", ": a value has no ", re.sub(r", got .*", "", r, flags=re.S)) for r in told)
+    return [(n, r) for r, n in counts.most_common(most)]

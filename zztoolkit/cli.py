@@ -217,14 +217,19 @@ def offline(
     batch: Annotated[Optional[int], typer.Option("--batch", "-b", help="rows of one call of the handler [default: what the artifact takes]")] = None,
     chunk: Annotated[Optional[int], typer.Option(help="rows of one file of answers")] = None,
     answers: Annotated[str, typer.Option(help="columns, or json: each answer as JSON text")] = "columns",
+    type_: Annotated[Optional[list[str]], typer.Option("--type", help="COLUMN=KIND of a CSV: boolean, integer, number, json or string; may be repeated")] = None,
     model: Annotated[Optional[Path], typer.Option("--model", "-m", help="for a .py file: folder of an artifact, or a model file")] = None,
+    features: Annotated[Optional[Path], typer.Option("--features", "-f", help="for a .py file: folder of saved features")] = None,
     extra_file: Annotated[Optional[list[Path]], typer.Option("--extra-file", "-x", help="for a .py file: what it reads; may be repeated")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="delete what the sink holds")] = False,
 ):
     "Answer every row of a table or folder; the same command goes on with a run that was ended"
     from zztoolkit.offline import run
-    typer.echo(repr(run(handler, source, sink, key=key, engine=engine, processes=processes, chunk=chunk, batch=batch, answers=answers, restart=restart,
-                        artifact=model, extra_files=extra_file or [])))
+    if odd := [t for t in type_ or [] if "=" not in t]: raise ToolkitError("a type is given as COLUMN=KIND", found=odd[0])
+    done = run(handler, source, sink, key=key, engine=engine, processes=processes, chunk=chunk, batch=batch, answers=answers, types=dict(t.split("=", 1) for t in type_ or []), restart=restart,
+               artifact=model, features=features, extra_files=extra_file or [])
+    typer.echo(f"{done!r}" + (f"\nwhy, for every row: python -c \"from zztoolkit import offline; print(offline.refused('{sink}').to_string())\"" if done.refused else ""))
+    if done.rows and done.refused == done.rows: raise ToolkitError("no row has an answer")
 
 # %% ../nbs/12_cli.ipynb #cache-command
 @command

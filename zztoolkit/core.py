@@ -200,6 +200,11 @@ class Steps:
         self.begun.append(step)
         self._show("  ".join([*map(_ticked, self.begun[:-1]), f"● {step} …"]))
 
+    @property
+    def live(self) -> bool:
+        "Does somebody see what is shown: a notebook, or a terminal?"
+        return bool(self._handle) or sys.stderr.isatty()
+
     def update(self, text: str):
         "`text` takes the place of what was shown"
         self._show(text)

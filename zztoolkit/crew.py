@@ -67,6 +67,7 @@ def _answers(service: Any, bodies: list) -> list:
     handler: Handler = service._entry_point.__self__
     live = [x for x in bodies if not isinstance(x, Exception)]
     tried: Iterator = iter(())
+    handler.seen = []
     if live:
         receive(service, [(b"", "")] * len(live))     # the context tells of as many requests
         tried = iter(handler.run([{"body": x} for x in live], service.context).answers())
@@ -78,15 +79,18 @@ def _do_chunk(service: Any, task: Task, say: Callable) -> dict:
     rows = read_chunk(task.kind, task.place, task.first)
     if len(rows.keys) != task.rows: raise ToolkitError("the source has changed since the run began", found=f"chunk {task.chunk} has {len(rows.keys)} rows, it had {task.rows}", do="restore it, or begin anew: restart=True (--restart)")
     outcomes: list = []
+    drift: collections.Counter = collections.Counter()
     for a, b in task.batches():
         say(at=[a, b])
         if how := task.deadly.get(str(a)): outcomes.append(Refused(500, "Died", how))
-        else: outcomes += _answers(service, rows.bodies(a, b))
+        else:
+            outcomes += _answers(service, rows.bodies(a, b))
+            for _, odd in service._entry_point.__self__.seen: drift.update(odd)
     answered = [x for x in outcomes if not isinstance(x, Refused)]
     if not (answered or task.schema or task.last): return {"unsettled": True}
     schema = schema_of(task.schema) if task.schema else settle(answered, task.as_json)
     say(at=None)
-    bad = write_chunk(Path(task.sink), task.chunk, task.first, task.key, rows.keys, outcomes, schema)
+    bad = write_chunk(Path(task.sink), task.chunk, task.first, task.key, rows.keys, outcomes, schema, drift)
     return {"rows": len(outcomes), "refused": bad, "schema": schema_text(schema)}
 
 # %% ../nbs/09c_crew.ipynb #work
@@ -242,14 +246,14 @@ def _folder_digest(folder: Path) -> str:
     for p in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts): h.update(f"{p.relative_to(folder)}\0{sha256(p)}\n".encode())
     return h.hexdigest()
 
-def _unpack(handler: Any, home: Path, folder: Path, artifact: Any, extra_files: Sequence[str | Path], config: dict) -> str:
+def _unpack(handler: Any, home: Path, folder: Path, given: dict) -> str:
     "The model folder of `handler` at `folder`, and its digest"
     if isinstance(handler, Mar): handler = handler.path
     if not isinstance(handler, (str, Path)): raise ToolkitError("workers are fresh processes, so a handler is given as a file", found=f"a {type(handler).__name__}", do="give the .mar that %%serve or zz archive made, or the handler's .py file and artifact=")
     path = Path(handler)
-    given = artifact is not None or extra_files or config
-    if path.suffix == ".py": path = archive(path.stem, path, artifact, store=home, extra_files=extra_files, **config).path
-    elif given: raise ToolkitError(f"{path.name} has its model, files and configuration in it", do="leave out artifact, extra_files and configuration, or give the handler's .py file")
+    given = {name: x for name, x in given.items() if x is not None and x != ()}
+    if path.suffix == ".py": path = archive(path.stem, path, given.pop("artifact", None), store=home, **given).path
+    elif given: raise ToolkitError(f"{path.name} has its model, features, files and configuration in it", found=f"given besides: {', '.join(given)}", do="leave that out, or look for a misspelt argument")
     if (path / "MAR-INF" / "MANIFEST.json").exists():
         shutil.copytree(path, folder, ignore=shutil.ignore_patterns("__pycache__"))
         return _folder_digest(folder)
@@ -260,15 +264,13 @@ def _unpack(handler: Any, home: Path, folder: Path, artifact: Any, extra_files: 
 def lay_model(
     handler: Any,  # a .mar, an unpacked one (its folder), or a handler's .py file with `artifact`
     home: Path,    # folder in which it is laid
-    artifact: Any = None,
-    extra_files: Sequence[str | Path] = (),
-    config: dict = {},
+    **given: Any,  # for a .py file, what `archive` takes: artifact, features, extra_files, and the configuration
 ) -> Model:
     "Unpack a handler's archive for workers. Raises `ToolkitError` if it is none, or not what was packed"
     import yaml
     folder = home / "model"
     shutil.rmtree(folder, ignore_errors=True)
-    digest = _unpack(handler, home, folder, artifact, extra_files, config)
+    digest = _unpack(handler, home, folder, given)
     about = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
     written = folder / "model-config.yaml"
     settings = (yaml.safe_load(written.read_text()) if written.exists() else None) or {}

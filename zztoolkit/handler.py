@@ -181,7 +181,7 @@ class Handler:
     config: dict = {}                 # the archive's model-config.yaml, after `initialize`
     split_by: Exception | None = None # what made the last batch be split, if it was
     _busy: Busy | None = None
-    _seen: list[tuple[int, Mapping[tuple[str, str], int]]]     # rows and drift of the batch at hand
+    seen: list[tuple[int, Mapping[tuple[str, str], int]]]     # rows, and what was odd of them, of the batch at hand
 
     def initialize(self, context: Any):
         "Load what the archive holds; called once in every worker. Overriding it, call `super().initialize(context)` first"
@@ -189,7 +189,7 @@ class Handler:
         self.config = context.model_yaml_config or {}
         self.threads = worker_threads(self.config)
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-        self._busy, self._seen = Busy(folder), []
+        self._busy, self.seen = Busy(folder), []
         self._timings = stage_metric(context)
         if self.chain is None and (folder / "chain.json").exists():
             self.chain = Chain.from_json((folder / "chain.json").read_text())
@@ -213,7 +213,7 @@ class Handler:
         drift, features = Counter[tuple[str, str]](), self.features
         assert features
         table = features.table(records, drift=drift)
-        self._seen.append((len(table) + len(table.errors), drift))
+        self.seen.append((len(table) + len(table.errors), drift))
         return Batch(table.arrays, tuple(table.rows), dict(table.errors))
 
     def featurize_many(self, requests: Sequence[Mapping[str, Sequence]]) -> Batch:
@@ -243,7 +243,7 @@ class Handler:
 
     def run(self, data: Sequence[dict], context: Any) -> Batch:
         "Every stage on one batch of TorchServe's rows, each stage timed; errors stay with their requests"
-        batch, self.split_by, self._seen = Batch.of(data), None, []
+        batch, self.split_by, self.seen = Batch.of(data), None, []
         stages: dict[str, Callable[[Batch], Batch]] = {
             "read": lambda b: b.map(from_body),
             "preprocess": lambda b: self._through(b, self._preprocess),
@@ -254,15 +254,15 @@ class Handler:
             start = time.perf_counter()
             batch = stage(batch)
             self._timings(name, time.perf_counter() - start)
-        for n, drift in self._seen: self._count(n, drift)
+        for n, drift in self.seen: self._count(n, drift)
         return batch
 
     def _preprocess(self, requests: Sequence) -> Any:
         "`preprocess`; what it saw of a batch on which it then failed does not count, since it will see its parts"
-        before = len(self._seen)
+        before = len(self.seen)
         try: return self.preprocess(requests)
         except BaseException:
-            del self._seen[before:]
+            del self.seen[before:]
             raise
 
     def _through(self, batch: Batch, verb: Callable[[Any], Any]) -> Batch:

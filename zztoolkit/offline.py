@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .answers import MANIFEST, done_rows, read as read, read_manifest, refused as refused, schema_of, write_manifest
+from .answers import MANIFEST, done_rows, drift as drift, read as read, read_manifest, reasons, refused as refused, schema_of, write_manifest
 from .core import Steps, ToolkitError, check_whole, facts_table, usable_cores
 from .crew import Model, Place, Task, Worker, checked, failure, lay_model, visible_gpus
 from .sources import Source, open_source
@@ -25,7 +25,8 @@ __all__ = ['ENGINES', 'Progress', 'Job', 'RayWatcher', 'Run', 'run']
 @contextmanager
 def _alone(sink: Path) -> Iterator[None]:
     "Only one run at a time on a sink; the lock ends with the process"
-    sink.mkdir(parents=True, exist_ok=True)
+    try: sink.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ToolkitError(f"no folder can be made at {sink}", found=e.strerror or str(e), do="give another sink") from None
     with open(sink / ".lock", "w") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: raise ToolkitError(f"another run is at work on {sink}", do="wait for it, or give another sink") from None
@@ -38,6 +39,11 @@ def _tidy(sink: Path, restart: bool):
     if others := [p.name for p in sink.iterdir() if not _ours(p)]: raise ToolkitError(f"{sink} holds other files", found=", ".join(sorted(others)[:5]), do="give a folder of its own")
     for p in sink.iterdir():
         if p.name.startswith((".part-", ".refused-", ".run.json.")) or (restart and p.name != ".lock"): shutil.rmtree(p) if p.is_dir() else p.unlink()
+
+def _leave(sink: Path):
+    "Take away what a run that did not begin has made"
+    shutil.rmtree(sink / ".work", ignore_errors=True)
+    if [p.name for p in sink.iterdir()] == [".lock"]: shutil.rmtree(sink, ignore_errors=True)
 
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
@@ -58,7 +64,7 @@ def _same_run(sink: Path, now: dict) -> dict:
     was = read_manifest(sink)
     told = ("source", "handler", "settings")
     if found := list(_differences({k: was.get(k) for k in told}, {k: now[k] for k in told})):
-        raise ToolkitError(f"{sink} holds another run", found="\n".join(found), do="give another sink, or restart=True (--restart): it deletes what is there")
+        raise ToolkitError(f"{sink} holds another run", found="\n".join(found), do="go on with the settings, the handler and the source that it was begun with, give another sink, or restart=True (--restart): it deletes what is there")
     if was["versions"] != now["versions"]: warnings.warn("the run goes on with other versions: " + "; ".join(_differences(was["versions"], now["versions"])))
     return was
 
@@ -73,15 +79,13 @@ class Progress:
     "One line, on a terminal or in a notebook: how much is done, how fast, and how long it will take"
     def __init__(self, total: int, there: int, refused: int):
         self.total, self.there, self.refused = total, there, refused     # `there`: rows that are done
-        self.new, self.steps, self.began = 0, Steps(), 0.0
+        self.new, self.steps = 0, Steps()
+        self.began, self.head, self.said = 0.0, 0, time.perf_counter()     # `head`: rows that were new when the clock began
         self.steps("loading the handler")
-
-    def begin(self): self.began = time.perf_counter()
 
     def add(self, said: dict):
         self.new += said["rows"]
         self.refused += said["refused"]
-        if not self.began: self.begin()
 
     def stopped(self, e: BaseException):
         "Say where, and how it goes on"
@@ -90,11 +94,18 @@ class Progress:
         if isinstance(e, KeyboardInterrupt) and not sys.stderr.isatty(): print(f"stopped at {told}; the same call goes on from there", file=sys.stderr)
 
     def show(self, under_way: int = 0):
-        "`under_way`: rows of chunks that are not finished"
-        if not self.began or not (new := self.new + under_way): return
-        rate = new / max(1e-9, time.perf_counter() - self.began)
+        "`under_way`: rows of chunks that are not finished. Where nobody looks (a log), a line every half minute"
+        now, new = time.perf_counter(), self.new + under_way
+        if not self.began and new: self.began, self.head = now, new      # the first rows came with the loading of the handler
+        if not self.began or now <= self.began: return
+        rate = max(new - self.head, 0) / (now - self.began)
         done = self.there + new
-        self.steps.update(f"{done:,} of {self.total:,} rows ({done / self.total:.0%}), {self.refused:,} refused, {rate:,.1f} rows/s, {_span((self.total - done) / rate)} left")
+        left = f", {rate:,.1f} rows/s, {_span((self.total - done) / rate)} left" if rate else ""
+        text = f"{done:,} of {self.total:,} rows ({done / self.total:.0%}), {self.refused:,} refused{left}"
+        self.steps.update(text)
+        if not self.steps.live and now - self.said > 30:
+            print(text, file=sys.stderr, flush=True)
+            self.said = now
 
 # %% ../nbs/09_offline.ipynb #local
 @dataclass
@@ -136,7 +147,6 @@ def _local(job: Job):
 
     pool = ThreadPoolExecutor(len(workers))
     try:
-        job.progress.begin()
         job.settle(lambda task: pool.submit(workers[0].finish, task).result())
         workers[0].at = 0
         for k in job.chunks: pool.submit(do, k)
@@ -193,7 +203,6 @@ def _on_ray(job: Job):
     with _ray(job.processes) as ray:
         place = replace(job.place, gpus=())      # Ray tells each actor its GPU
         needs = {"num_cpus": 1, "num_gpus": 1 if job.place.gpus else 0}
-        job.progress.begin()
         job.settle(lambda task: checked(ray.get(ray.remote(**needs)(_settle_on_ray).remote(place, task))))
         if not job.chunks: return
         tasks = [{"task": json.dumps(vars(job.task(k)))} for k in job.chunks]
@@ -222,8 +231,9 @@ class Run:
 
     def _facts(self) -> dict[str, str]:
         new = self.rows - self.there
-        return {"rows": f"{self.rows:,}", "answered": f"{self.rows - self.refused:,}", "refused": f"{self.refused:,}" + (": offline.refused(sink) says why" if self.refused else ""),
-                "this time": f"{new:,} rows in {_span(self.seconds)}, {self.rate:,.1f} rows/s, {self.processes} processes ({self.engine})" if new else "nothing: all was there", "sink": str(self.sink)}
+        why = "; ".join(f"{n:,} {r[:80]}" for n, r in reasons(self.sink)) if self.refused else ""
+        work = f"{new:,} rows in {_span(self.seconds)}, {self.rate:,.1f} rows/s, {self.processes} process{'es' * (self.processes > 1)} ({self.engine})" if new else "nothing: all was there" if self.rows else "nothing: the source has no rows"
+        return {"rows": f"{self.rows:,}", "answered": f"{self.rows - self.refused:,}", "refused": f"{self.refused:,}" + (f": {why}" if why else ""), "this time": work, "sink": str(self.sink)}
 
     def __repr__(self) -> str: return "\n".join(f"{k:<10} {v}" for k, v in self._facts().items())
 
@@ -281,10 +291,11 @@ def run(
     chunk: int | None = None,        # rows of one file of answers; what a kill can cost each worker
     batch: int | None = None,        # rows of one call of the handler; default: what the artifact takes, to 32 photographs or 1,024 rows
     answers: str = "columns",        # "json": each answer as JSON text
-    types: dict[str, str] | None = None, # of columns of a CSV: boolean, integer, number or string
+    types: dict[str, str] | None = None, # of columns of a CSV: boolean, integer, number, json or string
     restart: bool = False,           # delete what the sink holds
     timeout: float = 300,            # seconds one batch may take before its process is ended
     artifact: Any = None,            # for a .py file: `Artifact` or its folder
+    features: Any = None,            # for a .py file: fitted `Features`, or their folder
     extra_files: Sequence[str | Path] = (), # for a .py file: what it reads from its model folder
     **config: Any,                   # for a .py file: model-config.yaml
 ) -> Run:
@@ -296,6 +307,7 @@ def run(
     if engine not in ENGINES: raise ToolkitError(f"no engine {engine}", do=f"one of {', '.join(ENGINES)}")
     if answers not in ("columns", "json"): raise ToolkitError(f"answers cannot be {answers!r}", do='"columns" or "json"')
     check_whole(**{name: x for name, x in (("processes", processes), ("chunk", chunk), ("batch", batch)) if x is not None})
+    if not isinstance(source, (str, Path)): raise ToolkitError("a source is a file or a folder", found=type(source).__name__, do="write a data frame as Parquet: df.to_parquet(path)")
     source, sink = Path(source).resolve(), Path(sink).resolve()
     _check_apart(source, sink)
     found = open_source(source, key, chunk, types)
@@ -304,7 +316,10 @@ def run(
         home = sink / ".work"
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
-        model = lay_model(handler, home, artifact, extra_files, config)
+        try: model = lay_model(handler, home, artifact=artifact, features=features, extra_files=tuple(extra_files), **config)
+        except BaseException:
+            _leave(sink)
+            raise
         manifest = _same_run(sink, _manifest(found, model, batch or _batch(model, found.kind), answers))
         gpus = visible_gpus() if model.cuda else ()
         processes = processes or len(gpus) or max(1, usable_cores() // model.threads)

@@ -5,7 +5,7 @@
 # %% ../nbs/09a_sources.ipynb #imports
 from __future__ import annotations
 
-import bisect, csv, functools, hashlib, itertools, os
+import bisect, csv, functools, hashlib, itertools, json, os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +184,11 @@ def _integer_or_number(text: str) -> int | float:
     try: return _integer(text)
     except ValueError: return _number(text)
 
-PARSERS: dict[str, Callable[[str], Any]] = {"boolean": _boolean, "integer": _integer_or_number, "number": _number, "string": str}
+def _list_or_object(text: str) -> Any:
+    if text[:1] not in ("[", "{"): raise ValueError(text)
+    return json.loads(text)
+
+PARSERS: dict[str, Callable[[str], Any]] = {"boolean": _boolean, "integer": _integer_or_number, "number": _number, "json": _list_or_object, "string": str}
 
 def _reads(f: Callable[[str], Any], text: str) -> bool:
     try: f(text)
@@ -194,7 +198,7 @@ def _reads(f: Callable[[str], Any], text: str) -> bool:
 def _column_type(cells: Iterable[str]) -> str:
     filled = [c for c in cells if c]
     coded = any(len(c) > 1 and c[0] == "0" and c.isdigit() for c in filled)
-    for kind, f in (("boolean", _boolean), ("integer", _integer), ("number", _number)):
+    for kind, f in (("boolean", _boolean), ("integer", _integer), ("number", _number), ("json", _list_or_object)):
         if filled and not coded and sum(_reads(f, c) for c in filled) >= 0.9 * len(filled): return kind
     return "string"
 
@@ -295,7 +299,7 @@ def open_source(
     path: Path,                        # a folder of photographs or of .parquet files; a .parquet, .csv, .tsv, .arrow or .feather file
     key: str | None = None,            # column that names a row; default: rows are numbered, photographs have their path
     chunk: int | None = None,          # rows of a chunk; default: 256 photographs, 16,384 rows of a table
-    types: dict[str, str] | None = None, # of columns of a CSV: boolean, integer, number or string, where they are not as the first rows say
+    types: dict[str, str] | None = None, # of columns of a CSV: boolean, integer, number, json (lists and objects) or string, where they are not as the first rows say
 ) -> Source:
     "What is to be read. Raises `ToolkitError` if it cannot be"
     kind = _kind(path)
