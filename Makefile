@@ -29,10 +29,9 @@ test: $(VENV)/dev.ok
 	@zz export --check
 	@echo "── 2/4  notebooks: every one runs, alone"
 	@nbdev_test --n_workers 2 --timing
-	@echo "── 3/4  types"
-	@mypy
+	@echo "── 3/4  types, beside"
 	@echo "── 4/4  tests against a real TorchServe"
-	@pytest
+	@mypy > .mypy.log 2>&1 & types=$$!; pytest; tests=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((tests + found))
 
 gpu: $(VENV)/dev.ok
 	@$(PIP) install -e '.[gpu,rapids]'

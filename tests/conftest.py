@@ -35,9 +35,9 @@ def chain() -> Chain:
     return Chain(Decode(), Resize(256), CenterCrop(224), Normalize(mean=(127 / 255,) * 3, std=(128 / 255,) * 3))
 
 @pytest.fixture(scope="session")
-def lite0(tmp_path_factory, chain):
-    "EfficientNet-Lite0 with its ImageNet weights, compiled"
-    return compile_model(demo.efficientnet_lite0(), chain.example(), batch=(1, 8, 32), path=tmp_path_factory.mktemp("lite0") / "artifact", measure=False)
+def lite0(chain):
+    "EfficientNet-Lite0 with its ImageNet weights, compiled; found again if a notebook compiled it"
+    return compile_model(demo.efficientnet_lite0(), chain.example(), batch=(1, 8, 32))
 
 @pytest.fixture(scope="session")
 def server():

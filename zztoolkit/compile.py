@@ -156,7 +156,7 @@ def parity(s: Subject, run: Callable[[Sequence[torch.Tensor]], list[np.ndarray]]
 def race(
     runners: Mapping[str, Callable[[int], Any]],  # each runs a batch of so many rows
     batches: Sequence[int],
-    seconds: float = 2.0,                         # for a runner at a batch size; three turns at least
+    seconds: float = 1.0,                         # for a runner at a batch size; three turns at least
     turns: int = 15,                              # at most
 ) -> dict[str, dict[str, float]]: # of each runner: batch size to median milliseconds
     "Time them in turns"
