@@ -14,7 +14,8 @@ from zztoolkit.archive import archive
 from zztoolkit.columns import Columns, moved
 from zztoolkit.compile import compile_model
 from zztoolkit.feature_ops import OPERATIONS
-from zztoolkit.schema import Schema
+from zztoolkit.core import InputError
+from zztoolkit.schema import Schema, keep_good
 from zztoolkit.serve import deploy
 
 
@@ -189,6 +190,11 @@ def test_no_operation_mixes_host_and_device(fitted, monkeypatch):
     for name, x in made.arrays.items(): assert isinstance(x, cupy.ndarray) and x.dtype == host.arrays[name].dtype and np.array_equal(x.get(), host.arrays[name]), name
     assert drift == want and drift
     assert made.frame().equals(host.frame())
+    less = keep_good(there, len(df), {3: InputError("a wrong row")})
+    less.columns.refused = {0: InputError("another")}
+    kept = F.packed(fitted._run(less.columns), fitted.groups, less)
+    assert list(kept.errors) == [0, 3]
+    for name, x in kept.arrays.items(): assert np.array_equal(x.get(), np.delete(host.arrays[name], [0, 3], axis=0)), name
 
 cudf_missing = not importlib.util.find_spec("cudf")
 

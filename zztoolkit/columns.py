@@ -5,7 +5,7 @@
 # %% ../nbs/02a_columns.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,7 +141,10 @@ class Columns(dict[str, Any]):
         out.drift, out.refused = self.drift, self.refused
         return out
 
-    def rows(self, positions: Array) -> Columns: return Columns({c: take(x, positions) for c, x in self.items()})
+    def rows(self, positions: Sequence[int] | Array) -> Columns:
+        "Rows by position, wherever the columns lie"
+        near = lambda x: array_module(x.codes if isinstance(x, Text) else x.lengths if isinstance(x, Lists) else x)
+        return Columns({c: take(x, near(x).asarray(positions, "int64")) for c, x in self.items()})
 
     def count(self, column: str, what: str, rows: Array):
         "Note in how many `rows` (a mask) of a column it was so; what is noted twice of a column counts once"

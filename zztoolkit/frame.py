@@ -274,7 +274,7 @@ def _worst(features: Features, columns: Columns) -> Columns:
     "The first row, with everything missing that may be"
     import numpy as np
     assert features.schema
-    one = columns.rows(np.array([0]))
+    one = columns.rows([0])
     gone = {c: one[c] for c, f in features.schema.fields.items() if f.nullable and not f.many}
     return one.put({c: Text(np.array([-1]), x.values) if isinstance(x, Text) else np.array([np.nan]) for c, x in gone.items()})
 

@@ -335,10 +335,9 @@ class Schema:
 
 def keep_good(columns: Columns, n: int, errors: Mapping[int, InputError]) -> Door:
     "The door, with the rows that no error names"
-    import numpy as np
     if not errors: return Door(columns, range(n), {})
-    rows = tuple(i for i in range(n) if i not in errors)
-    return Door(columns.rows(np.array(rows, np.int64)), rows, dict(sorted(errors.items())))
+    rows = [i for i in range(n) if i not in errors]
+    return Door(columns.rows(rows), rows, dict(sorted(errors.items())))
 
 def out_of_range(field: Field, column: Column) -> Array:
     "(N,) bool: numbers beyond the training table's smallest and largest"
