@@ -214,6 +214,12 @@ class Steps:
         self._show(summary or "  ".join(map(_ticked, self.begun)))
         if self.begun and not self._handle and sys.stderr.isatty(): print(file=sys.stderr)
 
+    def __enter__(self) -> Steps: return self
+
+    def __exit__(self, kind: Any, *_: Any):
+        "`done`, or the step at which it failed"
+        self.done("" if kind is None else "  ".join([*map(_ticked, self.begun[:-1]), *(f"✗ {s}" for s in self.begun[-1:])]))
+
     def _show(self, text: str):
         if self._handle: self._handle.update({"text/plain": text}, raw=True)
         elif sys.stderr.isatty(): print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

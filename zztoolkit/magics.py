@@ -153,6 +153,7 @@ def _defining_line(source: str, name: str) -> str:
 # %% ../nbs/11_magics.ipynb #options
 def parsed(magic: Any, line: str) -> argparse.Namespace:
     "The arguments of a line magic, quoted as in a shell"
+    if {"-h", "--help"} & set(line.split()): raise UsageError(magic.parser.format_help())
     try: return magic.parser.parse_args(shlex.split(line))
     except ValueError as e: raise UsageError(f"{e} in: {line}") from None
 def _config(args: argparse.Namespace) -> dict[str, int]:
@@ -219,7 +220,7 @@ class ServeMagics(Magics):
         if self.server.process and not self.server.running: raise ToolkitError("TorchServe has ended by itself", found=self.server.last_words(), do="run the %%serve cell again")
         have = self.server.management.models() if self.server.running else []
         if not have: raise ToolkitError("nothing is served", do="%%serve NAME starts a server")
-        if name is None and len(have) > 1: raise ToolkitError("which one?", found=f"served: {', '.join(have)}")
+        if name is None and len(have) > 1: raise ToolkitError("which one?", found=f"served: {', '.join(have)}", do=f"give its name after the magic: {have[0]}")
         name = name or have[0]
         if name not in have: raise ToolkitError(f"no model {name!r} is served", found=f"served: {', '.join(have)}")
         return self.server.endpoint(name)
@@ -242,11 +243,11 @@ class ServeMagics(Magics):
         if not isinstance(self.shell.user_ns.get(args.name), (Endpoint, type(None))):
             raise ToolkitError(f"the notebook has a variable {args.name} already", found=type(self.shell.user_ns[args.name]).__name__, do="serve under another name: the endpoint is left in that variable")
         self._run_here(cell)
-        steps, user = Steps(), self.shell.user_ns
+        user = self.shell.user_ns
         cells = cells_on_disk(cell, Path.cwd()) if os.environ.get("IN_TEST") and not self.cells.marked(args.name) else None
-        endpoint = serve_cell(args.name, cell, cells or self.cells, self.server, _from_notebook(user, args.model), _from_notebook(user, args.example),
-                              _from_notebook(user, args.features), args.extra_file, args.store, steps, **_config(args))
-        steps.done()
+        with Steps() as steps:
+            endpoint = serve_cell(args.name, cell, cells or self.cells, self.server, _from_notebook(user, args.model), _from_notebook(user, args.example),
+                                  _from_notebook(user, args.features), args.extra_file, args.store, steps, **_config(args))
         user[args.name] = endpoint
         return endpoint
 
