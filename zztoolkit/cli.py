@@ -225,6 +225,7 @@ def bench(
     if not inputs.exists(): raise ToolkitError(f"nothing at {inputs}", do="give a folder of payloads, or a file")
     before, steps = Benchmark.load(against) if against else None, Steps()
     with _served(model, steps) as endpoint:
+        steps("press on it")
         found = press(endpoint, inputs, numbers_of(concurrency), numbers_of(rate, float) if rate else None, poisson, slo, seconds, progress=steps.update)
     steps.done("measured")
     typer.echo(str(found))

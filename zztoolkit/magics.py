@@ -285,6 +285,7 @@ class ServeMagics(Magics):
         "Press on a served model level by level: rates, latencies, who was busy, and what bounds it"
         from IPython.display import display
         args, steps = parsed(self.bench, line), Steps()
+        steps("press on it")
         endpoint, inputs = self._endpoint(args.name), _from_notebook(self.shell.user_ns, args.inputs)
         found = bench(endpoint, inputs, numbers_of(args.concurrency), numbers_of(args.rate, float) if args.rate else None, args.poisson, args.slo, args.seconds, progress=steps.update)
         steps.done("measured")

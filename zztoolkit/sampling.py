@@ -39,7 +39,7 @@ def gpu_counters(handle: Any) -> dict[str, float]:
 # %% ../nbs/07b_sampling.ipynb #sampler
 @dataclass
 class Sample:
-    "One look: seconds of `time.monotonic`; CPU seconds so far and resident MiB of each group, of the whole machine, and each GPU's counters"
+    "One look: seconds of `time.monotonic`; CPU seconds so far and resident MiB of each group, the whole `machine`'s and its `idle` seconds, and each GPU's counters"
     at: float
     cpu: dict[str, float]
     memory: dict[str, float]
@@ -59,7 +59,7 @@ class Sampler:
         for name, processes in self._of.items():
             looks = [self._look(p) for p in processes]
             cpu[name], memory[name] = sum(c for c, _ in looks), sum(m for _, m in looks) / 2**20
-        cpu["machine"] = _machine_cpu()
+        cpu["machine"], cpu["idle"] = _machine_cpu()
         return Sample(time.monotonic(), cpu, memory, [gpu_counters(g) for g in self._gpus])
 
     def _look(self, p: psutil.Process) -> tuple[float, float]:
@@ -94,11 +94,12 @@ def _process(pid: int) -> psutil.Process | None:
     try: return psutil.Process(pid)
     except psutil.Error: return None
 
-def _machine_cpu() -> float:
-    "Seconds that all cores together have been busy"
+def _machine_cpu() -> tuple[float, float]:
+    "Seconds that all cores together have been busy, with whatever, and have been idle"
     import psutil
     t = psutil.cpu_times()
-    return sum(t[:9]) - t.idle - getattr(t, "iowait", 0) - getattr(t, "guest", 0)
+    idle = t.idle + getattr(t, "iowait", 0)
+    return sum(t[:8]) - idle, idle
 
 # %% ../nbs/07b_sampling.ipynb #usage
 @dataclass
