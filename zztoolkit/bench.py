@@ -408,9 +408,8 @@ def bench(
     started: Callable[[Load], None] = lambda load: None, # told each level's sender, once it runs
 ) -> Benchmark:
     "Press on an endpoint level by level, and say what bounds it. Raises `ToolkitError` if its payloads are not answered at all"
-    many = lambda x: [x] if isinstance(x, (int, float)) else list(x)
     if seconds < 4: raise ToolkitError("a level needs time for three windows", found=f"{seconds:g} seconds", do="seconds=4, or more")
-    plans = [closed(c) for c in many(concurrency)] if rate is None else [open_loop(r, poisson) for r in many(rate)]
+    plans = _plans(concurrency, rate, poisson)
     objective, bodies = seconds_of(slo) if slo else 0.0, payloads(inputs)
     setup = _setup(endpoint, bodies)
     levels = [measure(endpoint, bodies, p, seconds, warmup, setup, progress, started) for p in plans]
@@ -421,6 +420,10 @@ def bench(
 def _setup(endpoint: Endpoint, bodies: Sequence[tuple[bytes, str]]) -> Setup:
     d = endpoint.info
     return Setup(endpoint.name, len(d["workers"]), d["batchSize"], d["maxBatchDelay"], usable_cores(), len(bodies), round(sum(len(b) for b, _ in bodies) / len(bodies)))
+
+def _plans(concurrency: int | Sequence[int], rate: float | Sequence[float] | None, poisson: bool) -> list[Plan]:
+    if rate is not None: return [open_loop(r, poisson) for r in ([rate] if isinstance(rate, (int, float)) else rate)]
+    return [closed(c) for c in ([concurrency] if isinstance(concurrency, int) else concurrency)]
 
 # %% ../nbs/07_bench.ipynb #compare
 @dataclass(frozen=True)
