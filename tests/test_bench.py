@@ -87,10 +87,10 @@ def test_open_loop_counts_waiting(built):
     assert 20 < len(over) / 2 < 26
 
 def test_errors_by_kind(built):
-    sent = send_for(target(built), [{"work": 0}, {"wrong": True}, b"\x00"], closed(3), 1)
-    assert set(sent.errors) == {"422 InputError", "500 InternalError"} and len(sent.latency) > 10
-    assert set(send_for(Target(built.server.ports[0], "/predictions/built"), {}, closed(1), 0.5).errors) == {"400 InvalidKeyException"}
-    with pytest.raises(ToolkitError, match="no request got a good answer"): bench(built, {"wrong": True}, (1,), seconds=4, warmup=0.5)
+    sent = send_for(target(built), [{"work": 0}, {"wrong": True}, b"\x00"], closed(3), 0.5)
+    assert set(sent.errors) == {"422 InputError", "500 InternalError"} and len(sent.latency) > 5
+    assert set(send_for(Target(built.server.ports[0], "/predictions/built"), {}, closed(1), 0.3).errors) == {"400 InvalidKeyException"}
+    with pytest.raises(ToolkitError, match="no request got a good answer"): bench(built, {"wrong": True}, (1,), seconds=4, warmup=0)
 
 
 def check_sums(found: Benchmark):

@@ -337,7 +337,7 @@ class Benchmark:
 
     def save(self, path: str | Path) -> Path:
         "Keep it as JSON"
-        Path(path).write_text(json.dumps(_rounded(asdict(self)), indent=1) + "\n")
+        Path(path).write_text(json.dumps(_rounded(asdict(self))) + "\n")
         return Path(path)
 
     @classmethod
