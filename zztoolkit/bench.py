@@ -20,8 +20,9 @@ from .serve import Counted, Endpoint
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['OUTSIDE', 'BUSY', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady', 'window_length', 'stage_times', 'Setup',
-           'Level', 'measure', 'Verdict', 'verdict', 'others', 'Benchmark', 'bench', 'Change', 'Comparison', 'compare']
+__all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady', 'window_length', 'stage_times',
+           'Setup', 'Level', 'measure', 'Verdict', 'verdict', 'others', 'Benchmark', 'bench', 'Change', 'Comparison',
+           'compare']
 
 # %% ../nbs/07_bench.ipynb #words
 def seconds_of(
@@ -208,6 +209,8 @@ def _free(level: Level, setup: Setup) -> float:
     "Cores that nobody used: this process may take no more than its share, and others may have taken some of that"
     return max(0.0, min(setup.cores - _cores(level), level.usage.cores.get("idle", setup.cores)))
 
+CROWD = 0.25    # cores of other processes that may have moved a figure
+
 def others(level: Level) -> float:
     "Cores that processes took which have no part in this"
     return max(0.0, level.usage.cores.get("machine", 0) - _cores(level))
@@ -311,7 +314,7 @@ class Benchmark:
         if rough := [l.load for l in self.levels if not l.steady]: said.append(f"~ not steady: no three windows within 10 % ({', '.join(rough)})")
         said += [f"{l.load}: " + ", ".join(f"{n} × {kind}" for kind, n in l.errors.items()) for l in self.levels if l.errors]
         said += [f"{l.load}: {l.waiting} were still waiting at the end" for l in self.levels if l.waiting > 0.5 * l.asked > 0]
-        said += [f"{l.load}: other processes took {others(l):.1f} cores meanwhile" for l in self.levels if others(l) > 0.25]
+        said += [f"{l.load}: other processes took {others(l):.1f} cores meanwhile" for l in self.levels if others(l) > CROWD]
         return said + [f"the sender takes {self.knee.client_us:.0f} µs of CPU for a request; workers, frontend and sender are in busy cores of {self.setup.cores}"]
 
     def __str__(self) -> str:
@@ -434,12 +437,13 @@ class Change:
     before: float
     after: float
     real: bool      # beyond noise
+    crowded: bool = False   # other processes took cores in one of the runs: whatever changed may be theirs
 
     @property
     def times(self) -> float: return self.after / self.before if self.before else 0.0
 
     def __str__(self) -> str:
-        return f"{self.load:<12} {self.what:<9} {self.before:>8.1f} → {self.after:>8.1f}  {self.times - 1:+7.0%}" + ("" if self.real else "  within noise")
+        return f"{self.load:<12} {self.what:<9} {self.before:>8.1f} → {self.after:>8.1f}  {self.times - 1:+7.0%}" + ("  other processes took cores" if self.crowded else "" if self.real else "  within noise")
 
 class Comparison(tuple):
     "Changes, one a line"
@@ -457,12 +461,13 @@ def compare(before: Benchmark, after: Benchmark) -> Comparison:
     found, theirs = [], {l.load: l for l in after.levels}
     for a in before.levels:
         if not (b := theirs.get(a.load)): continue
+        crowd = max(others(a), others(b)) > CROWD
         for what in ("rate", "p50", "p99"):
             apart = _apart([getattr(w, what) for w in a.windows], [getattr(w, what) for w in b.windows])
-            found.append(Change(a.load, what, getattr(a.total, what), getattr(b.total, what), apart))
+            found.append(Change(a.load, what, getattr(a.total, what), getattr(b.total, what), apart and not crowd, crowd))
         moved = _apart([w.mean for w in a.windows], [w.mean for w in b.windows])
         for stage, x in a.stages.items():
             y = b.stages.get(stage, 0.0)
-            if moved and abs(y - x) > 0.2 * max(abs(x), abs(y)) and abs(y - x) > 0.05 * a.total.mean: found.append(Change(a.load, stage, x, y, True))
+            if moved and abs(y - x) > 0.2 * max(abs(x), abs(y)) and abs(y - x) > 0.05 * a.total.mean: found.append(Change(a.load, stage, x, y, not crowd, crowd))
     if not found: raise ToolkitError("nothing to compare", found="no load is in both: " + ", ".join(l.load for l in (*before.levels, *after.levels)), do="run both with the same -c or --rate")
     return Comparison(found)
