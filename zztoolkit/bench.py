@@ -395,7 +395,7 @@ def _draw_course(b: Benchmark, ax: Any):
         for k in ("gpu", "decoder"): right.plot([s["at"] for s in course], [s.get(k, 0) for s in course], ls="--", label=f"{k} %")
         right.set(ylim=(0, 100), ylabel="GPU, percent")
         right.legend(loc="lower right", frameon=False)
-    ax.legend(loc="upper right", frameon=False)
+    ax.legend(loc="center right", frameon=False)
 
 # %% ../nbs/07_bench.ipynb #bench
 def bench(
