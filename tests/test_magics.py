@@ -123,3 +123,12 @@ def test_status_logs_and_stop(notebook, photo, capsys):
     notebook.run("%serve_stop")
     assert not goods.server.running
     with pytest.raises(Exception, match="not running"): goods.predict(photo)
+
+def test_bench_magic(notebook, photo):
+    "`%bench` on what `%%serve` has left, with a variable of the notebook as its inputs"
+    notebook.run(HEAD, "head")
+    notebook.run(cell(1), "serve")
+    notebook.shell.user_ns["goods_photos"] = [photo, photo.read_bytes()]
+    found = notebook.run("%bench goods goods_photos -c 2 --slo 1s --seconds 4")
+    assert [l.load for l in found.levels] == ["2 clients"] and found.setup.payloads == 2 and found.verdict.bound
+    assert "<table>" in found._repr_html_()

@@ -9,7 +9,7 @@ import atexit, ctypes, json, os, re, shutil, signal, socket, subprocess, sys, te
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from .archive import Mar, open_mar
 from .core import ToolkitError, environment_without_secrets, find_java
-from .handler import decode, existing, is_busy, to_body
+from .handler import STAGES, decode, existing, is_busy, to_body
 
 if TYPE_CHECKING: import httpx, psutil
 
 # %% auto #0
 __all__ = ['NOT_DRAINED', 'Progress', 'Settings', 'free_ports', 'properties', 'server_environment', 'java_command', 'log_config',
            'worker_script', 'exit_codes', 'Tokens', 'Management', 'wait_idle', 'supervise', 'worker_log',
-           'last_traceback', 'exit_words', 'LocalServer', 'next_version', 'deploy', 'PredictionError', 'error_of',
-           'Endpoint']
+           'last_traceback', 'exit_words', 'LocalServer', 'Counted', 'counted', 'next_version', 'deploy',
+           'RunningServer', 'running_servers', 'PredictionError', 'error_of', 'Endpoint']
 
 # %% ../nbs/06_serve.ipynb #settings
 @dataclass(frozen=True)
@@ -477,6 +477,13 @@ class LocalServer:
         "Prometheus' text of everything TorchServe and the handlers count"
         with _client(self._url(2)) as http: return http.get("/metrics").text
 
+    @property
+    def frontend(self) -> list[int]:
+        "Process ids of TorchServe's own Java"
+        import psutil
+        assert self.process
+        return [p.pid for p in psutil.Process(self.process.pid).children() if "java" in p.name()]
+
     def __repr__(self) -> str:
         if not self.running: return "LocalServer, stopped"
         return f"LocalServer with {', '.join(self.management.models()) or 'no model'}"
@@ -484,6 +491,30 @@ class LocalServer:
 def _http_error() -> type[Exception]:
     import httpx
     return httpx.HTTPError
+
+# %% ../nbs/06_serve.ipynb #counted
+@dataclass(frozen=True)
+class Counted:
+    "What a server has counted for a model so far: seconds summed over answered requests, and over batches for the handler's stages"
+    latency: float = 0.0     # from the request's arrival to its answer
+    queue: float = 0.0       # of them, until a worker took it: the batch delay too
+    batches: int = 0         # that went through a handler; 0 for one that is not ours
+    stages: dict[str, float] = field(default_factory=dict)   # by name, in the order a batch meets them
+
+def counted(
+    text: str, # Prometheus' text of a server
+    name: str, # of the model
+) -> Counted:
+    "A model's counts, all its versions and workers together"
+    sums: dict[str, float] = {}
+    for metric, labels, value in re.findall(r"(?m)^(\w+)\{([^}]*)\} (\S+)", text):
+        of = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if of.get("model_name") != name or "le" in of: continue
+        key = metric + "." + of.get("stage", "")
+        sums[key] = sums.get(key, 0.0) + float(value)
+    stages = {s: sums[f"zz_stage_seconds_sum.{s}"] for s in STAGES if f"zz_stage_seconds_sum.{s}" in sums}
+    return Counted(sums.get("ts_inference_latency_microseconds.", 0) / 1e6, sums.get("ts_queue_latency_microseconds.", 0) / 1e6,
+                   int(sums.get(f"zz_stage_seconds_count.{STAGES[0]}", 0)), stages)
 
 # %% ../nbs/06_serve.ipynb #deploy
 Progress = Callable[[str], None]   # told each step as it begins
@@ -549,6 +580,36 @@ def _take_away(server: LocalServer, name: str, version: str, patience: float):
     if not wait_idle(server.management, name, version, patience):
         warnings.warn(f"{name} version {version} was still at work after {patience:.0f} s and is taken away all the same")
     server.management.ask("DELETE", f"/models/{name}/{version}")
+
+# %% ../nbs/06_serve.ipynb #running
+class RunningServer(LocalServer):
+    "A server that another process has started: it can be asked, and goes on when this process ends"
+    def __init__(self, folder: Path, java: psutil.Process):
+        super().__init__()
+        self.folder, self.java = folder, java
+        text = (folder / "config.properties").read_text()
+        keys = ("inference_address", "management_address", "metrics_address", "grpc_inference_port", "grpc_management_port")
+        self.ports = tuple(int(re.findall(rf"(?m)^{k}=.*?(\d+)$", text)[0]) for k in keys)
+
+    def start(self, timeout: float = 60) -> RunningServer: return self
+    def stop(self) -> bool: return True
+
+    @property
+    def running(self) -> bool: return _alive(self.java)
+
+    @property
+    def frontend(self) -> list[int]: return [self.java.pid]
+
+def running_servers() -> list[RunningServer]:
+    "Servers of this user that other processes have started with this toolkit"
+    import psutil
+    found = []
+    for p in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if "org.pytorch.serve.ModelServer" not in (line := p.cmdline()): continue
+            folder = Path(next(a for a in line if a.startswith("-Djava.io.tmpdir=")).partition("=")[2]).parent
+            if (folder / "plan.json").exists() and os.access(folder / "key_file.json", os.R_OK): found.append(RunningServer(folder, p))
+    return found
 
 # %% ../nbs/06_serve.ipynb #prediction-error
 class PredictionError(ToolkitError):
@@ -661,6 +722,14 @@ class Endpoint:
     def info(self) -> dict:
         "TorchServe's description of the default version"
         return self.server.management.default(self.name)
+
+    def counted(self) -> Counted:
+        "What the server has counted for this model so far"
+        return counted(self.server.metrics(), self.name)
+
+    def processes(self) -> dict[str, list[int]]:
+        "Process ids of its workers, and of the frontend that all models share"
+        return {"workers": _pids(self.info), "frontend": self.server.frontend}
 
     @property
     def ready(self) -> bool: return any(w["status"] == "READY" for w in self.info["workers"])
