@@ -28,11 +28,10 @@ demo: $(VENV)/demo.ok
 test: $(VENV)/dev.ok
 	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
 	@zz export --check
-	@echo "── 2/4  notebooks: every one runs, alone"
-	@nbdev_test --n_workers 2 --timing
-	@echo "── 3/4  types, beside"
+	@echo "── 2/4  notebooks: every one runs, alone; 3/4  types, beside"
+	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing; notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
 	@echo "── 4/4  tests against a real TorchServe"
-	@mypy > .mypy.log 2>&1 & types=$$!; pytest; tests=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((tests + found))
+	@pytest
 
 gpu: $(VENV)/dev.ok
 	@$(INSTALL) -e '.[gpu,rapids]'
