@@ -108,7 +108,7 @@ def test_model_bound_and_compare(built, tmp_path):
     check_sums(slow)
     assert slow.verdict.bound == "inference" and slow.levels[0].held > 0.9, slow
     changes = {c.what: c for c in compare(Benchmark.load(slow.save(tmp_path / "slow.json")), fast)}
-    assert 1.3 < changes["rate"].times < 3 and changes["inference"].times < 0.8
+    assert 1.3 < changes["rate"].times < 3 and ("inference" not in changes or changes["inference"].times < 0.8)
     assert changes["rate"].real or changes["rate"].crowded       # what others take of the machine meanwhile counts for nothing
     assert slow.within is None and "no load that was tried" in str(slow)
 
