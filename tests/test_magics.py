@@ -106,7 +106,7 @@ def test_arguments_that_cannot_be(notebook):
                          (("--model artifact", "--model nowhere"), "no model there"), (("class Goods", "class A: pass\nclass Goods"), "exactly one")):
         with pytest.raises(Exception, match=says): notebook.run(cell(1).replace(*change), "serve")
 
-def test_status_logs_and_stop(notebook, photo, capsys):
+def test_status_logs_bench_and_stop(notebook, photo, capsys):
     notebook.run("%serve_status")
     assert "nothing is served" in capsys.readouterr().out
     notebook.run(HEAD, "head")
@@ -118,17 +118,11 @@ def test_status_logs_and_stop(notebook, photo, capsys):
     with pytest.raises(Exception, match="served: goods"): notebook.run("%serve_logs 'nobody'")     # quoted as in a shell
     assert "zz-endpoint" in goods._repr_html_()
     assert sorted(p.name for p in notebook.store.iterdir()) == ["goods.mar", "goods.mar.sha256"]
+    notebook.shell.user_ns["goods_photos"] = [photo, photo.read_bytes()]
+    found = notebook.run("%bench goods goods_photos -c 2 --slo 1s --seconds 4")
+    assert [l.load for l in found.levels] == ["2 clients"] and found.setup.payloads == 2 and found.verdict.bound and "<table>" in found._repr_html_()
     notebook.run("%serve_stop goods")
     assert goods.server.running and goods.server.management.models() == []
     notebook.run("%serve_stop")
     assert not goods.server.running
     with pytest.raises(Exception, match="not running"): goods.predict(photo)
-
-def test_bench_magic(notebook, photo):
-    "`%bench` on what `%%serve` has left, with a variable of the notebook as its inputs"
-    notebook.run(HEAD, "head")
-    notebook.run(cell(1), "serve")
-    notebook.shell.user_ns["goods_photos"] = [photo, photo.read_bytes()]
-    found = notebook.run("%bench goods goods_photos -c 2 --slo 1s --seconds 4")
-    assert [l.load for l in found.levels] == ["2 clients"] and found.setup.payloads == 2 and found.verdict.bound
-    assert "<table>" in found._repr_html_()
