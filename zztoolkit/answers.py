@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core import RequestError, ToolkitError
+from .frame import drift_shares
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -224,14 +225,11 @@ def drift(
     sink: str | Path, # of a run
 ) -> pd.DataFrame:
     "Of each column, the share of all rows that are missing, unknown, out of range ..., against the training table of the handler's features"
-    import pandas as pd, pyarrow.parquet as pq
-    sink, found = Path(sink), dict[str, dict[str, int]]()
-    rows = sum(a + b for a, b in done_rows(sink).values()) or read_manifest(sink)["source"]["rows"]
+    import pyarrow.parquet as pq
+    sink, counts = Path(sink), Counter[tuple[str, str]]()
     for p in _numbered(sink, "part").values():
-        for column, kind, n in json.loads((pq.read_schema(p).metadata or {}).get(DRIFT.encode(), "[]")):
-            counts = found.setdefault(kind, {})
-            counts[column] = counts.get(column, 0) + n
-    return pd.DataFrame(found).fillna(0).astype(float) / max(rows, 1)
+        for column, kind, n in json.loads((pq.read_schema(p).metadata or {}).get(DRIFT.encode(), "[]")): counts[column, kind] += n
+    return drift_shares(counts, sum(a + b for a, b in done_rows(sink).values()) or read_manifest(sink)["source"]["rows"])
 
 def reasons(
     sink: Path, # of a run

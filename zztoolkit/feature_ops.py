@@ -31,6 +31,10 @@ class Operation:
     "Reads `columns`, writes `gives`; holds what `fit` learned"
     columns: Any      # names: a tuple in the end; a list, or one name alone, will do
 
+    # What an operation on numbers takes, and what makes that of something else
+    takes = "numbers"
+    otherwise = "Categorify, HashBucket or TargetEncoding make numbers of text; ListPad makes them of lists"
+
     def __post_init__(self):
         self._names("columns")
         if not self.columns: raise ToolkitError(f"{type(self).__name__} takes names of columns", found="none")
@@ -96,8 +100,7 @@ def plain_parameter(op: str, name: str, kind: str, x: Any) -> Any:
 def number(table: Columns, column: str, op: Operation) -> Array:
     "A column of numbers. Raises `ToolkitError` for another"
     if not isinstance(x := table[column], (Text, Lists)): return x
-    told = {"DateParts": "pd.to_datetime(df.column) makes dates of text"}.get(type(op).__name__, "Categorify, HashBucket or TargetEncoding make numbers of text; ListPad makes them of lists")
-    raise ToolkitError(f"{type(op).__name__} takes {'dates' if type(op).__name__ == 'DateParts' else 'numbers'}, {column} holds {'text' if isinstance(x, Text) else 'lists'}", do=told)
+    raise ToolkitError(f"{type(op).__name__} takes {op.takes}, {column} holds {'text' if isinstance(x, Text) else 'lists'}", do=op.otherwise)
 
 def known(x: Array, name: str) -> Array:
     "The numbers that are not missing. Raises `ToolkitError` if none are"
@@ -401,9 +404,8 @@ def keyed(df: Any, key: str, take: Sequence[str] = ()) -> KeyedTable:
     if not hasattr(df, "iloc") or key not in df: raise ToolkitError(f"JoinExternal needs a data frame with the column {key}", found=repr(type(df)), do="JoinExternal('film', table=films)")
     if odd := [c for c in df.columns if not isinstance(c, str)]: raise ToolkitError("names of columns must be text", found=repr(odd[0]), do="df.columns = df.columns.map(str)")
     learned = Schema.of(df, list(dict.fromkeys([key, *(take or df.columns)])), whole=[key])
-    door = replace(learned, fields={c: f if c == key else replace(f, nullable=True) for c, f in learned.fields.items()})(df)      # of an absent key, all is missing
-    if door.errors: raise ToolkitError("a row of the joined table cannot be used", found="; ".join(f"row {i}: {e}" for i, e in list(door.errors.items())[:3]))
-    return KeyedTable.of(door.columns.pop(key), door.columns, key)
+    columns = replace(learned, fields={c: f if c == key else replace(f, nullable=True) for c, f in learned.fields.items()})(df).whole("joined table")      # of an absent key, all is missing
+    return KeyedTable.of(columns.pop(key), columns, key)
 
 # %% ../nbs/02c_feature_ops.ipynb #join-groupby
 STATS = ("count", "sum", "mean", "std", "min", "max")
@@ -511,6 +513,9 @@ DATE_PARTS: dict[str, Callable[[Any], Any]] = {
 class DateParts(Operation):
     "`<column>_<part>` of dates: year, month, day, weekday (Monday is 0), hour, minute; in UTC; of a missing date, missing"
     parts: Any = ("weekday", "hour")
+
+    takes = "dates"
+    otherwise = "pd.to_datetime(df.column) makes dates of text"
 
     def __post_init__(self):
         super().__post_init__()

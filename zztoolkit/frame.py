@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from zztoolkit.columns import Array
 
 # %% auto #0
-__all__ = ['FLOAT32_MAX', 'FORMAT', 'FeatureTable', 'grouped_outputs', 'refuse_no_numbers', 'packed', 'Features', 'save', 'load',
-           'crossover']
+__all__ = ['FLOAT32_MAX', 'FORMAT', 'FeatureTable', 'grouped_outputs', 'refuse_no_numbers', 'packed', 'Features', 'drift_shares',
+           'save', 'load', 'crossover']
 
 # %% ../nbs/02_frame.ipynb #feature-table
 @dataclass(frozen=True)
@@ -225,12 +225,9 @@ class Features:
 
     def drift(self, data: Any) -> pd.DataFrame:
         "Of each column (index), the share of rows that are missing, unknown, out of range ..., where there are any"
-        import pandas as pd
         counts: Counter = Counter()
         table = self.table(data, drift=counts)
-        shares: dict[str, dict[str, float]] = {}
-        for (column, kind), n in counts.items(): shares.setdefault(kind, {})[column] = n / (len(table) + len(table.errors))
-        return pd.DataFrame(shares).fillna(0.0)
+        return drift_shares(counts, len(table) + len(table.errors))
 
     def records(self, df: pd.DataFrame) -> list[dict]:
         "Rows of a data frame as the JSON records that a request would hold"
@@ -282,6 +279,13 @@ def _said(x: Any) -> Any:
     "A value as JSON says it: dates as ISO 8601"
     return [_said(v) for v in x] if isinstance(x, list) else x.isoformat() if hasattr(x, "isoformat") else x
 
+def drift_shares(counts: Mapping[tuple[str, str], int], rows: int) -> pd.DataFrame:
+    "Counts by (column, kind) as shares of so many rows: a row for each column, a column for each kind"
+    import pandas as pd
+    shares: dict[str, dict[str, float]] = {}
+    for (column, kind), n in counts.items(): shares.setdefault(kind, {})[column] = n / rows
+    return pd.DataFrame(shares).fillna(0.0)
+
 def _lines(features: Features) -> list[tuple[str, str, str]]:
     return [(type(o).__name__, ", ".join((*o.reads, *(f"({c})" for c in o.learns if c not in o.reads))), ", ".join(o.gives)) for o in features.ops]
 
@@ -316,8 +320,9 @@ def load(folder: Path, functions: Sequence[Callable] = ()) -> Features:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError, RecursionError) as e: raise ToolkitError(f"the features in {folder} are damaged", found=f"{type(e).__name__}: {e}", do="fit and save them again") from None
 
 def _rebuilt(told: dict, tables: dict[str, KeyedTable], functions: Mapping[str, Callable]) -> Features:
-    for t in tables.values(): t.prepare()
     ops, schema = tuple(from_dict(o, tables, functions) for o in told["ops"]), Schema.from_dict(told["schema"])
+    schema.prepare()
+    for t in tables.values(): t.prepare()
     made = Features(ops, told["outputs"], schema.others, schema.ranges, schema, {n: tuple(c) for n, c in told["groups"].items()}, int(told["gpu_rows"]))
     if {c for columns in made.groups.values() for c in columns} != set(made.gives): raise ValueError("groups that are not the outputs")
     return made

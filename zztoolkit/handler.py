@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,10 +224,10 @@ class Handler:
 
     def _featurize_many(self, requests: Sequence[Mapping[str, Sequence]]) -> Batch:
         import numpy as np
-        lengths = [len(next(iter(r.values()))) for r in requests]
-        owner = np.repeat(np.arange(len(requests)), lengths)
+        lengths = np.array([len(next(iter(r.values()))) for r in requests])
+        owner, first = np.repeat(np.arange(len(requests)), lengths), lengths.cumsum() - lengths
         made = self.featurize({c: [x for r in requests for x in r[c]] for c in requests[0]})
-        errors = {i: _at_row(e, row - sum(lengths[:i]), lengths[i]) for row, e in reversed(made.errors.items()) if (i := int(owner[row])) >= 0}
+        errors = {int(owner[row]): _at_row(e, row - first[owner[row]], lengths[owner[row]]) for row, e in reversed(made.errors.items())}
         ends = np.searchsorted(owner[list(made.requests)], np.arange(len(requests)), side="right").tolist()
         parts = [rows(made.items, slice(start, end)) for start, end in zip([0, *ends], ends)]
         return Batch([p for i, p in enumerate(parts) if i not in errors], tuple(i for i in range(len(parts)) if i not in errors), errors)
@@ -432,5 +433,4 @@ def in_one(f: Callable[[Any], Any], parts: Sequence[Any], most: int = 0) -> list
     if not total: return [f(p) for p in parts]
     joined = join_rows([p for p, n in zip(parts, lengths) if n])
     done = join_rows([f(rows(joined, slice(i, i + (most or total)))) for i in range(0, total, most or total)])
-    ends = [sum(lengths[:i + 1]) for i in range(len(lengths))]
-    return [rows(done, slice(end - n, end)) for end, n in zip(ends, lengths)]
+    return [rows(done, slice(end - n, end)) for end, n in zip(accumulate(lengths), lengths)]

@@ -229,6 +229,11 @@ class Door:
     rows: Sequence[int]
     errors: dict[int, InputError]
 
+    def whole(self, table: str, do: str = "") -> Columns:
+        "The columns, if every row was right. Raises `ToolkitError` with the first rows that were not"
+        if self.errors: raise ToolkitError(f"a row of the {table} cannot be used", found="; ".join(f"row {i}: {e}" for i, e in list(self.errors.items())[:3]), do=do)
+        return self.columns
+
 @dataclass(frozen=True)
 class Schema:
     "Fields by column name; what comes in is checked against them"
@@ -254,9 +259,8 @@ class Schema:
         if twice := [c for c in names if list(df.columns).count(c) > 1]: raise ToolkitError(f"the table has two columns called {twice[0]}", do="rename or drop one of them")
         if not len(df): raise ToolkitError("the table has no rows", do="give rows to learn from")
         bare = cls({c: _infer(c, df[c], c in set(whole)) for c in names}, others, ranges)
-        door = bare(df[names])
-        if door.errors: raise ToolkitError("a row of the table cannot be used", found="; ".join(f"row {i}: {e}" for i, e in list(door.errors.items())[:3]), do="drop those rows, or mend them")
-        return replace(bare, fields={c: _with_range(f, door.columns[c]) for c, f in bare.fields.items()}), door.columns
+        columns = bare(df[names]).whole("table", "drop those rows, or mend them")
+        return replace(bare, fields={c: _with_range(f, columns[c]) for c, f in bare.fields.items()}), columns
 
     def __call__(self, data: Any) -> Door:
         "Let in a list of records, a dict of lists or a pandas data frame. Raises `InputError` for anything else, and for a table that lacks a column"
@@ -287,6 +291,10 @@ class Schema:
         if len(lengths := {len(x) for x in given.values()}) != 1: raise InputError(f"columns of different lengths: {', '.join(f'{c} {len(x)}' for c, x in given.items()) or 'there is none'}")
         n, = lengths
         return {c: list(given[c]) if c in given else [None if f.nullable else MISSING] * n for c, f in self.fields.items()}
+
+    def prepare(self):
+        "Build pydantic's checks, so that the first request does not wait for them"
+        for f in self.fields.values(): f.check
 
     def check_names(self, given: Iterable):
         "Raise `InputError` unless each field's column is there, once: one that is forgotten must not be filled in for every row"
