@@ -7,13 +7,14 @@ TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Succ
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test gpu lab notebooks export ladder bench-vision bench-compile bench-frame clean
+.PHONY: help demo test gpu lab notebooks export ladder soak bench-vision bench-compile bench-frame clean
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every operation on images and tables on both engines"
 	@echo "make ladder        the stock way, compiled, chain, tuned, other servers and the ceiling, in turns (half an hour)"
+	@echo "make soak          ten minutes at 70 % of capacity: memory, errors, p99"
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
 	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (a quarter of an hour)"
 	@echo "make bench-frame   tabular features of 1, 100 and 100,000 rows against pandas, scikit-learn and Feature-engine"
@@ -38,7 +39,11 @@ gpu: $(VENV)/dev.ok
 	@pytest -m gpu --record nbs/records/gpu_vision.json
 
 ladder: $(VENV)/peers.ok
+	@zz ladder --paces --save nbs/records/paces.json
 	@zz ladder --save nbs/records/ladder.json --picture nbs/records/ladder.png
+
+soak: $(VENV)/demo.ok
+	@$(BIN)/python -m zztoolkit.soak
 
 bench-vision: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.bench_vision

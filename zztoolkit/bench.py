@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from .core import Steps, ToolkitError, figure, usable_cores
-from .load import Load, Plan, Sent, Target, closed, open_loop, payloads
+from .load import Load, Plan, Sent, Target, check_grpc, closed, open_loop, payloads
 from .sampling import Sampler, Usage
 from .serve import Counted, Endpoint
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady', 'window_length', 'stage_times',
-           'Setup', 'Level', 'Pressed', 'measure', 'Verdict', 'verdict', 'others', 'Benchmark', 'bench', 'Change',
-           'Comparison', 'compare']
+           'Setup', 'Level', 'Pressed', 'measure', 'target_of', 'Verdict', 'verdict', 'others', 'Benchmark', 'bench',
+           'Change', 'Comparison', 'compare']
 
 # %% ../nbs/07_bench.ipynb #words
 def seconds_of(
@@ -161,7 +161,7 @@ def measure(
     target: Target | None = None,                        # where to send; an `Endpoint` knows
 ) -> Level:
     "Hold one load until it is steady"
-    with Load(target or _target(cast(Endpoint, endpoint)), bodies, plan) as load, Sampler(endpoint.processes() | {"generator": [load.process.pid]}) as sampler:
+    with Load(target or target_of(cast(Endpoint, endpoint)), bodies, plan) as load, Sampler(endpoint.processes() | {"generator": [load.process.pid]}) as sampler:
         started(load)
         progress(f"{plan}: warming up")
         begun = time.monotonic()
@@ -180,10 +180,11 @@ def measure(
         n = 3 if settled else len(windows)
         return _level(plan, load.answers(), load, sampler, marks[-n - 1:], windows[-n:], settled, setup)
 
-def _target(endpoint: Endpoint) -> Target:
-    "With a key that is good for some minutes more"
+def target_of(endpoint: Endpoint, grpc: bool = False) -> Target:
+    "Where to send, with a key that is good for some minutes more"
     server = endpoint.server
-    return Target(server.ports[0], f"/predictions/{endpoint.name}", server.management.tokens.bearer("inference", again=True))
+    key = server.management.tokens.bearer("inference", again=True)
+    return Target(server.ports[3], endpoint.name, key, grpc=True) if grpc else Target(server.ports[0], f"/predictions/{endpoint.name}", key)
 
 # %% ../nbs/07_bench.ipynb #verdict
 @dataclass(frozen=True)
@@ -413,15 +414,17 @@ def bench(
     slo: str | float | None = None,          # what 99 of 100 answers may take: "50ms", or seconds
     seconds: float = 12,                     # of a level, at most
     warmup: float = 2,                       # seconds of a level that do not count
+    grpc: bool = False,                      # over gRPC instead of HTTP
     progress: Callable[[str], None] = lambda line: None,
     started: Callable[[Load], None] = lambda load: None, # told each level's sender, once it runs
 ) -> Benchmark:
     "Press on an endpoint level by level, and say what bounds it. Raises `ToolkitError` if its payloads are not answered at all"
     if seconds < 4: raise ToolkitError("a level needs time for three windows", found=f"{seconds:g} seconds", do="seconds=4, or more")
+    if grpc: check_grpc()
     plans = _plans(concurrency, rate, poisson)
     objective, bodies = seconds_of(slo) if slo else 0.0, payloads(inputs)
     setup = _setup(endpoint, bodies)
-    levels = [measure(endpoint, bodies, p, seconds, warmup, setup, progress, started) for p in plans]
+    levels = [measure(endpoint, bodies, p, seconds, warmup, setup, progress, started, target_of(endpoint, grpc)) for p in plans]
     if not any(l.total.rate for l in levels):
         raise ToolkitError("no request got a good answer", found=", ".join(f"{n} × {kind}" for kind, n in levels[0].errors.items()) or "nothing came back", do=f"{endpoint.name}.predict(...) of one of the inputs says why")
     return Benchmark(setup, tuple(levels), objective, time.strftime("%Y-%m-%d %H:%M", time.gmtime()))

@@ -215,6 +215,7 @@ def bench(
     poisson: Annotated[bool, typer.Option("--poisson", help="due at random times")] = False,
     slo: Annotated[Optional[str], typer.Option(help="what 99 of 100 answers may take: 50ms")] = None,
     seconds: Annotated[float, typer.Option("--seconds", "-s", help="of a level, at most")] = 12,
+    grpc: Annotated[bool, typer.Option("--grpc", help="over gRPC instead of HTTP")] = False,
     save: Annotated[Optional[Path], typer.Option(help="JSON file to keep the result in")] = None,
     picture: Annotated[Optional[Path], typer.Option(help="PNG file for the pictures")] = None,
     against: Annotated[Optional[Path], typer.Option(help="an earlier result: what changed, and is it more than noise?")] = None,
@@ -226,7 +227,7 @@ def bench(
     before, steps = Benchmark.load(against) if against else None, Steps()
     with _served(model, steps) as endpoint:
         steps("press on it")
-        found = press(endpoint, inputs, numbers_of(concurrency), numbers_of(rate, float) if rate else None, poisson, slo, seconds, progress=steps.update)
+        found = press(endpoint, inputs, numbers_of(concurrency), numbers_of(rate, float) if rate else None, poisson, slo, seconds, grpc=grpc, progress=steps.update)
     steps.done("measured")
     typer.echo(str(found))
     if save: found.save(save)
@@ -256,16 +257,17 @@ def ladder(
     photos: Annotated[Optional[Path], typer.Option(help="folder of photographs [default: Debian's, of 4 to 16 megapixels]")] = None,
     peer: Annotated[Optional[list[str]], typer.Option("--peer", "-p", help="LitServe, mosec, BentoML, Ray Serve or Triton; may be repeated [default: those that are installed]")] = None,
     no_peers: Annotated[bool, typer.Option("--no-peers", help="the rungs and the ceilings only")] = False,
+    paces: Annotated[bool, typer.Option("--paces", help="instead of the rungs and the peers: ways to keep the cores busy, numbers of workers, threads and batches")] = False,
     save: Annotated[Optional[Path], typer.Option(help="JSON file to keep the result in")] = None,
     picture: Annotated[Optional[Path], typer.Option(help="PNG file for the pictures")] = None,
 ):
     "The stock way, a compiled model, a chain, a tuned service, the ceiling and other servers, in turns"
-    from zztoolkit.core import Steps, png_of
-    from zztoolkit.ladder import ladder as climb
+    from zztoolkit.core import Steps, png_of, usable_cores
+    from zztoolkit.ladder import RUNGS, ladder as climb, paces as ways
     if photos and not (found := sorted(p for p in photos.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))): raise ToolkitError(f"no photographs in {photos}", do="a folder of .jpg or .png files")
     steps = Steps()
     steps("climb")
-    result = climb(found if photos else (), rounds, seconds, clients, [] if no_peers else peer or None, steps.update)
+    result = climb(found if photos else (), rounds, seconds, clients, [] if no_peers or paces else peer or None, ways(usable_cores()) if paces else RUNGS, steps.update)
     steps.done("measured")
     typer.echo(str(result))
     if save: result.save(save)

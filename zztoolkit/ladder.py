@@ -5,7 +5,7 @@
 # %% ../nbs/19_ladder.ipynb #imports
 from __future__ import annotations
 
-import json, multiprocessing, platform, statistics, time
+import json, multiprocessing, platform, re, statistics, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +31,7 @@ from .vision import sample_photo
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['TUNED', 'WARM_UP', 'Turn', 'Side', 'Ladder', 'Ceiling', 'serve_rungs', 'ladder']
+__all__ = ['TUNED', 'RUNGS', 'WARM_UP', 'Turn', 'Side', 'Ladder', 'Ceiling', 'Rung', 'serve_rung', 'paces', 'ladder']
 
 # %% ../nbs/19_ladder.ipynb #turn
 @dataclass(frozen=True)
@@ -84,10 +84,9 @@ class Ladder:
         return statistics.median(x.rate / y.rate for x, y in zip(a.turns, b.turns) if y.rate)
 
     def last_line(self) -> str:
-        tuned, peer, stock_peer = self["tuned"], self.best("ours"), self.best("stock")
-        against = {"stock": self["stock"], "ceiling": self["chain + model"]} | ({"best-peer": peer} if peer else {}) | ({"best-stock-peer": stock_peer} if stock_peer else {})
-        names = {k: f" ({s.name})" for k, s in against.items() if "peer" in k}
-        return " ".join(f"tuned/{k}={self.ratio(tuned, s):.2f}" + names.get(k, "") for k, s in against.items())
+        by_name = {s.name: s for s in self.sides}
+        against = {"stock": by_name.get("stock"), "ceiling": by_name["chain + model"], "best-peer": self.best("ours"), "best-stock-peer": self.best("stock")}
+        return " ".join(f"tuned/{k}={self.ratio(by_name['tuned'], s):.2f}" + f" ({s.name})" * ("peer" in k) for k, s in against.items() if s)
 
     def rows(self) -> list[tuple[str, ...]]: return [self._row(s) for s in self.sides]
 
@@ -205,17 +204,32 @@ class Ceiling:
         return Turn(rate, cores=cores, others=max(0.0, cores.get("machine", 0) - cores["workers"]))
 
 # %% ../nbs/19_ladder.ipynb #rungs
+@dataclass(frozen=True)
+class Rung:
+    "A way to serve the network: a handler of this repository, and what its archive's configuration says beside a worker for every core"
+    handler: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
 TUNED = {"batchSize": 4, "maxBatchDelay": 2}    # what `zz tune` found on two cores
 
-def serve_rungs(server: LocalServer, artifact: Artifact, cores: int, progress: Callable[[str], None]) -> Iterator[tuple[str, Endpoint]]:
-    "The four rungs on one TorchServe, each with a worker for every core"
-    stock, compiled, ours = (HANDLERS / f"{stem}.py" for stem in ("stock_classifier", "compiled_classifier", "imagenet_classifier"))
-    rungs: dict[str, tuple[Path, Any, list[str | Path], dict]] = {
-        "stock": (stock, lite_weights(), [], {}), "compiled": (compiled, artifact, [stock], {}), "chain": (ours, artifact, [], {}), "tuned": (ours, artifact, [], TUNED)}
-    for name, (handler, model, files, config) in rungs.items():
-        progress(f"serve the rung {name}")
-        mar = archive(f"ladder_{name}", handler, model, store=server.folder / "ladder", example=sample_photo(), extra_files=[imagenet_labels(), *files], minWorkers=cores, maxWorkers=cores, **config)
-        yield name, deploy(server, mar)
+RUNGS = {"stock": Rung("stock_classifier"), "compiled": Rung("compiled_classifier"), "chain": Rung("imagenet_classifier"), "tuned": Rung("imagenet_classifier", TUNED)}
+
+def serve_rung(server: LocalServer, name: str, rung: Rung, artifact: Artifact, cores: int) -> Endpoint:
+    "Pack it and put it on the server; a compiled model that stands behind the stock preprocessing takes that file with it"
+    stock = HANDLERS / "stock_classifier.py"
+    model: Any = lite_weights() if rung.handler == stock.stem else artifact
+    files: list[str | Path] = [imagenet_labels(), *([stock] if rung.handler == "compiled_classifier" else [])]
+    config = {"minWorkers": cores, "maxWorkers": cores} | dict(rung.config)
+    mar = archive("ladder_" + re.sub(r"\W+", "_", name), HANDLERS / f"{rung.handler}.py", model, store=server.folder / "ladder", example=sample_photo(), extra_files=files, **config)
+    return deploy(server, mar)
+
+# %% ../nbs/19_ladder.ipynb #paces
+def paces(cores: int) -> dict[str, Rung]:
+    "Ways to keep the cores busy, each an other configuration of the tuned rung"
+    workers = lambda n, **more: Rung("imagenet_classifier", {"minWorkers": n, "maxWorkers": n, **more})
+    return {"tuned": RUNGS["tuned"], "batch size 1": RUNGS["chain"], "batch size 8": workers(cores, threads=1, batchSize=8, maxBatchDelay=2),
+            "one worker more": workers(cores + 1, threads=1, **TUNED), "twice the workers": workers(2 * cores, threads=1, **TUNED),
+            "one worker, a thread a core": workers(1, threads=cores, **TUNED)}
 
 # %% ../nbs/19_ladder.ipynb #climb
 WARM_UP = 1.5    # seconds of a turn that do not count
@@ -226,6 +240,7 @@ def ladder(
     seconds: float = 5,                      # of a turn
     clients: int = 0,                        # of a closed loop; default: four for each core
     peers: Sequence[str] | None = None,      # default: those that are installed
+    rungs: Mapping[str, Rung] = RUNGS,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Ladder:
     "Serve every side, give them turns, and compare. Raises `ToolkitError` if one of them does not answer"
@@ -233,7 +248,7 @@ def ladder(
     photos, cores = list(photos) or large_photographs(progress), usable_cores()
     names, load = installed_peers() if peers is None else list(peers), closed(clients or 4 * cores)
     artifact = compile_model(efficientnet_lite0(), handler_module("imagenet_classifier").chain.example())
-    course = _Course(photos, artifact, cores, load, progress)
+    course = _Course(photos, artifact, cores, load, rungs, progress)
     with ExitStack() as stack:
         sides = dict(course.sides(stack, names))
         turns: dict[tuple[str, str], list[Turn]] = {side: [] for side in sides}
@@ -256,6 +271,7 @@ class _Course:
     artifact: Artifact
     cores: int
     load: Plan
+    rungs: Mapping[str, Rung]
     progress: Callable[[str], None]
 
     @cached_property
@@ -267,7 +283,9 @@ class _Course:
         ceiling = stack.enter_context(Ceiling(self.artifact, self.photos, TUNED["batchSize"], self.cores))
         for name in ("chain alone", "chain + model"): yield (name, "ceiling"), partial(ceiling.turn, name)
         server = stack.enter_context(LocalServer())
-        for name, endpoint in serve_rungs(server, self.artifact, self.cores, self.progress): yield (name, "rung"), partial(self.of_rung, endpoint)
+        for name, rung in self.rungs.items():
+            self.progress(f"serve {name}")
+            yield (name, "rung"), partial(self.of_rung, serve_rung(server, name, rung, self.artifact, self.cores))
         for way in ("stock", "ours"):
             for name in peers: yield (name if way == "stock" else f"{name}, ours", way), partial(self.of_peer, self.up(stack, name, way))
 
