@@ -20,9 +20,9 @@ from .serve import Counted, Endpoint
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady', 'window_length', 'stage_times',
-           'Setup', 'Level', 'Pressed', 'measure', 'target_of', 'Verdict', 'verdict', 'others', 'Benchmark', 'bench',
-           'Change', 'Comparison', 'compare']
+__all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'STAGE_COLOURS', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady', 'window_length',
+           'stage_times', 'Setup', 'Level', 'Pressed', 'measure', 'target_of', 'Verdict', 'verdict', 'others',
+           'Benchmark', 'bench', 'Change', 'Comparison', 'compare']
 
 # %% ../nbs/07_bench.ipynb #words
 def seconds_of(
@@ -368,7 +368,7 @@ def _rounded(x: Any) -> Any:
     return float(f"{x:.5g}") if isinstance(x, float) else x
 
 # %% ../nbs/07_bench.ipynb #draw
-_COLOURS = {"unsent": "#bdbdbd", "queue": "#90a4ae", "read": "#b3e5fc", "decode": "#0d47a1", "preprocess": "#1e88e5", "inference": "#43a047", "worker": "#43a047",
+STAGE_COLOURS = {"unsent": "#bdbdbd", "queue": "#90a4ae", "read": "#b3e5fc", "decode": "#0d47a1", "preprocess": "#1e88e5", "inference": "#43a047", "worker": "#43a047",
             "postprocess": "#fdd835", "encode": "#fb8c00", "server": "#8e24aa", "unexplained": "#e53935"}
 
 def _draw_rates(b: Benchmark, ax: Any):
@@ -386,7 +386,7 @@ def _draw_stages(b: Benchmark, ax: Any):
     for name in names:
         wide = [max(0.0, l.stages.get(name, 0)) for l in b.levels]
         if max(wide) < 0.005 * max(l.total.mean for l in b.levels): continue
-        ax.barh(range(len(b.levels)), wide, left=left, color=_COLOURS.get(name, "#555555"), label=name, height=0.6)
+        ax.barh(range(len(b.levels)), wide, left=left, color=STAGE_COLOURS.get(name, "#555555"), label=name, height=0.6)
         left = [a + w for a, w in zip(left, wide)]
     ax.set(title="a mean request", xlabel="milliseconds", yticks=list(range(len(b.levels))), yticklabels=[l.load for l in b.levels])
     ax.invert_yaxis()
