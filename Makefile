@@ -28,7 +28,7 @@ test: $(VENV)/dev.ok
 	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
 	@zz export --check
 	@echo "── 2/4  notebooks: every one runs, alone; 3/4  types, beside"
-	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing; notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
+	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing $(if $(wildcard /usr/sbin/haproxy),--flags haproxy); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
 	@echo "── 4/4  tests against a real TorchServe"
 	@pytest
 

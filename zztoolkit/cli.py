@@ -19,7 +19,7 @@ from .magics import served_name, undefined_names, without_magics
 
 # %% auto #0
 __all__ = ['app', 'export_handlers', 'readme', 'project_root', 'export_project', 'drift', 'main', 'command', 'doctor', 'export',
-           'archive', 'serve', 'bench', 'offline', 'cache']
+           'archive', 'sign', 'verify', 'serve', 'run', 'bench', 'offline', 'cache']
 
 # %% ../nbs/12_cli.ipynb #handler-cells
 def _handler_cells(path: Path) -> dict[str, list]:
@@ -177,6 +177,33 @@ def archive(
                batchSize=batch_size, maxBatchDelay=max_batch_delay, minWorkers=workers, maxWorkers=workers)
     typer.echo(f"{mar}\n{mar.path}")
 
+# %% ../nbs/12_cli.ipynb #sign-command
+@command
+def sign(
+    archives: Annotated[Optional[list[Path]], typer.Argument(help="one or more .mar")] = None,
+    key: Annotated[Optional[Path], typer.Option("--key", "-k", help="private key")] = None,
+    new_key: Annotated[Optional[Path], typer.Option("--new-key", help="make a pair: NAME.key, which stays with you, and NAME.pub, which pods get")] = None,
+):
+    "Sign archives (Ed25519); the signature stands beside each, as NAME.mar.sig"
+    from zztoolkit.signing import new_key as make, sign as sign_one
+    if new_key:
+        key, public = make(new_key)
+        typer.echo(f"{key} signs: keep it where archives are released, and nowhere else\n{public} checks: give it to zz verify, and to pods (zz run --keys)")
+    if not key: raise ToolkitError("no key to sign with", do="zz sign ARCHIVE --key NAME.key, or zz sign --new-key NAME first")
+    if not archives and not new_key: raise ToolkitError("nothing to sign", do="zz sign ARCHIVE --key NAME.key")
+    for path in archives or []: typer.echo(str(sign_one(path, key)))
+
+@command
+def verify(
+    archives: Annotated[list[Path], typer.Argument(help="one or more .mar")],
+    keys: Annotated[Path, typer.Option("--keys", "-k", help="public key, or folder of them")],
+):
+    "Check archives against the .sha256 and the .sig beside them"
+    from zztoolkit.archive import open_mar
+    from zztoolkit.signing import public_keys, verify as verify_one
+    believed = public_keys(keys)
+    for path in archives: typer.echo(f"{open_mar(path)}, signed with {verify_one(path, believed).name}")
+
 # %% ../nbs/12_cli.ipynb #serve-command
 @command
 def serve(
@@ -204,6 +231,46 @@ def _curl(server: Any, name: str, port: int) -> str:
     key = f"$(python3 -c \"import json; print(json.load(open('{server.folder}/key_file.json'))['inference']['key'])\")"
     return (f'curl --data-binary @FILE -H "Content-Type: application/octet-stream" -H "Authorization: Bearer {key}" http://127.0.0.1:{port}/predictions/{name}\n'
             f"(application/json for a JSON body; what its workers print is in {server.folder}/logs/model_log.log)")
+
+# %% ../nbs/12_cli.ipynb #run-command
+def _from_config(ctx: typer.Context, path: Optional[Path]) -> Optional[Path]:
+    "Options that a YAML file gives, under those of the command line and the environment"
+    if not path: return path
+    import yaml
+    try: given = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as e: raise typer.BadParameter(f"{path} cannot be read: {e}") from None
+    known = {p.name for p in ctx.command.params} - {"config"}
+    if odd := set(given) - known: raise typer.BadParameter(f"{path} has unknown options: {', '.join(sorted(odd))}; there are {', '.join(sorted(filter(None, known)))}")
+    if isinstance(given.get("models"), list): given["models"] = ",".join(given["models"])
+    ctx.default_map = given
+    return path
+
+@command
+def run(
+    store: Annotated[Path, typer.Argument(help="folder of archives", envvar="ZZ_STORE")],
+    models: Annotated[str, typer.Option(help="name=file.mar@sha256:DIGEST, joined by commas [default: every archive]", envvar="ZZ_MODELS")] = "",
+    config: Annotated[Optional[Path], typer.Option(help="YAML with these options", envvar="ZZ_CONFIG", is_eager=True, callback=_from_config)] = None,
+    keys: Annotated[Optional[Path], typer.Option(help="public key, or folder of them: every archive must be signed", envvar="ZZ_KEYS")] = None,
+    tokens: Annotated[Optional[Path], typer.Option(help="file of tokens that the front asks for, one a line; read again when it changes", envvar="ZZ_TOKENS")] = None,
+    token_auth: Annotated[bool, typer.Option(help="TorchServe's own tokens, without --tokens", envvar="ZZ_TOKEN_AUTH")] = True,
+    front: Annotated[bool, typer.Option(help="haproxy before TorchServe", envvar="ZZ_FRONT")] = True,
+    host: Annotated[str, typer.Option(help="address of all ports but inference and management", envvar="ZZ_HOST")] = "127.0.0.1",
+    ports: Annotated[str, typer.Option(help="front, inference, management, metrics, probes", envvar="ZZ_PORTS")] = "8000,8080,8081,8082,8083",
+    work: Annotated[Optional[Path], typer.Option(help="folder for what is written [default: a temporary one]", envvar="ZZ_WORK")] = None,
+    endpoint_wait: Annotated[float, typer.Option(min=0, help="seconds from SIGTERM in which requests are let in", envvar="ZZ_ENDPOINT_WAIT")] = 10,
+    drain_timeout: Annotated[float, typer.Option(min=0, help="seconds for those in flight then", envvar="ZZ_DRAIN_TIMEOUT")] = 30,
+    response_timeout: Annotated[int, typer.Option(min=1, help="seconds", envvar="ZZ_RESPONSE_TIMEOUT")] = 120,
+    startup_timeout: Annotated[int, typer.Option(min=1, help="seconds, for a model to load", envvar="ZZ_STARTUP_TIMEOUT")] = 300,
+    max_request_size: Annotated[int, typer.Option(min=1, help="bytes", envvar="ZZ_MAX_REQUEST_SIZE")] = 64 << 20,
+    job_queue_size: Annotated[int, typer.Option(min=1, help="requests that wait for one model", envvar="ZZ_JOB_QUEUE_SIZE")] = 100,
+):
+    "What a pod begins with: check the archives, serve them, and let every request finish at SIGTERM"
+    from zztoolkit.run import Pod, Ports, run as supervise, wanted
+    from zztoolkit.serve import Settings
+    numbers = ports.split(",")
+    if len(numbers) != 5 or not all(n.strip().isdigit() for n in numbers): raise ToolkitError("ports are five numbers", found=ports, do="front,inference,management,metrics,probes")
+    settings = Settings(max_request_size, job_queue_size, response_timeout, startup_timeout, drain_timeout)
+    raise typer.Exit(supervise(Pod(store, wanted(models), keys, tokens, token_auth, front, host, Ports(*map(int, numbers)), work, endpoint_wait, settings)))
 
 # %% ../nbs/12_cli.ipynb #bench-command
 @command

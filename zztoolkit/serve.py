@@ -24,9 +24,9 @@ if TYPE_CHECKING: import httpx, psutil
 # %% auto #0
 __all__ = ['NOT_DRAINED', 'Progress', 'Settings', 'free_ports', 'properties', 'server_environment', 'java_command', 'log_config',
            'worker_script', 'exit_codes', 'lay_out', 'Tokens', 'NoTokens', 'Management', 'wait_idle', 'inherit_orphans',
-           'start_child', 'kill_orphans', 'end_java', 'supervise', 'worker_log', 'last_traceback', 'exit_words',
-           'LocalServer', 'Counted', 'counted', 'next_version', 'deploy', 'RunningServer', 'running_servers',
-           'PredictionError', 'error_of', 'Endpoint']
+           'start_child', 'kill_orphans', 'end_java', 'supervise', 'tail', 'worker_log', 'last_traceback', 'exit_words',
+           'why_worker_died', 'LocalServer', 'Counted', 'counted', 'next_version', 'deploy', 'RunningServer',
+           'running_servers', 'PredictionError', 'error_of', 'Endpoint']
 
 # %% ../nbs/06_serve.ipynb #settings
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def log_config(
 _CODES = {137: "killed: out of memory?", 139: "segmentation fault", 143: "terminated", 132: "illegal instruction: built for another CPU?"}
 
 def worker_script(python: str, exits: Path) -> str:
-    """A shell script that runs `python`, passes a termination on, and appends its process id and exit code to `exits`.
+    """A shell script that runs `python`, passes a termination on, and appends its process id and exit code to `exits` unless that is 0.
 
     TorchServe kills the shell it has started as soon as a worker's socket closes; the one within lives to write the code.
     """
@@ -118,12 +118,12 @@ hold() {{
   wait $1; code=$?
   while kill -0 $1 2>/dev/null; do wait $1; code=$?; done
 }}
-( '{python}' "$@" & hold $!; echo "$! $code" >> '{exits}'; exit $code ) & hold $!
+( '{python}' "$@" & hold $!; [ $code = 0 ] || echo "$! $code" >> '{exits}'; exit $code ) & hold $!
 exit $code
 """
 
 def exit_codes(exits: Path) -> dict[int, int]:
-    "Exit code of every worker that has ended, by process id"
+    "Exit code of every worker that has ended badly, by process id"
     if not exits.exists(): return {}
     return {int(pid): int(code) for pid, code in re.findall(r"(?m)^(\d+) (\d+)$", exits.read_text())}     # a full disk cuts lines
 
@@ -355,7 +355,7 @@ def supervise(folder: str) -> int:
 # %% ../nbs/06_serve.ipynb #logs
 _LINE = re.compile(r"^(?P<time>\S+) \[(?P<level>\w+) *\] (?P<thread>\S+) \S+ - (?P<text>.*)$")
 
-def _tail(path: Path, since: int = 0, most: int = 1 << 20) -> list[str]:
+def tail(path: Path, since: int = 0, most: int = 1 << 20) -> list[str]:
     "Lines of a log from byte `since` on, of its last MiB at most: a busy server's is long, and is read often"
     try:
         with open(path, "rb") as f:
@@ -369,7 +369,7 @@ def _model_log(folder: Path) -> Path: return folder / "logs" / "model_log.log"
 def worker_log(folder: Path, name: str, version: str = "", since: int = 0) -> list[str]:
     "What the workers of a model (of one version, or of all) have printed, metrics apart, from byte `since` of the log on"
     whose = re.compile(rf"W-\d+-{re.escape(name)}_{re.escape(version) if version else '.*'}-std(out|err)$")
-    found = [m for m in map(_LINE.match, _tail(_model_log(folder), since)) if m and whose.match(m["thread"])]
+    found = [m for m in map(_LINE.match, tail(_model_log(folder), since)) if m and whose.match(m["thread"])]
     return [m["text"] for m in found if not m["text"].startswith(("[METRICS]", "Backend received inference"))]
 
 def _tracebacks(lines: Sequence[str]) -> Iterator[list[str]]:
@@ -409,7 +409,7 @@ _DIED = "Backend worker process died."    # what TorchServe's worker says before
 
 def exit_words(code: int) -> str: return f"exit code {code}" + (f", {_CODES[code]}" if code in _CODES else "")
 
-def _why_worker_died(folder: Path, name: str, version: str, since: int = 0) -> str:
+def why_worker_died(folder: Path, name: str, version: str, since: int = 0) -> str:
     "The cause of a worker's death since byte `since` of the log, '' while none has died: its traceback, else its exit code and last words"
     lines, codes = worker_log(folder, name, version, since), exit_codes(folder / "exits")
     code = next((codes[p] for p in _worker_pids(lines) if p in codes), 0)
@@ -463,7 +463,7 @@ class LocalServer:
 
     def last_words(self, n: int = 15) -> str:
         "The last lines that TorchServe itself has printed"
-        return "\n".join(_tail(self.folder / "logs" / "console.log")[-n:])
+        return "\n".join(tail(self.folder / "logs" / "console.log")[-n:])
 
     @property
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
@@ -561,7 +561,7 @@ def _await_ready(server: LocalServer, mar: Mar, workers: int, timeout: float, si
     while time.monotonic() < end:
         d = server.management.version(mar.name, mar.version)
         if sum(w["status"] == "READY" for w in d["workers"]) >= workers: return
-        if why := _why_worker_died(server.folder, mar.name, mar.version, since):
+        if why := why_worker_died(server.folder, mar.name, mar.version, since):
             raise ToolkitError(f"{mar.name} version {mar.version} does not load in a TorchServe worker", found=why, do="what served before still serves; mend the handler and try again")
         time.sleep(0.1)
     raise ToolkitError(f"{mar.name} version {mar.version} was not ready after {timeout:.0f} s", found="\n".join(worker_log(server.folder, mar.name, mar.version)[-10:]),
