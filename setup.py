@@ -19,7 +19,7 @@ setup(
     author=cfg["author"],
     keywords=cfg["keywords"],
     packages=[cfg["lib_path"]],
-    package_data={cfg["lib_path"]: ["py.typed"]},
+    package_data={cfg["lib_path"]: ["py.typed", "container/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},
