@@ -316,7 +316,7 @@ def _drain(folder: Path, plan: dict) -> bool:
 def end_java(java: subprocess.Popen):
     "Kill Java and whatever it started. Nothing is in flight, and Java's own shutdown only waits two seconds and tidies a folder that goes too"
     import psutil
-    family = psutil.Process(java.pid).children(recursive=True)
+    family = psutil.Process(java.pid).children(recursive=True) if java.poll() is None else []     # what a dead one leaves has come to us
     java.kill()
     java.wait()
     for child in family:
