@@ -48,6 +48,7 @@ frontend front
   bind {host}:{port}
   monitor-uri /front
   http-after-response set-header connection close if {{ str(closing) -m str -f {folder}/front.state }}
+  http-response set-status 503 reason "Worker died" if {{ status 507 }}
 {access}  default_backend torchserve
 backend torchserve
   server torchserve 127.0.0.1:{target}
