@@ -18,8 +18,9 @@ from .core import ToolkitError
 from .magics import served_name, undefined_names, without_magics
 
 # %% auto #0
-__all__ = ['app', 'export_handlers', 'readme', 'project_root', 'export_project', 'drift', 'main', 'command', 'doctor', 'export',
-           'archive', 'sign', 'verify', 'serve', 'run', 'bench', 'offline', 'cache']
+__all__ = ['app', 'deploying', 'deploy_command', 'Folder', 'Namespace', 'export_handlers', 'readme', 'project_root',
+           'export_project', 'drift', 'main', 'command', 'doctor', 'export', 'archive', 'sign', 'verify', 'serve',
+           'run', 'bench', 'offline', 'cache', 'render', 'check', 'diff', 'apply']
 
 # %% ../nbs/12_cli.ipynb #handler-cells
 def _handler_cells(path: Path) -> dict[str, list]:
@@ -127,15 +128,15 @@ def main(version: Annotated[bool, typer.Option("--version", help="show the versi
     typer.echo(__version__)
     raise typer.Exit()
 
-def command(f: Callable) -> Callable:
-    "A command whose `ToolkitError` is a message and exit code 1, not a traceback"
+def command(f: Callable, on: Optional[typer.Typer] = None) -> Callable:
+    "A command (of `on`, else of `zz` itself) whose `ToolkitError` is a message and exit code 1, not a traceback"
     @functools.wraps(f)
     def wrapped(*args, **kwargs):
         try: return f(*args, **kwargs)
         except ToolkitError as e:
             typer.secho(str(e), fg="red", err=True)
             raise typer.Exit(1) from None
-    return app.command()(wrapped)
+    return (on or app).command()(wrapped)
 
 # %% ../nbs/12_cli.ipynb #doctor-command
 @command
@@ -362,3 +363,55 @@ def cache(
 def _age(path: Path) -> str:
     days = (time.time() - (path / "artifact.json").stat().st_mtime) / 86400
     return "today      " if days < 1 else f"{days:4.0f} days ago"
+
+# %% ../nbs/12_cli.ipynb #deploy-commands
+deploying = typer.Typer(help="From archives to Kubernetes: a container build and a Helm chart.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(deploying, name="deploy")
+deploy_command = functools.partial(command, on=deploying)
+
+Folder = Annotated[Path, typer.Argument(help="that zz deploy render wrote")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n")]
+
+@deploy_command
+def render(
+    archives: Annotated[list[str], typer.Argument(help=".mar, or name@sha256:DIGEST of one that the model store or the folder keeps")],
+    to: Annotated[Path, typer.Option("--to", "-t", help="folder; one that was rendered before is replaced, but keeps its archives")] = Path("deploy"),
+    name: Annotated[str, typer.Option(help="of the release [default: the first model's]")] = "",
+    image: Annotated[str, typer.Option("--image", "-i", help="registry/name@sha256:DIGEST or registry/name:tag [default: a tag for this set of archives]")] = "",
+    values: Annotated[Optional[Path], typer.Option("--values", "-f", help="YAML of your own for the chart")] = None,
+    example: Annotated[Optional[list[str]], typer.Option("--example", "-e", help="NAME=FILE: what helm test sends to a model; may be repeated")] = None,
+):
+    "Write a container build and a Helm chart for archives"
+    from zztoolkit.deploy import render as write
+    if odd := [e for e in example or [] if "=" not in e]: raise ToolkitError("an example is given as NAME=FILE", found=odd[0])
+    release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []))
+    typer.echo(f"{release}\nzz deploy check {to}")
+
+@deploy_command
+def check(folder: Folder = Path("deploy")):
+    "Are the archives those that are pinned, and is the chart fit for Kubernetes?"
+    from zztoolkit.deploy import Release, check as look
+    found = look(Release.open(folder))
+    typer.echo(str(found))
+    raise typer.Exit(0 if found.ok else 1)
+
+@deploy_command
+def diff(
+    folder: Folder = Path("deploy"),
+    against: Annotated[Optional[Path], typer.Option("--against", "-a", help="a folder rendered before [default: what the cluster has]")] = None,
+    namespace: Namespace = "default",
+):
+    "What applying a folder would change"
+    from zztoolkit.deploy import Release, diff as compare
+    typer.echo(compare(Release.open(folder), Release.open(against) if against else None, namespace) or "nothing would change")
+
+@deploy_command
+def apply(
+    folder: Folder = Path("deploy"),
+    namespace: Namespace = "default",
+    timeout: Annotated[str, typer.Option(help="for the new pods to get ready")] = "20m",
+    test: Annotated[bool, typer.Option(help="predict once with every model afterwards")] = True,
+):
+    "Check a folder and give it to helm; what served before serves until the new pods are ready, and again if they do not get there"
+    from zztoolkit.deploy import Release, apply as give
+    typer.echo(give(Release.open(folder), namespace, timeout, test))

@@ -5,7 +5,7 @@
 # %% ../nbs/06_serve.ipynb #imports
 from __future__ import annotations
 
-import atexit, ctypes, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time, warnings, zipfile
+import atexit, ctypes, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time, warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -567,13 +567,6 @@ def _await_ready(server: LocalServer, mar: Mar, workers: int, timeout: float, si
     raise ToolkitError(f"{mar.name} version {mar.version} was not ready after {timeout:.0f} s", found="\n".join(worker_log(server.folder, mar.name, mar.version)[-10:]),
                        do="what served before still serves; Settings(startup_timeout=...) for a model that loads slowly")
 
-def _frontend_config(mar: Mar) -> dict:
-    "What the archive's own configuration says of workers and batches"
-    import yaml
-    with zipfile.ZipFile(mar.path) as z:
-        file = json.loads(z.read("MAR-INF/MANIFEST.json"))["model"].get("configFile")
-        return (yaml.safe_load(z.read(file)) or {}) if file in z.namelist() else {}
-
 def deploy(
     server: LocalServer,
     mar: Mar | str | Path,              # an archive; its version must be new to this server
@@ -582,7 +575,7 @@ def deploy(
 ) -> Endpoint:
     "Put an archive on the server and make it the default version. Raises `ToolkitError` and changes nothing if it does not load"
     mar = mar.verify() if isinstance(mar, Mar) else open_mar(mar)
-    api, config = server.management, _frontend_config(mar)
+    api, config = server.management, mar.config()
     old = [v["modelVersion"] for v in api.versions(mar.name)]
     if mar.version in old: raise ToolkitError(f"{mar.name} version {mar.version} is on this server already", do="give the archive another version")
     stored = server.folder / "store" / f"{mar.name}-{mar.version}-{mar.digest[:8]}.mar"

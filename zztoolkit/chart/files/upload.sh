@@ -1,13 +1,12 @@
 #!/bin/sh
-# Copies the archives of SHA256SUMS from $SOURCE to the folder $STORE/$SET, which appears when they are whole.
+# Copies the archives of SHA256SUMS, with what stands beside them, from $SOURCE to $STORE. Their names hold their digest: nothing that is served is replaced.
 set -eu
 sums="${SUMS:-/etc/zztoolkit/models/SHA256SUMS}"
-[ -d "$STORE/$SET" ] && (cd "$STORE/$SET" && sha256sum -c "$sums") && exit 0
-part="$STORE/.part-$SET"
-rm -rf "$part" "${STORE:?}/$SET"
-mkdir -p "$part"
-while read -r _ file; do
-  for f in "$SOURCE/$file" "$SOURCE/$file".*; do [ ! -e "$f" ] || cp "$f" "$part/"; done   # with its digest and signature
+cd "$STORE"
+while read -r digest file; do
+  echo "$digest  $file" | sha256sum -c >/dev/null 2>&1 && echo "$file: is there" && continue
+  cp "$SOURCE/$file" ".$file.part"
+  echo "$digest  .$file.part" | sha256sum -c
+  for beside in "$SOURCE/$file".*; do [ ! -e "$beside" ] || cp "$beside" .; done
+  mv ".$file.part" "$file"      # at once: whoever waits sees all of it, or nothing
 done < "$sums"
-(cd "$part" && sha256sum -c "$sums")
-mv "$part" "$STORE/$SET"

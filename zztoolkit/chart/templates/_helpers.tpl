@@ -41,6 +41,11 @@ app.kubernetes.io/component: server
 {{- end }}
 {{- define "zz.set" -}}{{ include "zz.sums" . | sha256sum | trunc 12 }}{{- end }}
 
+{{/* As `zz run --models` takes them. */}}
+{{- define "zz.models" -}}
+{{- range $i, $m := .Values.models }}{{ if $i }},{{ end }}{{ $m.name }}={{ $m.file }}@sha256:{{ $m.sha256 }}{{ end }}
+{{- end }}
+
 {{- define "zz.claim" -}}{{ default (printf "%s-models" (include "zz.fullname" .)) .Values.store.pvc.existingClaim }}{{- end }}
 {{- define "zz.tlsSecret" -}}{{ default (printf "%s-tls" (include "zz.fullname" .)) .Values.tls.existingSecret }}{{- end }}
 {{- define "zz.scheme" -}}{{ ternary "https" "http" .Values.tls.enabled }}{{- end }}

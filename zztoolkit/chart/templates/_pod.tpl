@@ -34,17 +34,20 @@ topologySpreadConstraints:
     matchLabelKeys: [pod-template-hash]     # the old revision does not count while the new one is placed
   {{- end }}
 {{- end }}
-initContainers:
-  {{- include "zz.fetch" .root | nindent 2 }}
-  {{- include "zz.checkModels" .root | nindent 2 }}
-containers:
-  {{- include "zz.serverContainer" . | nindent 2 }}
+{{- with include "zz.fetch" .root }}
+initContainers: {{- . | nindent 2 }}
+{{- end }}
+containers: {{- include "zz.serverContainer" . | trim | nindent 2 }}
 volumes:
   - {name: work, emptyDir: {sizeLimit: 8Gi}}
   - {name: tmp, emptyDir: {sizeLimit: 2Gi}}
   - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ $v.sharedMemory }}}}
+  {{- with include "zz.modelsVolume" .root }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- if include "zz.scripts" .root }}
   - {name: release, configMap: {name: {{ $name }}-models}}
-  {{- include "zz.modelsVolume" .root | nindent 2 }}
+  {{- end }}
   {{- with $v.signatures.existingConfigMap }}
   - {name: keys, configMap: {name: {{ . }}}}
   {{- end }}
@@ -63,8 +66,26 @@ volumes:
   imagePullPolicy: {{ $v.image.pullPolicy }}
   args:
     - run
+    - /models
+    - --models={{ include "zz.models" .root }}
+    - --host=0.0.0.0      # of the front, the metrics and the probes; inference and management stay on loopback
+    - --work=/work
     - --endpoint-wait={{ $v.server.endpointWaitSeconds }}
     - --drain-timeout={{ $v.server.drainSeconds }}
+    - --startup-timeout={{ $v.server.startupSeconds }}
+    - --max-request-size={{ int64 $v.server.maxRequestSize }}
+    - --job-queue-size={{ $v.server.jobQueueSize }}
+    {{- if $v.auth.enabled }}
+    - --tokens=/etc/zztoolkit/tokens/tokens
+    {{- else }}
+    - --no-token-auth
+    {{- end }}
+    {{- if $v.signatures.existingConfigMap }}
+    - --keys=/etc/zztoolkit/keys
+    {{- end }}
+    {{- if $v.tls.enabled }}
+    - --tls=/etc/zztoolkit/tls
+    {{- end }}
     {{- with $v.server.extraArgs }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -87,9 +108,8 @@ volumes:
     - {name: work, mountPath: /work}
     - {name: tmp, mountPath: /tmp}
     - {name: shm, mountPath: /dev/shm}
-    - {name: release, mountPath: /etc/zztoolkit/models, readOnly: true}
-    {{- with include "zz.modelsMount" .root }}
-    - {{ . }}
+    {{- if include "zz.modelsVolume" .root }}
+    - {name: models, mountPath: /models, {{ if eq $v.store.kind "oci" }}{{ if eq $v.store.oci.mount "volume" }}subPath: models, {{ end }}{{ end }}readOnly: true}
     {{- end }}
     {{- if $v.signatures.existingConfigMap }}
     - {name: keys, mountPath: /etc/zztoolkit/keys, readOnly: true}

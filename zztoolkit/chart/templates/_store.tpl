@@ -1,34 +1,30 @@
-{{/* The volume that holds the archives; none where they are baked in. */}}
+{{/* The volume that holds the archives; none where they are baked in. `zz run` checks every digest, wherever they come from. */}}
 {{- define "zz.modelsVolume" -}}
 {{- $s := .Values.store }}
-{{- if eq $s.kind "pvc" }}
+{{- if eq $s.kind "pvc" -}}
 - {name: models, persistentVolumeClaim: {claimName: {{ include "zz.claim" . }}, readOnly: true}}
-{{- else if and (eq $s.kind "oci") (eq $s.oci.mount "volume") }}
+{{- else if and (eq $s.kind "oci") (eq $s.oci.mount "volume") -}}
 - {name: models, image: {reference: {{ $s.oci.image | quote }}, pullPolicy: IfNotPresent}}
-{{- else if has $s.kind (list "s3" "oci") }}
+{{- else if has $s.kind (list "s3" "oci") -}}
 - {name: models, emptyDir: {sizeLimit: {{ $s.sizeLimit }}}}
 {{- end }}
 {{- end }}
 
-{{/* Exactly this release's archives, in /models, read-only. */}}
-{{- define "zz.modelsMount" -}}
-{{- $s := .Values.store }}
-{{- if eq $s.kind "pvc" -}}
-{name: models, mountPath: /models, subPath: {{ include "zz.set" . | quote }}, readOnly: true}
-{{- else if and (eq $s.kind "oci") (eq $s.oci.mount "volume") -}}
-{name: models, mountPath: /models, subPath: models, readOnly: true}
-{{- else if has $s.kind (list "s3" "oci") -}}
-{name: models, mountPath: /models, readOnly: true}
-{{- end }}
-{{- end }}
+{{/* Do init containers run scripts of ours? */}}
+{{- define "zz.scripts" -}}{{ if has .Values.store.kind (list "pvc" "s3") }}yes{{ end }}{{- end }}
 
-{{/* The init container that brings the archives. */}}
+{{/* The init container that brings the archives, or waits for them. */}}
 {{- define "zz.fetch" -}}
 {{- $s := .Values.store }}
-{{- if eq $s.kind "s3" }}
+{{- if eq $s.kind "pvc" -}}
+- name: await-models
+  image: {{ include "zz.image" . }}
+  command: [sh, /etc/zztoolkit/models/await.sh]
+  env: [{name: WAIT, value: {{ $s.waitSeconds | quote }}}]
+  {{- include "zz.fetchRest" (dict "root" . "readOnly" true) | nindent 2 }}
+{{- else if eq $s.kind "s3" -}}
 - name: fetch-models
   image: {{ $s.s3.image }}
-  imagePullPolicy: {{ .Values.image.pullPolicy }}
   command: [sh, /etc/zztoolkit/models/fetch-s3.sh]
   env:
     - {name: HOME, value: /tmp}
@@ -39,41 +35,23 @@
   {{- with $s.s3.existingSecret }}
   envFrom: [{secretRef: {name: {{ . }}}}]
   {{- end }}
-  {{- include "zz.fetchRest" . | nindent 2 }}
-{{- else if and (eq $s.kind "oci") (eq $s.oci.mount "copy") }}
+  {{- include "zz.fetchRest" (dict "root" . "readOnly" false) | nindent 2 }}
+{{- else if and (eq $s.kind "oci") (eq $s.oci.mount "copy") -}}
 - name: fetch-models
   image: {{ $s.oci.image }}
-  imagePullPolicy: {{ .Values.image.pullPolicy }}
   command: [sh, -c, cp /models/*.mar* /store/]
-  {{- include "zz.fetchRest" . | nindent 2 }}
+  {{- include "zz.fetchRest" (dict "root" . "readOnly" false) | nindent 2 }}
 {{- end }}
 {{- end }}
 
 {{- define "zz.fetchRest" -}}
-resources: {{- include "zz.smallResources" . | nindent 2 }}
-securityContext: {{- include "zz.securityContext" . | nindent 2 }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+resources: {{- include "zz.smallResources" .root | nindent 2 }}
+securityContext: {{- include "zz.securityContext" .root | nindent 2 }}
 volumeMounts:
-  - {name: models, mountPath: /store}
+  - {name: models, mountPath: /store, readOnly: {{ .readOnly }}}
   - {name: tmp, mountPath: /tmp}
+  {{- if include "zz.scripts" .root }}
   - {name: release, mountPath: /etc/zztoolkit/models, readOnly: true}
-{{- end }}
-
-{{/* Nothing is served that is not, byte for byte, what the release names. A claim is waited for: its upload may be under way. */}}
-{{- define "zz.checkModels" -}}
-- name: check-models
-  image: {{ include "zz.image" . }}
-  imagePullPolicy: {{ .Values.image.pullPolicy }}
-  command: [sh, /etc/zztoolkit/models/check.sh]
-  env:
-    - {name: STORE, value: {{ ternary (printf "/claim/%s" (include "zz.set" .)) "/models" (eq .Values.store.kind "pvc") | quote }}}
-    - {name: WAIT, value: {{ ternary .Values.store.waitSeconds 0 (eq .Values.store.kind "pvc") | int | quote }}}
-  resources: {{- include "zz.smallResources" . | nindent 4 }}
-  securityContext: {{- include "zz.securityContext" . | nindent 4 }}
-  volumeMounts:
-    - {name: release, mountPath: /etc/zztoolkit/models, readOnly: true}
-    {{- if eq .Values.store.kind "pvc" }}
-    - {name: models, mountPath: /claim, readOnly: true}
-    {{- else if include "zz.modelsMount" . }}
-    - {{ include "zz.modelsMount" . }}
-    {{- end }}
+  {{- end }}
 {{- end }}
