@@ -111,3 +111,22 @@ scaleDown: {stabilizationWindowSeconds: {{ .Values.autoscaling.scaleDownWindowSe
 {{- $host := (urlParse .Values.store.s3.endpoint).host }}
 {{- if contains ":" $host }}{{ last (splitList ":" $host) }}{{ else }}{{ ternary 80 443 (hasPrefix "http://" .Values.store.s3.endpoint) }}{{ end }}
 {{- end }}
+
+{{/* files/rules.yaml for this release. Words are replaced, since Prometheus' own templates look like Helm's. */}}
+{{- define "zz.rules" -}}
+{{- $m := .Values.monitoring }}
+{{- $name := include "zz.fullname" . }}
+{{- $pods := printf "namespace=\"%s\",pod=~\"%s-.+\"" .Release.Namespace $name }}
+{{- $words := list
+  "$OF" (include "zz.series" .)
+  "$LABELS" (printf "{namespace: %s, service: %s-metrics}" .Release.Namespace $name)
+  "$AVAILABILITY" (toString $m.objectives.availability) "$LATENCY" (toString $m.objectives.latencySeconds) "$QUEUE" (toString $m.objectives.queueSeconds)
+  "$JOBS" (toString .Values.server.jobQueueSize)
+  "$GPU_OF" (printf "%s=\"%s\",%s=~\"%s-.+\"" $m.gpu.namespaceLabel .Release.Namespace $m.gpu.podLabel $name)
+  "$GPU_POD" $m.gpu.podLabel "$GPU_NAMESPACE" $m.gpu.namespaceLabel
+  "$CONTAINER" (printf "%s,container=~\"server|kserve-container\"" $pods)
+  "$PODS" $pods }}
+{{- $text := .Files.Get "files/rules.yaml" }}
+{{- range $pair := chunk 2 $words }}{{ $text = replace (first $pair) (last $pair) $text }}{{ end }}
+{{- $text }}
+{{- end }}
