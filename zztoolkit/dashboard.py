@@ -90,8 +90,8 @@ def _panel(p: Panel) -> Any: # a builder of Grafana's SDK
     from grafana_foundation_sdk.builders import common, prometheus, timeseries
     from grafana_foundation_sdk.models import common as words
     made = timeseries.Panel().title(p.title).description(p.about).unit(p.unit).span(p.width).height(8).min(0).datasource(_source())
-    made = made.fill_opacity(60 if p.stacked else 10).line_width(1).tooltip(common.VizTooltipOptions().mode(words.TooltipDisplayMode.MULTI)).legend(common.VizLegendOptions().show_legend(True).display_mode(words.LegendDisplayMode.LIST).placement(words.LegendPlacement.BOTTOM))
-    if p.stacked: made = made.stacking(common.StackingConfig().mode(words.StackingMode.NORMAL).group("A"))
+    made = made.fill_opacity(60 if p.stacked else 10).line_width(1).tooltip(common.VizTooltipOptions().mode(words.TooltipDisplayMode("multi"))).legend(common.VizLegendOptions().show_legend(True).display_mode(words.LegendDisplayMode.LIST).placement(words.LegendPlacement.BOTTOM))
+    if p.stacked: made = made.stacking(common.StackingConfig().mode(words.StackingMode("normal")).group("A"))
     if p.most is not None: made = made.max(p.most)
     for i, (legend, query) in enumerate(p.queries.items()): made = made.with_target(prometheus.Dataquery().expr(query).legend_format(legend).ref_id(chr(ord("A") + i)))
     return made
