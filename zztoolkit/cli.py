@@ -380,12 +380,16 @@ def render(
     image: Annotated[str, typer.Option("--image", "-i", help="registry/name@sha256:DIGEST or registry/name:tag [default: a tag for this set of archives]")] = "",
     values: Annotated[Optional[Path], typer.Option("--values", "-f", help="YAML of your own for the chart")] = None,
     example: Annotated[Optional[list[str]], typer.Option("--example", "-e", help="NAME=FILE: what helm test sends to a model; may be repeated")] = None,
+    build: Annotated[Optional[bool], typer.Option("--build/--no-build", help="write a container build [default: unless --image is given]")] = None,
+    package: Annotated[Optional[list[str]], typer.Option("--package", "-p", help="that handlers import, for that build; may be repeated")] = None,
 ):
     "Write a container build and a Helm chart for archives"
-    from zztoolkit.deploy import render as write
+    from zztoolkit.deploy import render as write, told_image
     if odd := [e for e in example or [] if "=" not in e]: raise ToolkitError("an example is given as NAME=FILE", found=odd[0])
-    release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []))
-    typer.echo(f"{release}\nzz deploy check {to}")
+    release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []), build, package or [])
+    typer.echo(str(release))
+    if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.values['image'])} {to}/container")
+    typer.echo(f"zz deploy check {to}")
 
 @deploy_command
 def check(folder: Folder = Path("deploy")):

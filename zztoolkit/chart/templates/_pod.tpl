@@ -64,8 +64,7 @@ volumes:
 - name: {{ .name }}
   image: {{ include "zz.image" .root }}
   imagePullPolicy: {{ $v.image.pullPolicy }}
-  args:
-    - run
+  args:     # of `zz run`, the image's entry point
     - /models
     - --models={{ include "zz.models" .root }}
     - --host=0.0.0.0      # of the front, the metrics and the probes; inference and management stay on loopback
