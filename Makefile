@@ -7,11 +7,12 @@ TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Succ
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test gpu lab notebooks export bench-vision bench-compile bench-frame clean
+.PHONY: help demo test deploy-check gpu lab notebooks export bench-vision bench-compile bench-frame clean
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
+	@echo "make deploy-check  checkov's rules on the rendered chart, in every shape (installs checkov in .venv-checkov)"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every operation on images and tables on both engines"
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
 	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (a quarter of an hour)"
@@ -31,6 +32,11 @@ test: $(VENV)/dev.ok
 	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing $(if $(wildcard /usr/sbin/haproxy),--flags haproxy); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
 	@echo "── 4/4  tests against a real TorchServe"
 	@pytest
+
+# checkov pins old versions of half the index: it gets an environment of its own
+deploy-check: $(VENV)/dev.ok
+	@test -x .venv-checkov/bin/checkov || { $(PYTHON) -m venv --clear .venv-checkov && .venv-checkov/bin/python -m pip install -q $(call ini,checkov_requirements); }
+	@pytest -m deploy
 
 gpu: $(VENV)/dev.ok
 	@$(PIP) install -e '.[gpu,rapids]'
@@ -76,4 +82,4 @@ $(VENV)/bench.ok: $(VENV)/demo.ok
 	@rm -f $@; { $(PIP) install -e '.[demo,bench]' && $(PIP) install --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache test-artefacts
+	rm -rf $(VENV) .venv-checkov build *.egg-info .mypy_cache .pytest_cache test-artefacts

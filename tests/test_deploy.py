@@ -1,10 +1,12 @@
 "What `zz deploy` renders: fit for Kubernetes in every shape, refused where it is wrong, and every alert and panel asked of a real Prometheus."
-import copy, json, os, re, shutil, subprocess, sys, zipfile
+import copy, json, math, os, re, shutil, subprocess, sys, threading, time, zipfile
 from pathlib import Path
 
-import jsonschema, promql_parser, pytest, yaml
+import httpx, jsonschema, promql_parser, pytest, yaml
 
+from alerts import ALERTS, rule_tests
 from conftest import ROOT, missing
+from watching import Prometheus, serve_text
 from zztoolkit import deploy as d
 from zztoolkit.archive import archive
 from zztoolkit.core import ToolkitError
@@ -268,3 +270,91 @@ def test_wheel_brings_the_chart(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as z: has = set(z.namelist())
     assert {f"zztoolkit/chart/{p.relative_to(CHART)}" for p in CHART.rglob("*") if p.is_file() and "__pycache__" not in p.parts} <= has
+
+
+def rules_of(folder: Path) -> tuple[Path, dict]:
+    "The rules of a release, as Prometheus' operator would write them"
+    spec = of_kind(template(folder, CASES["monitored"]), "PrometheusRule")[0]["spec"]
+    (folder / "rules.yaml").write_text(yaml.safe_dump(spec))
+    return folder / "rules.yaml", spec
+
+def promtool(*args: str, cwd: Path) -> subprocess.CompletedProcess:
+    if not shutil.which("promtool"): missing("Debian's prometheus is not installed")
+    return subprocess.run(["promtool", *args], cwd=cwd, capture_output=True, text=True)
+
+def test_every_alert_fires_and_clears(tmp_path):
+    "A history for each alert in which it is silent, fires and is silent again; with its thresholds gone, the same histories fail"
+    file, spec = rules_of(tmp_path)
+    names = {r["alert"] for g in spec["groups"] for r in g["rules"] if "alert" in r}
+    assert names == {t.split(",")[0].split()[0] for t in ALERTS} and not re.search(r"\$[A-Z]", file.read_text())
+    assert "SUCCESS" in promtool("check", "rules", file.name, cwd=tmp_path).stdout
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(rule_tests(file.name)))
+    assert (done := promtool("test", "rules", "tests.yaml", cwd=tmp_path)).returncode == 0, done.stdout + done.stderr
+    for r in (r for g in spec["groups"] for r in g["rules"] if "alert" in r): r["expr"] = re.sub(r"[<>] ([\d.]+|zz_wanted)", r">= 0 * \1", r["expr"])
+    file.write_text(yaml.safe_dump(spec))
+    failed = promtool("test", "rules", "tests.yaml", cwd=tmp_path)
+    assert failed.returncode and failed.stdout.count("FAILED") + failed.stderr.count("FAILED")
+
+def test_dashboard_is_what_its_notebook_says():
+    assert (CHART / "files" / "dashboard.json").read_text() == dashboard_json()     # python -m zztoolkit.dashboard writes it
+
+def operands(e) -> list:
+    "What a condition compares: the parts of a query that have values whether or not it is met"
+    kind = type(e).__name__
+    if kind == "ParenExpr": return operands(e.expr)
+    if kind == "NumberLiteral": return []
+    if kind == "Call" and e.func.name == "absent": return [a for arg in e.args for a in operands(arg)]
+    if kind == "BinaryExpr" and re.search(r"(^| )(>|<|==|>=|<=|and|or|unless)( |$)", str(e.op)): return operands(e.lhs) + operands(e.rhs)
+    return [e]
+
+def test_every_query_finds_data(lite0, photo, tmp_path):
+    "A real Prometheus over a real pod under load, one of whose workers is killed: every panel's and every alert's query has values"
+    from pods import Pod
+    from zztoolkit import demo
+    store = tmp_path / "store"
+    archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=store, extra_files=[demo.imagenet_labels()], minWorkers=2, batchSize=4, maxBatchDelay=5, threads=1)
+    file, spec = rules_of(tmp_path)
+    cluster = serve_text((HERE / "cluster.prom").read_text(), tmp_path)
+    body, over_at = photo.read_bytes(), threading.Event()
+
+    def press(pod: Pod):
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            while not over_at.is_set(): http.post(pod.url(0, "/predictions/classifier"), content=body, headers={"Content-Type": "application/octet-stream"})
+    with Pod(tmp_path / "log", store, "--no-token-auth", "--endpoint-wait", "0") as pod, Prometheus(tmp_path, file, [pod.ports[3], pod.ports[4]], cluster.server_port) as prometheus:
+        pod.wait_ready()
+        clients = [threading.Thread(target=press, args=(pod,)) for _ in range(3)]
+        for c in clients: c.start()
+        try:
+            next(w for w in pod.workers() if w.cmdline()[0] != "/bin/sh").kill()
+            prometheus.wait('zz_worker_exits_total{{pod="film-zztoolkit-1"}} offset 3s')
+            prometheus.wait('sum(zz_ready_workers) == 2', 40)
+            time.sleep(6)
+            empty = [(p.title, legend) for row in panels().values() for p in row for legend, q in p.queries.items() if not finite(prometheus, in_grafana(q))]
+            rules = {r.get("alert") or r["record"]: r["expr"] for g in spec["groups"] for r in g["rules"]}
+            dead = [(name, str(part)) for name, q in rules.items() for part in operands(promql_parser.parse(q)) if not finite(prometheus, part.prettify())]
+            health = [(r["name"], r["lastError"]) for g in prometheus.ask("rules")["groups"] for r in g["rules"] if r["health"] != "ok"]
+        finally:
+            over_at.set()
+            for c in clients: c.join()
+            cluster.shutdown()
+    assert not empty and not dead and not health, (empty, dead, health)
+
+def in_grafana(query: str) -> str:
+    "A panel's query with its variables chosen"
+    chosen = {"$namespace": "shop", "$service": "film-zztoolkit-metrics", "$pod": "film-zztoolkit-1", "$__rate_interval": "10s", "$GPU_NAMESPACE": "exported_namespace", "$GPU_POD": "exported_pod"}
+    for k in sorted(chosen, key=len, reverse=True): query = query.replace(k, chosen[k])
+    return query
+
+def finite(prometheus: Prometheus, query: str) -> bool: return any(math.isfinite(v) for v in prometheus.values(query))
+
+@pytest.mark.deploy
+@pytest.mark.parametrize("case", ["cpu", "gpu", "tls", "two_versions", "monitored", "pvc", "s3", "oci"])
+def test_checkov(case, tmp_path):
+    "Every rule of checkov holds, but for those of tests/checkov.yaml; each of these is still needed"
+    checkov = ROOT / ".venv-checkov" / "bin" / "checkov"
+    if not checkov.exists(): pytest.skip("make deploy-check installs checkov in an environment of its own")
+    (tmp_path / "rendered.yaml").write_text("---\n".join(map(yaml.safe_dump, template(tmp_path, CASES[case]))))
+    done = subprocess.run([checkov, "-f", "rendered.yaml", "--framework", "kubernetes", "--quiet", "--compact", "--skip-download", "-o", "json"], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
+    report = json.loads(done.stdout)
+    found = {(f["check_id"], f["resource"]) for f in report["results"]["failed_checks"]}
+    assert found == {(s["check"], s["resource"]) for s in yaml.safe_load((HERE / "checkov.yaml").read_text())} and report["summary"]["passed"] > 100

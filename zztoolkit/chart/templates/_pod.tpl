@@ -48,6 +48,9 @@ volumes:
   {{- if include "zz.scripts" .root }}
   - {name: release, configMap: {name: {{ $name }}-models}}
   {{- end }}
+  {{- with include "zz.s3Secret" .root }}
+  - {name: s3, secret: {secretName: {{ . }}, defaultMode: 0440}}
+  {{- end }}
   {{- with $v.signatures.existingConfigMap }}
   - {name: keys, configMap: {name: {{ . }}}}
   {{- end }}

@@ -10,6 +10,8 @@
 {{- end }}
 {{- end }}
 
+{{- define "zz.s3Secret" -}}{{ if eq .Values.store.kind "s3" }}{{ .Values.store.s3.existingSecret }}{{ end }}{{- end }}
+
 {{/* Do init containers run scripts of ours? */}}
 {{- define "zz.scripts" -}}{{ if has .Values.store.kind (list "pvc" "s3") }}yes{{ end }}{{- end }}
 
@@ -32,9 +34,9 @@
     {{- with $s.s3.endpoint }}
     - {name: AWS_ENDPOINT_URL, value: {{ . | quote }}}
     {{- end }}
-  {{- with $s.s3.existingSecret }}
-  envFrom: [{secretRef: {name: {{ . }}}}]
-  {{- end }}
+    {{- if $s.s3.existingSecret }}
+    - {name: AWS_SHARED_CREDENTIALS_FILE, value: /etc/zztoolkit/s3/credentials}     # a file: an environment is seen by more than it is meant for
+    {{- end }}
   {{- include "zz.fetchRest" (dict "root" . "readOnly" false) | nindent 2 }}
 {{- else if and (eq $s.kind "oci") (eq $s.oci.mount "copy") -}}
 - name: fetch-models
@@ -51,6 +53,9 @@ securityContext: {{- include "zz.securityContext" .root | nindent 2 }}
 volumeMounts:
   - {name: models, mountPath: /store, readOnly: {{ .readOnly }}}
   - {name: tmp, mountPath: /tmp}
+  {{- if include "zz.s3Secret" .root }}
+  - {name: s3, mountPath: /etc/zztoolkit/s3, readOnly: true}
+  {{- end }}
   {{- if include "zz.scripts" .root }}
   - {name: release, mountPath: /etc/zztoolkit/models, readOnly: true}
   {{- end }}
