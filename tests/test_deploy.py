@@ -1,5 +1,5 @@
 "What `zz deploy` renders: fit for Kubernetes in every shape, refused where it is wrong, and every alert and panel asked of a real Prometheus."
-import copy, json, math, os, re, shutil, subprocess, sys, threading, time, zipfile
+import copy, json, math, os, re, shutil, ssl, subprocess, sys, threading, time, zipfile
 from pathlib import Path
 
 import httpx, jsonschema, promql_parser, pytest, yaml
@@ -352,9 +352,50 @@ def finite(prometheus: Prometheus, query: str) -> bool: return any(math.isfinite
 def test_checkov(case, tmp_path):
     "Every rule of checkov holds, but for those of tests/checkov.yaml; each of these is still needed"
     checkov = ROOT / ".venv-checkov" / "bin" / "checkov"
-    if not checkov.exists(): pytest.skip("make deploy-check installs checkov in an environment of its own")
+    if not checkov.exists(): missing("checkov is not installed: make deploy-check does that, in an environment of its own")
     (tmp_path / "rendered.yaml").write_text("---\n".join(map(yaml.safe_dump, template(tmp_path, CASES[case]))))
     done = subprocess.run([checkov, "-f", "rendered.yaml", "--framework", "kubernetes", "--quiet", "--compact", "--skip-download", "-o", "json"], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
     report = json.loads(done.stdout)
     found = {(f["check_id"], f["resource"]) for f in report["results"]["failed_checks"]}
     assert found == {(s["check"], s["resource"]) for s in yaml.safe_load((HERE / "checkov.yaml").read_text())} and report["summary"]["passed"] > 100
+
+def certificate(folder: Path, serial: int):
+    "A certificate for localhost and its key, as a Secret would be mounted"
+    from datetime import datetime, timedelta, timezone
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization as s
+    from cryptography.hazmat.primitives.asymmetric import ec
+    key, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]), datetime.now(timezone.utc)
+    made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(serial).not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1)).add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False).sign(key, hashes.SHA256()))
+    folder.mkdir(exist_ok=True)
+    (folder / "tls.crt").write_bytes(made.public_bytes(s.Encoding.PEM))
+    (folder / "tls.key").write_bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
+
+def test_tls_and_its_rotation(tmp_path):
+    "The front speaks HTTPS alone; a renewed certificate is shown to the next caller, and one without its key changes nothing"
+    from cryptography import x509
+    from zztoolkit.front import Front
+    from zztoolkit.serve import free_ports
+    if not (shutil.which("haproxy") or Path("/usr/sbin/haproxy").exists()): missing("Debian's haproxy is not installed")
+    certificate(tmp_path / "tls", 1)
+    site, [port] = serve_text("answered\n", tmp_path), free_ports(1)
+    (own := tmp_path / "own").mkdir()
+    front = Front(own, "127.0.0.1", port, site.server_port, tls=tmp_path / "tls").start()
+    serial = lambda: x509.load_pem_x509_certificate(ssl.get_server_certificate(("127.0.0.1", port)).encode()).serial_number
+
+    def ask() -> str:
+        context = ssl.create_default_context(cafile=str(tmp_path / "tls" / "tls.crt"))
+        return httpx.get(f"https://localhost:{port}/metrics", verify=context, trust_env=False).text
+    try:
+        assert ask() == "answered\n" and serial() == 1 and front.renew_certificate() == ""
+        certificate(tmp_path / "tls", 2)
+        assert "another certificate" in front.renew_certificate() and serial() == 2 and ask() == "answered\n"
+        kept = (tmp_path / "tls" / "tls.key").read_bytes()
+        certificate(tmp_path / "tls", 3)
+        (tmp_path / "tls" / "tls.key").write_bytes(kept)
+        assert "stays as it was" in front.renew_certificate() and serial() == 2
+        with pytest.raises(httpx.HTTPError): httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+    finally:
+        front.stop()
+        site.shutdown()

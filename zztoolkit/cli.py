@@ -253,6 +253,7 @@ def run(
     config: Annotated[Optional[Path], typer.Option(help="YAML with these options", envvar="ZZ_CONFIG", is_eager=True, callback=_from_config)] = None,
     keys: Annotated[Optional[Path], typer.Option(help="public key, or folder of them: every archive must be signed", envvar="ZZ_KEYS")] = None,
     tokens: Annotated[Optional[Path], typer.Option(help="file of tokens that the front asks for, one a line; read again when it changes", envvar="ZZ_TOKENS")] = None,
+    tls: Annotated[Optional[Path], typer.Option(help="folder of tls.crt and tls.key, for the front; read again when they change", envvar="ZZ_TLS")] = None,
     token_auth: Annotated[bool, typer.Option(help="TorchServe's own tokens, without --tokens", envvar="ZZ_TOKEN_AUTH")] = True,
     front: Annotated[bool, typer.Option(help="haproxy before TorchServe", envvar="ZZ_FRONT")] = True,
     host: Annotated[str, typer.Option(help="address of all ports but inference and management", envvar="ZZ_HOST")] = "127.0.0.1",
@@ -271,7 +272,7 @@ def run(
     numbers = ports.split(",")
     if len(numbers) != 5 or not all(n.strip().isdigit() for n in numbers): raise ToolkitError("ports are five numbers", found=ports, do="front,inference,management,metrics,probes")
     settings = Settings(max_request_size, job_queue_size, response_timeout, startup_timeout, drain_timeout)
-    raise typer.Exit(supervise(Pod(store, wanted(models), keys, tokens, token_auth, front, host, Ports(*map(int, numbers)), work, endpoint_wait, settings)))
+    raise typer.Exit(supervise(Pod(store, wanted(models), keys, tokens, tls, token_auth, front, host, Ports(*map(int, numbers)), work, endpoint_wait, settings)))
 
 # %% ../nbs/12_cli.ipynb #bench-command
 @command

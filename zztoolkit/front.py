@@ -14,7 +14,7 @@ from .core import ToolkitError, usable_cores
 from .serve import start_child
 
 # %% auto #0
-__all__ = ['read_tokens', 'front_config', 'Front']
+__all__ = ['read_tokens', 'read_certificate', 'front_config', 'Front']
 
 # %% ../nbs/10a_front.ipynb #tokens
 def read_tokens(path: Path) -> list[str]:
@@ -28,11 +28,19 @@ def read_tokens(path: Path) -> list[str]:
 
 def _hashed(tokens: list[str]) -> list[str]: return [hashlib.sha256(t.encode()).hexdigest() for t in tokens]
 
+# %% ../nbs/10a_front.ipynb #certificate
+def read_certificate(folder: Path) -> str:
+    "Certificate and key of a folder as one PEM. Raises `ToolkitError`"
+    try: parts = [(folder / name).read_text() for name in ("tls.crt", "tls.key")]
+    except (OSError, UnicodeDecodeError) as e: raise ToolkitError(f"no certificate in {folder}", found=type(e).__name__, do="mount a Secret of type kubernetes.io/tls there") from None
+    return "\n".join(l for l in "\n".join(parts).splitlines() if l.strip()) + "\n"      # an empty line would end it on haproxy's socket
+
 # %% ../nbs/10a_front.ipynb #config
 _CONFIG = """global
   log stdout format raw local0 notice
   stats socket {folder}/front.sock mode 600 level admin
   maxconn {connections}
+  ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets
   nbthread {threads}
 defaults
   mode http
@@ -45,7 +53,7 @@ defaults
   timeout http-keep-alive 75s
   http-error status 503 content-type application/json string '{{"code": 503, "type": "ServiceUnavailable", "message": "the model server is not up"}}'
 frontend front
-  bind {host}:{port}
+  bind {host}:{port}{tls}
   monitor-uri /front
   http-after-response set-header connection close if {{ str(closing) -m str -f {folder}/front.state }}
   http-response set-status 503 reason "Worker died" if {{ status 507 }}
@@ -63,10 +71,10 @@ def _connections() -> int:
     "How many clients the limit on open files leaves room for: each costs two"
     return max(16, min(10_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100) // 2))
 
-def front_config(folder: Path, host: str, port: int, target: int, timeout: int, tokens: bool) -> str:
+def front_config(folder: Path, host: str, port: int, target: int, timeout: int, tokens: bool, tls: bool = False) -> str:
     "haproxy.cfg: from `host`:`port` to TorchServe's inference port on this machine; `timeout` seconds for an answer"
     return _CONFIG.format(folder=folder, host=host, port=port, target=target, timeout=timeout, connections=_connections(), threads=min(4, usable_cores()),
-                          access=_ACCESS.format(folder=folder) if tokens else "")
+                          tls=f" ssl crt {folder}/front.pem alpn h2,http/1.1" if tls else "", access=_ACCESS.format(folder=folder) if tokens else "")
 
 # %% ../nbs/10a_front.ipynb #front
 class Front:
@@ -78,12 +86,14 @@ class Front:
         target: int,                 # TorchServe's inference port
         tokens: Path | None = None,  # file of the tokens that open it; None: it asks for none
         timeout: int = 130,          # seconds for an answer
+        tls: Path | None = None,     # folder of tls.crt and tls.key, as a Secret of Kubernetes has them; None: plain HTTP
     ):
-        self.folder, self.tokens = folder, tokens
+        self.folder, self.tokens, self.tls = folder, tokens, tls
         self.process: subprocess.Popen | None = None
         self.known = _hashed(read_tokens(tokens)) if tokens else []
         if tokens and not self.known: raise ToolkitError(f"no token in {tokens}", do="one token a line: openssl rand -hex 24")
-        for name, lines in (("front.cfg", [front_config(folder, host, port, target, timeout, bool(tokens))]), ("front.state", []), ("front.tokens", self.known)):
+        self.shown = read_certificate(tls) if tls else ""
+        for name, lines in (("front.cfg", [front_config(folder, host, port, target, timeout, bool(tokens), bool(tls))]), ("front.state", []), ("front.tokens", self.known), ("front.pem", self.shown.splitlines())):
             (folder / name).write_text("\n".join(lines) + "\n" * bool(lines))
             (folder / name).chmod(0o600)
 
@@ -122,6 +132,17 @@ class Front:
         self.ask(f"commit acl @{version} {file}")
         self.known = now
         return f"{len(now)} tokens count from now on" + ("" if now else ": nobody is let in")
+
+    def renew_certificate(self) -> str: # what happened, '' for nothing
+        "Show callers the certificate that the folder holds now; one that does not belong to its key changes nothing"
+        try: now = read_certificate(self.tls) if self.tls else ""
+        except ToolkitError as e: return f"the certificate stays as it was: {e}"
+        if now == self.shown: return ""
+        self.shown, file = now, self.folder / "front.pem"      # tried once, even if it is refused
+        said = self.ask(f"set ssl cert {file} <<\n{now}\n") + self.ask(f"commit ssl cert {file}")
+        if "Success" in said: return "another certificate is shown from now on"
+        self.ask(f"abort ssl cert {file}")
+        return f"the certificate stays as it was: {' '.join(said.split())}"
 
     def numbers(self) -> dict[str, int]:
         "`in_flight`, and answers so far by class: `2xx`, `4xx`, `5xx`"

@@ -61,6 +61,7 @@ class Pod:
     models: Sequence[Wanted] = ()   # none: every archive of the store
     keys: Path | None = None        # public keys, one of which must have signed every archive
     tokens: Path | None = None      # file of the tokens that the front asks for
+    tls: Path | None = None         # folder of tls.crt and tls.key: the front speaks HTTPS
     token_auth: bool = True         # TorchServe's own tokens, if `tokens` is None
     front: bool = True
     host: str = "127.0.0.1"         # of what may be reached from outside
@@ -70,7 +71,7 @@ class Pod:
     settings: Settings = Settings(drain_timeout=30)
 
     def __post_init__(self):
-        if self.tokens and not self.front: raise ToolkitError("tokens are the front's to ask for", found="--tokens with --no-front", do="leave one of them out")
+        if (self.tokens or self.tls) and not self.front: raise ToolkitError("tokens and TLS are the front's", found="--tokens or --tls with --no-front", do="leave one of them out")
         if not self.store.is_dir(): raise ToolkitError(f"no folder {self.store}", do="give the folder of the archives")
 
     @property
@@ -142,7 +143,7 @@ class Server:
         self.served = self.draining = False     # was it ever ready; is it to end
         self.java: subprocess.Popen | None = None
         self.management = Management(folder, f"http://127.0.0.1:{pod.ports.management}", pod.own_tokens, timeout=5)
-        self.front = Front(folder, pod.host, pod.ports.front, pod.ports.inference, pod.tokens, pod.settings.response_timeout + 10) if pod.front else None
+        self.front = Front(folder, pod.host, pod.ports.front, pod.ports.inference, pod.tokens, pod.settings.response_timeout + 10, pod.tls) if pod.front else None
         self._exits = 0
 
     def start(self, taken: list[Taken]):
@@ -192,7 +193,7 @@ def _look_after(server: Server):
     kill_orphans(java, *([front.process] if front and front.process else []))
     if java.poll() is not None: raise ToolkitError("TorchServe ended by itself", found=f"exit code {java.returncode}\n{_complaints(server.folder)}")
     if front and not front.running: raise ToolkitError("haproxy ended by itself", found="it has said why above")
-    if front and (news := front.renew_tokens()): say(news)
+    for news in filter(None, (front.renew_tokens(), front.renew_certificate()) if front else ()): say(news)
     server._exits = _tell_exits(server.folder, server._exits)
     if not server.served: _await_first(server)
 
