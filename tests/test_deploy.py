@@ -240,8 +240,8 @@ def test_check_finds_what_is_wrong(two_versions, tmp_path):
     kept.write_bytes(two_versions[1].path.read_bytes())
     kept.with_name(kept.name + ".sha256").write_text(two_versions[1].digest)
     assert "the values pin" in state()["archives"][1]
-    kept.write_bytes(whole)
-    kept.with_name(kept.name + ".sha256").write_text(two_versions[0].digest)
+    d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
+    assert state()["archives"][0] and kept.read_bytes() == whole      # rendered again, as it says
     (release.folder / "own-values.yaml").write_text("auth: {existingSecret: shop-tokens}\nreplicas: many\n")
     assert not state()["helm lint"][0] and not state()["objects"][0]
 
@@ -326,7 +326,7 @@ def test_every_query_finds_data(lite0, photo, tmp_path):
         for c in clients: c.start()
         try:
             next(w for w in pod.workers() if w.cmdline()[0] != "/bin/sh").kill()
-            prometheus.wait('zz_worker_exits_total{{pod="film-zztoolkit-1"}} offset 3s')
+            prometheus.wait('zz_worker_exits_total{pod="film-zztoolkit-1"} offset 3s')
             prometheus.wait('sum(zz_ready_workers) == 2', 40)
             time.sleep(6)
             empty = [(p.title, legend) for row in panels().values() for p in row for legend, q in p.queries.items() if not finite(prometheus, in_grafana(q))]

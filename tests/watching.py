@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import http.server, shutil, subprocess, threading, time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx, yaml
@@ -39,6 +40,15 @@ class Prometheus:
         with open(self.log, "wb") as out:
             self.process = subprocess.Popen(["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb", f"--web.listen-address=127.0.0.1:{port}"], stdout=out, stderr=subprocess.STDOUT)
 
+    def wait_ready(self, timeout: float = 30) -> Prometheus:
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/-/ready", trust_env=False).status_code == 200: return self
+            time.sleep(0.1)
+        self.process.kill()
+        raise AssertionError(self.log.read_text()[-2000:])
+
     def ask(self, path: str, **params: str) -> dict:
         r = httpx.get(f"{self.url}/api/v1/{path}", params=params, trust_env=False, timeout=20)
         assert r.status_code == 200, f"{params}: {r.text}"
@@ -52,13 +62,11 @@ class Prometheus:
     def wait(self, query: str, timeout: float = 30):
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            try:
-                if self.values(query): return
-            except (httpx.HTTPError, AssertionError): pass
+            if self.values(query): return
             time.sleep(0.2)
         raise AssertionError(f"{query} gave nothing in {timeout:.0f} s\n{self.log.read_text()[-2000:]}")
 
-    def __enter__(self) -> Prometheus: return self
+    def __enter__(self) -> Prometheus: return self.wait_ready()
 
     def __exit__(self, *exc):
         self.process.terminate()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .archive import Mar, default_example, default_store, load_unpacked, open_mar
-from .core import Finding, Report, ToolkitError, environment_without_secrets, installed
+from .core import Finding, Report, ToolkitError, environment_without_secrets, installed, sha256
 from .handler import to_body
 from .image import image_context
 from .signing import signature_of
@@ -123,7 +123,7 @@ def told_image(values: Mapping[str, str]) -> str:
 def _keep(mar: Mar, folder: Path):
     "A copy of an archive under its name in a release, with its digest, and its signature if it has one"
     file = folder / stored_name(mar)
-    if not file.exists(): shutil.copyfile(mar.path, file)
+    if not file.exists() or sha256(file) != mar.digest: shutil.copyfile(mar.path, file)
     file.with_name(file.name + ".sha256").write_text(f"{mar.digest}  {file.name}\n")
     if signature_of(mar.path).exists() and mar.path != file: shutil.copyfile(signature_of(mar.path), signature_of(file))
 
