@@ -6,8 +6,9 @@ import httpx, jsonschema, promql_parser, pytest, yaml
 
 from alerts import ALERTS, rule_tests
 from conftest import ROOT, missing
+from pods import Pod
 from watching import Prometheus, serve_text
-from zztoolkit import deploy as d
+from zztoolkit import demo, deploy as d
 from zztoolkit.archive import archive
 from zztoolkit.core import ToolkitError
 from zztoolkit.dashboard import dashboard_json, panels
@@ -131,6 +132,15 @@ def test_what_each_shape_says(tmp_path):
     assert "mountPath: /models" in yaml.safe_dump(server_of(render("pvc"))["volumeMounts"])
     moved = [of_kind(template(tmp_path, dict(models=m)), "Deployment")[0]["spec"]["template"] for m in (MODELS[:1], MODELS[1:])]
     assert moved[0]["metadata"]["annotations"] != moved[1]["metadata"]["annotations"]
+
+def test_zz_run_takes_what_the_chart_says(tmp_path):
+    "Every option of the pods' command line, in every shape, is one that `zz run` has"
+    import typer
+    from zztoolkit.cli import app
+    command = typer.main.get_command(app).commands["run"]
+    for case in CASES:
+        given = command.make_context("run", list(server_of(template(tmp_path, CASES[case]))["args"])).params
+        assert str(given["store"]) == "/models" and given["models"].startswith("classifier=") and given["endpoint_wait"] + given["drain_timeout"] + 22 == 62
 
 @pytest.mark.parametrize("wrong, says", [
     ({"server": {"drain": 3}}, "Additional property drain is not allowed"),
@@ -272,9 +282,9 @@ def test_wheel_brings_the_chart(tmp_path):
     assert {f"zztoolkit/chart/{p.relative_to(CHART)}" for p in CHART.rglob("*") if p.is_file() and "__pycache__" not in p.parts} <= has
 
 
-def rules_of(folder: Path) -> tuple[Path, dict]:
-    "The rules of a release, as Prometheus' operator would write them"
-    spec = of_kind(template(folder, CASES["monitored"]), "PrometheusRule")[0]["spec"]
+def rules_of(objects: list[dict], folder: Path) -> tuple[Path, dict]:
+    "The rules of a release, as Prometheus' operator would write them into a file"
+    spec = of_kind(objects, "PrometheusRule")[0]["spec"]
     (folder / "rules.yaml").write_text(yaml.safe_dump(spec))
     return folder / "rules.yaml", spec
 
@@ -284,7 +294,7 @@ def promtool(*args: str, cwd: Path) -> subprocess.CompletedProcess:
 
 def test_every_alert_fires_and_clears(tmp_path):
     "A history for each alert in which it is silent, fires and is silent again; with its thresholds gone, the same histories fail"
-    file, spec = rules_of(tmp_path)
+    file, spec = rules_of(template(tmp_path, CASES["monitored"]), tmp_path)
     names = {r["alert"] for g in spec["groups"] for r in g["rules"] if "alert" in r}
     assert names == {t.split(",")[0].split()[0] for t in ALERTS} and not re.search(r"\$[A-Z]", file.read_text())
     assert "SUCCESS" in promtool("check", "rules", file.name, cwd=tmp_path).stdout
@@ -308,36 +318,40 @@ def operands(e) -> list:
     return [e]
 
 def test_every_query_finds_data(lite0, photo, tmp_path):
-    "A real Prometheus over a real pod under load, one of whose workers is killed: every panel's and every alert's query has values"
-    from pods import Pod
-    from zztoolkit import demo
-    store = tmp_path / "store"
-    archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=store, extra_files=[demo.imagenet_labels()], minWorkers=2, batchSize=4, maxBatchDelay=5, threads=1)
-    file, spec = rules_of(tmp_path)
-    cluster = serve_text((HERE / "cluster.prom").read_text(), tmp_path)
-    body, over_at = photo.read_bytes(), threading.Event()
+    "What was rendered, run: the chart's own command line under load, a worker killed, and a real Prometheus with the chart's rules: every panel's and every alert's query has values"
+    mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path, extra_files=[demo.imagenet_labels()], minWorkers=2, batchSize=4, maxBatchDelay=5, threads=1)
+    (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\nfullnameOverride: film-zztoolkit\nmonitoring: {rules: {enabled: true}}\nserver: {endpointWaitSeconds: 0}\n")
+    objects = (release := d.render([mar.path], tmp_path / "deploy", name="film", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")).objects("shop")
+    file, spec = rules_of(objects, tmp_path)
+    (tmp_path / "tokens").write_text(token := "0123456789abcdef-shop")
+    (tmp_path / "work").mkdir()
+    here = {"/models": release.folder / "archives", "--host=0.0.0.0": "--host=127.0.0.1", "--work=/work": f"--work={tmp_path}/work", "--tokens=/etc/zztoolkit/tokens/tokens": f"--tokens={tmp_path}/tokens"}
+    cluster, over_at = serve_text((HERE / "cluster.prom").read_text(), tmp_path), threading.Event()
+    headers, body = {"Content-Type": "application/octet-stream", "Authorization": f"Bearer {token}"}, photo.read_bytes()
 
     def press(pod: Pod):
         with httpx.Client(trust_env=False, timeout=30) as http:
-            while not over_at.is_set(): http.post(pod.url(0, "/predictions/classifier"), content=body, headers={"Content-Type": "application/octet-stream"})
-    with Pod(tmp_path / "log", store, "--no-token-auth", "--endpoint-wait", "0") as pod, Prometheus(tmp_path, file, [pod.ports[3], pod.ports[4]], cluster.server_port) as prometheus:
+            while not over_at.is_set(): http.post(pod.url(0, "/predictions/classifier"), content=body, headers=headers)
+    with Pod(tmp_path / "log", *(here.get(a, a) for a in server_of(objects)["args"])) as pod, Prometheus(tmp_path, file, [pod.ports[3], pod.ports[4]], cluster.server_port) as prometheus:
         pod.wait_ready()
         clients = [threading.Thread(target=press, args=(pod,)) for _ in range(3)]
         for c in clients: c.start()
         try:
             next(w for w in pod.workers() if w.cmdline()[0] != "/bin/sh").kill()
             prometheus.wait('zz_worker_exits_total{pod="film-zztoolkit-1"} offset 3s')
-            prometheus.wait('sum(zz_ready_workers) == 2', 40)
+            prometheus.wait("sum(zz_ready_workers) == 2", 40)
             time.sleep(6)
             empty = [(p.title, legend) for row in panels().values() for p in row for legend, q in p.queries.items() if not finite(prometheus, in_grafana(q))]
             rules = {r.get("alert") or r["record"]: r["expr"] for g in spec["groups"] for r in g["rules"]}
             dead = [(name, str(part)) for name, q in rules.items() for part in operands(promql_parser.parse(q)) if not finite(prometheus, part.prettify())]
             health = [(r["name"], r["lastError"]) for g in prometheus.ask("rules")["groups"] for r in g["rules"] if r["health"] != "ok"]
+            if not finite(prometheus, of_kind(template(tmp_path, CASES["keda"]), "ScaledObject")[0]["spec"]["triggers"][0]["metadata"]["query"]): empty.append(("KEDA", "queue"))
+            answered = prometheus.values('sum(zz_responses_total{code="2xx"})')
         finally:
             over_at.set()
             for c in clients: c.join()
             cluster.shutdown()
-    assert not empty and not dead and not health, (empty, dead, health)
+    assert not empty and not dead and not health and answered[0] > 20, (empty, dead, health, answered)
 
 def in_grafana(query: str) -> str:
     "A panel's query with its variables chosen"
@@ -399,3 +413,19 @@ def test_tls_and_its_rotation(tmp_path):
     finally:
         front.stop()
         site.shutdown()
+
+@pytest.mark.deploy
+def test_render_writes_the_container_build(two_versions, tmp_path):
+    "Without an image there is one to build: Dockerfile, a lock with digests, our wheel, and this release's archives alone"
+    for mar in two_versions: release = d.render([mar.path], tmp_path / "deploy", examples={"counting": {"n": 1}})
+    build = release.folder / "container"
+    assert {"Dockerfile", "models.Dockerfile", "requirements.lock"} < {p.name for p in build.iterdir()} and len(list(build.glob("zztoolkit-*.whl"))) == 1
+    assert [p.name for p in (build / "models").glob("*.mar")] == [d.stored_name(two_versions[1])] and len(list((release.folder / "archives").glob("*.mar"))) == 2
+    assert all("--hash=sha256:" in l for l in (build / "requirements.lock").read_text().splitlines())
+    assert release.values["image"] == dict(repository="counting", tag=d.set_of(release.models))
+    assert "container/models" in wrong_archives(release, build / "models" / d.stored_name(two_versions[1]))
+
+def wrong_archives(release: d.Release, file: Path) -> str:
+    "What `check` says of the archives once a file is changed"
+    file.write_bytes(file.read_bytes() + b"!")
+    return d.check(release)[0].detail
