@@ -5,10 +5,7 @@
 # %% ../nbs/10e_dashboard.ipynb #imports
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .deploy import chart_folder

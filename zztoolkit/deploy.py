@@ -5,8 +5,9 @@
 # %% ../nbs/10c_deploy.ipynb #imports
 from __future__ import annotations
 
-import difflib, hashlib, json, math, os, shutil, subprocess, sys, tempfile, zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import difflib, hashlib, json, math, shutil, subprocess, sys, tempfile, zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,22 @@ def told_image(values: Mapping[str, str]) -> str:
     "The chart's `image` as podman names it"
     return f"{values['repository']}@{values['digest']}" if "digest" in values else f"{values['repository']}:{values['tag']}"
 
+def _different(mars: list[Mar]) -> list[Mar]:
+    "The same archives. Raises `ToolkitError` for none, or two of one version"
+    if not mars: raise ToolkitError("nothing to render", do="give one or more archives")
+    twice = [k for k, n in Counter((m.name, m.version) for m in mars).items() if n > 1]
+    if twice: raise ToolkitError("two archives are one version of a model", found=", ".join(f"{n} {v}" for n, v in twice), do="give one of them another version")
+    return mars
+
+def _chart(folder: Path, models: list[dict], examples: Mapping[str, tuple[bytes, str]]):
+    "The chart with the examples in it; `models` are told where theirs is"
+    shutil.copytree(chart_folder(), folder)
+    (folder / "files" / "examples").mkdir()
+    for m in models:
+        if not (e := examples.get(key := f"{m['name']}-{m['version']}")): continue
+        (folder / "files" / "examples" / key).write_bytes(e[0])
+        m["example"] = {"file": f"files/examples/{key}", "contentType": e[1]}
+
 def _keep(mar: Mar, folder: Path):
     "A copy of an archive under its name in a release, with its digest, and its signature if it has one"
     file = folder / stored_name(mar)
@@ -158,19 +175,12 @@ def render(
     "Write a container build and a chart for these archives"
     to = Path(to)
     kept = to / "archives"
-    mars = [find_archive(a, [default_store(), kept]) for a in archives]
-    if not mars: raise ToolkitError("nothing to render", do="give one or more archives")
-    if twice := [str(m) for i, m in enumerate(mars) if any((m.name, m.version) == (o.name, o.version) for o in mars[:i])]: raise ToolkitError("two archives are one version of a model", found=", ".join(twice))
+    mars = _different([find_archive(a, [default_store(), kept]) for a in archives])
     if values and not Path(values).is_file(): raise ToolkitError(f"no values at {values}")
     name, models, found = name or mars[0].name.lower().replace("_", "-").replace(".", "-"), [model_values(m) for m in mars], _examples(mars, examples or {})
     kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".rendering-", dir=to) as work:
-        shutil.copytree(chart_folder(), chart := Path(work, "chart"))
-        (chart / "files" / "examples").mkdir()
-        for m in models:
-            if not (e := found.get(key := f"{m['name']}-{m['version']}")): continue
-            (chart / "files" / "examples" / key).write_bytes(e[0])
-            m["example"] = {"file": f"files/examples/{key}", "contentType": e[1]}
+        _chart(Path(work, "chart"), models, found)
         for mar in mars: _keep(mar, kept)
         if build or (build is None and not image): _build(Path(work, "container"), [kept / m["file"] for m in models], packages)
         Path(work, "values.yaml").write_text(_values(name, image, mars, models))
