@@ -130,6 +130,13 @@ def test_what_each_shape_says(tmp_path):
     assert of_kind(render("s3"), "NetworkPolicy")[0]["spec"]["egress"][1] == {"ports": [{"port": 9000}]}
     assert of_kind(render("pvc"), "Job")[0]["metadata"]["name"] == f"film-zztoolkit-upload-{d.set_of(MODELS[:1])}"     # chart and library name a set alike
     assert "mountPath: /models" in yaml.safe_dump(server_of(render("pvc"))["volumeMounts"])
+    watched, monitor = render("monitored"), of_kind(render("monitored"), "ServiceMonitor")[0]["spec"]
+    [scraped] = [o for o in of_kind(watched, "Service") if monitor["selector"]["matchLabels"].items() <= o["metadata"]["labels"].items()]
+    assert scraped["spec"]["clusterIP"] == "None" and {e["port"] for e in monitor["endpoints"]} <= {q["name"] for q in scraped["spec"]["ports"]}
+    assert f'service="{scraped["metadata"]["name"]}"' in yaml.safe_dump(of_kind(watched, "PrometheusRule"))     # the label that the operator gives what it scrapes there
+    pods = of_kind(watched, "Deployment")[0]["spec"]["template"]["metadata"]["labels"]
+    for chosen in (scraped["spec"]["selector"], of_kind(watched, "PodDisruptionBudget")[0]["spec"]["selector"]["matchLabels"]): assert chosen.items() <= pods.items()
+    assert not scraped["spec"]["selector"].items() <= of_kind(watched, "Pod")[0]["metadata"]["labels"].items()      # helm test's pod is no replica
     moved = [of_kind(template(tmp_path, dict(models=m)), "Deployment")[0]["spec"]["template"] for m in (MODELS[:1], MODELS[1:])]
     assert moved[0]["metadata"]["annotations"] != moved[1]["metadata"]["annotations"]
 
