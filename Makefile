@@ -7,13 +7,15 @@ TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Succ
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test deploy-check gpu lab notebooks export bench-vision bench-compile bench-frame clean
+.PHONY: help demo test deploy-check gpu lab notebooks export ladder soak bench-vision bench-compile bench-frame clean
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
 	@echo "make deploy-check  checkov's rules on the rendered chart, in every shape (installs checkov in .venv-checkov)"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every operation on images and tables on both engines"
+	@echo "make ladder        the stock way, compiled, chain, tuned, other servers and the ceiling, in turns (half an hour)"
+	@echo "make soak          ten minutes at 70 % of capacity: memory, errors, p99"
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
 	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (a quarter of an hour)"
 	@echo "make bench-frame   tabular features of 1, 100 and 100,000 rows against pandas, scikit-learn and Feature-engine"
@@ -41,6 +43,13 @@ deploy-check: $(VENV)/dev.ok
 gpu: $(VENV)/dev.ok
 	@$(PIP) install -e '.[gpu,rapids]'
 	@pytest -m gpu --record nbs/records/gpu_vision.json
+
+ladder: $(VENV)/peers.ok
+	@zz ladder --paces --save nbs/records/paces.json
+	@zz ladder --save nbs/records/ladder.json --picture nbs/records/ladder.png
+
+soak: $(VENV)/demo.ok
+	@$(BIN)/python -m zztoolkit.soak
 
 bench-vision: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.bench_vision
@@ -80,6 +89,15 @@ $(VENV)/dev.ok: $(VENV)/demo.ok
 $(VENV)/bench.ok: $(VENV)/demo.ok
 	@echo "── installing what is measured against (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,bench]' && $(PIP) install --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
+
+# Triton's backend holds an interpreter of its own: it sees the packages of $(VENV) after its own, and needs a lock that tells its depth
+$(VENV)/peers.ok: $(VENV)/demo.ok
+	@echo "── installing the servers to measure against (first time only)"
+	@rm -f $@; { $(PIP) install -e '.[demo,peers]' && touch $@; } $(TELL); test -e $@
+	@$(PYTHON) -m venv --clear $(VENV)/triton && $(VENV)/triton/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,triton_requirements_apart),'$(p)') || echo "── without Triton"
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" | tee $$($(VENV)/triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth >/dev/null
+	@printf 'import threading\nfrom multiprocessing import resource_tracker as tracker\nif not hasattr(tracker._resource_tracker._lock, "_recursion_count"): tracker._resource_tracker._lock = threading._PyRLock()\n' \
+	    > $$($(VENV)/triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/sitecustomize.py
 
 clean:
 	rm -rf $(VENV) .venv-checkov build *.egg-info .mypy_cache .pytest_cache test-artefacts

@@ -31,7 +31,8 @@ class StockClassifier(BaseHandler):
     def preprocess(self, data):
         return torch.stack([self.image(row.get("data") or row.get("body")) for row in data])
 
-    def image(self, body):
+    @staticmethod
+    def image(body):
         img = Image.open(io.BytesIO(body)).convert("RGB")
         scale = 256 / min(img.size)
         img = img.resize((round(img.width * scale), round(img.height * scale)), Image.BILINEAR)

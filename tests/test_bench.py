@@ -1,12 +1,13 @@
 "The load generator agrees with wrk, and the verdict is right on services built to be bound by one thing."
 import io, re, shutil, statistics, subprocess, sys, textwrap, time
+from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image, psutil, pytest
 
 from conftest import missing
 from zztoolkit.archive import archive
-from zztoolkit.bench import Benchmark, bench, compare
+from zztoolkit.bench import Benchmark, bench, compare, target_of
 from zztoolkit.core import ToolkitError
 from zztoolkit.load import Target, closed, open_loop, send_for
 from zztoolkit.serve import deploy
@@ -34,9 +35,6 @@ class Decoding(Handler):
     def inference(self, xs): return [float(x[0, 0, 0]) for x in xs]
     def postprocess(self, xs): return xs
 """
-
-def target(endpoint) -> Target:
-    return Target(endpoint.server.ports[0], f"/predictions/{endpoint.name}", endpoint.server.management.tokens.bearer("inference"))
 
 @pytest.fixture(scope="module")
 def built(server, tmp_path_factory):
@@ -66,7 +64,7 @@ def wrk(at: Target, body: str, clients: int, seconds: int, folder: Path) -> tupl
 def test_agrees_with_wrk(built, tmp_path):
     "The same endpoint, a second each in turn: rate and median latency within 5 %"
     if not shutil.which("wrk"): missing("wrk is not installed (apt-get install wrk)")
-    at, body, ratios = target(built), '{"work": 0.004}', []
+    at, body, ratios = target_of(built), '{"work": 0.004}', []
     send_for(at, {"work": 0.004}, closed(4), 1)
     for attempt in range(15):
         theirs = wrk(at, body, 4, 1, tmp_path)
@@ -80,14 +78,14 @@ def test_agrees_with_wrk(built, tmp_path):
 
 def test_open_loop_counts_waiting(built):
     "40 ms a request is 25 a second; asked for 50, the wait grows with every request, and is counted although TorchServe holds few of them"
-    under, over = (send_for(target(built), {"sleep": 0.04}, open_loop(rate, limit=8), 2) for rate in (10, 50))
+    under, over = (send_for(target_of(built), {"sleep": 0.04}, open_loop(rate, limit=8), 2) for rate in (10, 50))
     assert 0.04 < statistics.median(under.latency) < 0.3
     assert over.latency[-1] > 0.7 and over.latency[-1] > 4 * statistics.median(over.latency[:10])
     assert (over.done - over.sent).max() < (over.sent - over.due).max()      # a closed loop of eight would have seen this
     assert 5 < len(over) / 2 < 26
 
 def test_errors_by_kind(built):
-    sent = send_for(target(built), [{"work": 0}, {"wrong": True}, b"\x00"], closed(3), 0.5)
+    sent = send_for(target_of(built), [{"work": 0}, {"wrong": True}, b"\x00"], closed(3), 0.5)
     assert set(sent.errors) == {"422 InputError", "500 InternalError"} and len(sent.latency) > 5
     assert set(send_for(Target(built.server.ports[0], "/predictions/built"), {}, closed(1), 0.3).errors) == {"400 InvalidKeyException"}
     with pytest.raises(ToolkitError, match="no request got a good answer"): bench(built, {"wrong": True}, (1,), seconds=4, warmup=0)
@@ -100,7 +98,7 @@ def test_decode_bound(serve_source, camera_photo):
     endpoint = serve_source("decoding", DECODING, batchSize=2, threads=1)
     found = bench(endpoint, [camera_photo], (3,), seconds=4, warmup=1)
     check_sums(found)
-    assert found.verdict.bound == "preprocess" and found.levels[0].stages["preprocess"] > 0.3 * found.levels[0].total.mean, found
+    assert found.verdict.bound == "decode" and found.levels[0].stages["decode"] > 0.3 * found.levels[0].total.mean, found
     assert found.levels[0].usage.cores["workers"] > 0.3 and found.verdict.gain > 1
 
 def test_model_bound_and_compare(built, tmp_path):
@@ -132,3 +130,12 @@ def test_load_generator_bound(built):
     finally:
         for h in hogs: h.kill(); h.wait()
     assert found.verdict.bound == "load generator", found
+
+
+def test_grpc(built):
+    "The same service by TorchServe's other protocol; what the handler refuses is counted although gRPC has no status for it"
+    found = bench(built, {"work": 0}, (2,), seconds=4, warmup=0.5, grpc=True)
+    assert found.levels[0].total.rate > 20 and not found.levels[0].errors
+    sent = send_for(target_of(built, grpc=True), [{"work": 0}, {"wrong": True}], closed(2), 0.5)
+    assert set(sent.errors) == {"InputError"} and len(sent.latency) > 2
+    assert set(send_for(replace(target_of(built, grpc=True), headers={}), {}, closed(1), 0.3).errors) <= {"gRPC PERMISSION_DENIED", "gRPC UNAUTHENTICATED", "gRPC INVALID_ARGUMENT"}

@@ -62,7 +62,7 @@ def test_raising_batch_is_split(serve_source):
 def test_stage_timings_are_metrics(classifier, photo):
     classifier.predict(photo)
     text = classifier.server.metrics()
-    for stage in ("read", "preprocess", "inference", "postprocess", "encode"):
+    for stage in ("read", "decode", "preprocess", "inference", "postprocess", "encode"):
         assert f'zz_stage_seconds_count{{model_name="classifier",stage="{stage}"' in text
 
 def test_twenty_labelled_photographs(classifier, labelled):

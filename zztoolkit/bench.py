@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from .core import Steps, ToolkitError, figure, usable_cores
-from .load import Load, Plan, Sent, Target, closed, open_loop, payloads
+from .load import Load, Plan, Sent, Target, check_grpc, closed, open_loop, payloads
 from .sampling import Sampler, Usage
 from .serve import Counted, Endpoint
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady', 'window_length', 'stage_times',
-           'Setup', 'Level', 'measure', 'Verdict', 'verdict', 'others', 'Benchmark', 'bench', 'Change', 'Comparison',
-           'compare']
+           'Setup', 'Level', 'Pressed', 'measure', 'target_of', 'Verdict', 'verdict', 'others', 'Benchmark', 'bench',
+           'Change', 'Comparison', 'compare']
 
 # %% ../nbs/07_bench.ipynb #words
 def seconds_of(
@@ -144,8 +144,13 @@ def _level(plan: Plan, sent: Sent, load: Load, sampler: Sampler, marks: Sequence
     return Level(str(plan), plan.rate, tuple(windows), steady, total, part.errors, int(told["waiting"]) if plan.rate else 0,
                  stages, answered / batches if batches else 0.0, in_handler / (b.at - a.at) / workers, in_worker / (b.at - a.at) / workers, 1000 * told["late"], usage)
 
+class Pressed(Protocol):
+    "What is asked of a service while it is pressed on: an `Endpoint` is one"
+    def processes(self) -> dict[str, list[int]]: ...
+    def counted(self) -> Counted: ...
+
 def measure(
-    endpoint: Endpoint,
+    endpoint: Pressed,
     bodies: Sequence[tuple[bytes, str]],
     plan: Plan,
     seconds: float,           # at most, after the warm-up
@@ -153,9 +158,10 @@ def measure(
     setup: Setup,
     progress: Callable[[str], None] = lambda line: None,
     started: Callable[[Load], None] = lambda load: None, # told the sender, once it runs
+    target: Target | None = None,                        # where to send; an `Endpoint` knows
 ) -> Level:
     "Hold one load until it is steady"
-    with Load(_target(endpoint), bodies, plan) as load, Sampler(endpoint.processes() | {"generator": [load.process.pid]}) as sampler:
+    with Load(target or target_of(cast(Endpoint, endpoint)), bodies, plan) as load, Sampler(endpoint.processes() | {"generator": [load.process.pid]}) as sampler:
         started(load)
         progress(f"{plan}: warming up")
         begun = time.monotonic()
@@ -174,10 +180,11 @@ def measure(
         n = 3 if settled else len(windows)
         return _level(plan, load.answers(), load, sampler, marks[-n - 1:], windows[-n:], settled, setup)
 
-def _target(endpoint: Endpoint) -> Target:
-    "With a key that is good for some minutes more"
+def target_of(endpoint: Endpoint, grpc: bool = False) -> Target:
+    "Where to send, with a key that is good for some minutes more"
     server = endpoint.server
-    return Target(server.ports[0], f"/predictions/{endpoint.name}", server.management.tokens.bearer("inference", again=True))
+    key = server.management.tokens.bearer("inference", again=True)
+    return Target(server.ports[3], endpoint.name, key, grpc=True) if grpc else Target(server.ports[0], f"/predictions/{endpoint.name}", key)
 
 # %% ../nbs/07_bench.ipynb #verdict
 @dataclass(frozen=True)
@@ -247,7 +254,7 @@ def _shorter(level: Level, setup: Setup) -> int:
     in_handler = sum(v for k, v in level.stages.items() if k not in (*OUTSIDE, "server"))
     return max(1, min(round(in_handler / 10), round(setup.max_batch_delay / 10)))
 
-_STAGE_WORDS = {"preprocess": "decoding and preprocessing", "inference": "the model"}
+_STAGE_WORDS = {"decode": "decoding", "preprocess": "preprocessing", "inference": "the model"}
 
 def _worker_bound(level: Level, setup: Setup) -> Verdict:
     "The workers have no time left: in which stage, and of what kind?"
@@ -268,7 +275,7 @@ def _worker_bound(level: Level, setup: Setup) -> Verdict:
     more = spread > max(faster, 1.2) if stage in _STAGE_WORDS else spread > 1.2
     if stage in _STAGE_WORDS: bound, words = stage, f"{_STAGE_WORDS[stage]}, on the CPU"
     else: bound, words = "python", f"Python in {stage}: one worker runs it on one core"
-    cheaper = {"preprocess": "make it cheaper (chain.plan() shows what runs; smaller photographs), or a GPU", "inference": "compile_model with precision int8 or bf16, a smaller model, or a GPU"}
+    cheaper = {"decode": "smaller photographs, a Resize right after Decode (chain.plan() shows what is joined), or a GPU", "preprocess": "make it cheaper (chain.plan() shows what runs), or a GPU", "inference": "compile_model with precision int8 or bf16, a smaller model, or a GPU"}
     if more: return Verdict(bound, words, seen, f"--workers {setup.workers + 1}: cores are free", spread)
     return Verdict(bound, words, seen, cheaper.get(stage, f"a cheaper {stage}: NumPy on the whole batch, bytes instead of JSON"), faster)
 
@@ -361,7 +368,7 @@ def _rounded(x: Any) -> Any:
     return float(f"{x:.5g}") if isinstance(x, float) else x
 
 # %% ../nbs/07_bench.ipynb #draw
-_COLOURS = {"unsent": "#bdbdbd", "queue": "#90a4ae", "read": "#b3e5fc", "preprocess": "#1e88e5", "inference": "#43a047", "worker": "#43a047",
+_COLOURS = {"unsent": "#bdbdbd", "queue": "#90a4ae", "read": "#b3e5fc", "decode": "#0d47a1", "preprocess": "#1e88e5", "inference": "#43a047", "worker": "#43a047",
             "postprocess": "#fdd835", "encode": "#fb8c00", "server": "#8e24aa", "unexplained": "#e53935"}
 
 def _draw_rates(b: Benchmark, ax: Any):
@@ -407,15 +414,17 @@ def bench(
     slo: str | float | None = None,          # what 99 of 100 answers may take: "50ms", or seconds
     seconds: float = 12,                     # of a level, at most
     warmup: float = 2,                       # seconds of a level that do not count
+    grpc: bool = False,                      # over gRPC instead of HTTP
     progress: Callable[[str], None] = lambda line: None,
     started: Callable[[Load], None] = lambda load: None, # told each level's sender, once it runs
 ) -> Benchmark:
     "Press on an endpoint level by level, and say what bounds it. Raises `ToolkitError` if its payloads are not answered at all"
     if seconds < 4: raise ToolkitError("a level needs time for three windows", found=f"{seconds:g} seconds", do="seconds=4, or more")
+    if grpc: check_grpc()
     plans = _plans(concurrency, rate, poisson)
     objective, bodies = seconds_of(slo) if slo else 0.0, payloads(inputs)
     setup = _setup(endpoint, bodies)
-    levels = [measure(endpoint, bodies, p, seconds, warmup, setup, progress, started) for p in plans]
+    levels = [measure(endpoint, bodies, p, seconds, warmup, setup, progress, started, target_of(endpoint, grpc)) for p in plans]
     if not any(l.total.rate for l in levels):
         raise ToolkitError("no request got a good answer", found=", ".join(f"{n} × {kind}" for kind, n in levels[0].errors.items()) or "nothing came back", do=f"{endpoint.name}.predict(...) of one of the inputs says why")
     return Benchmark(setup, tuple(levels), objective, time.strftime("%Y-%m-%d %H:%M", time.gmtime()))

@@ -20,7 +20,7 @@ from .magics import served_name, undefined_names, without_magics
 # %% auto #0
 __all__ = ['app', 'deploying', 'deploy_command', 'Folder', 'Namespace', 'export_handlers', 'readme', 'project_root',
            'export_project', 'drift', 'main', 'command', 'doctor', 'export', 'archive', 'sign', 'verify', 'serve',
-           'run', 'bench', 'offline', 'cache', 'render', 'check', 'diff', 'apply']
+           'run', 'bench', 'ladder', 'offline', 'cache', 'render', 'check', 'diff', 'apply']
 
 # %% ../nbs/12_cli.ipynb #handler-cells
 def _handler_cells(path: Path) -> dict[str, list]:
@@ -284,6 +284,7 @@ def bench(
     poisson: Annotated[bool, typer.Option("--poisson", help="due at random times")] = False,
     slo: Annotated[Optional[str], typer.Option(help="what 99 of 100 answers may take: 50ms")] = None,
     seconds: Annotated[float, typer.Option("--seconds", "-s", help="of a level, at most")] = 12,
+    grpc: Annotated[bool, typer.Option("--grpc", help="over gRPC instead of HTTP")] = False,
     save: Annotated[Optional[Path], typer.Option(help="JSON file to keep the result in")] = None,
     picture: Annotated[Optional[Path], typer.Option(help="PNG file for the pictures")] = None,
     against: Annotated[Optional[Path], typer.Option(help="an earlier result: what changed, and is it more than noise?")] = None,
@@ -295,7 +296,7 @@ def bench(
     before, steps = Benchmark.load(against) if against else None, Steps()
     with _served(model, steps) as endpoint:
         steps("press on it")
-        found = press(endpoint, inputs, numbers_of(concurrency), numbers_of(rate, float) if rate else None, poisson, slo, seconds, progress=steps.update)
+        found = press(endpoint, inputs, numbers_of(concurrency), numbers_of(rate, float) if rate else None, poisson, slo, seconds, grpc=grpc, progress=steps.update)
     steps.done("measured")
     typer.echo(str(found))
     if save: found.save(save)
@@ -315,6 +316,31 @@ def _served(model: str, steps: Callable[[str], None]) -> Iterator[Any]:
         found = f"served: {', '.join(sorted(n for names in have.values() for n in names)) or 'nothing'}"
         raise ToolkitError(f"{'no running server has' if not those else 'more than one running server has'} a model {model!r}", found=found, do="zz serve it, or give its .mar")
     yield those[0].endpoint(model)
+
+# %% ../nbs/12_cli.ipynb #ladder-command
+@command
+def ladder(
+    rounds: Annotated[int, typer.Option("--rounds", "-r", min=1, help="in each of which every side has a turn")] = 5,
+    seconds: Annotated[float, typer.Option("--seconds", "-s", min=4, help="of a turn")] = 5,
+    clients: Annotated[int, typer.Option("--clients", "-c", min=0, help="that send as soon as they have their answers [default: four for each core]")] = 0,
+    photos: Annotated[Optional[Path], typer.Option(help="folder of photographs [default: Debian's, of 4 to 16 megapixels]")] = None,
+    peer: Annotated[Optional[list[str]], typer.Option("--peer", "-p", help="LitServe, mosec, BentoML, Ray Serve or Triton; may be repeated [default: those that are installed]")] = None,
+    no_peers: Annotated[bool, typer.Option("--no-peers", help="the rungs and the ceilings only")] = False,
+    paces: Annotated[bool, typer.Option("--paces", help="instead of the rungs and the peers: ways to keep the cores busy, numbers of workers, threads and batches")] = False,
+    save: Annotated[Optional[Path], typer.Option(help="JSON file to keep the result in")] = None,
+    picture: Annotated[Optional[Path], typer.Option(help="PNG file for the pictures")] = None,
+):
+    "The stock way, a compiled model, a chain, a tuned service, the ceiling and other servers, in turns"
+    from zztoolkit.core import Steps, png_of, usable_cores
+    from zztoolkit.ladder import RUNGS, ladder as climb, paces as ways
+    if photos and not (found := sorted(p for p in photos.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))): raise ToolkitError(f"no photographs in {photos}", do="a folder of .jpg or .png files")
+    steps = Steps()
+    steps("climb")
+    result = climb(found if photos else (), rounds, seconds, clients, [] if no_peers or paces else peer or None, ways(usable_cores()) if paces else RUNGS, steps.update)
+    steps.done("measured")
+    typer.echo(str(result))
+    if save: result.save(save)
+    if picture: picture.write_bytes(png_of(result.show()))
 
 # %% ../nbs/12_cli.ipynb #offline-command
 @command

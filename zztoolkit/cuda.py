@@ -317,12 +317,14 @@ def plan_cuda(ops: Sequence[Any]) -> tuple[Step, ...]:
 def _covers(resize: Resize, crop: CenterCrop) -> bool: return all(have >= want for have, want in zip(as_pair(resize.size), crop.hw))
 
 # %% ../nbs/01c_cuda.ipynb #run
-def run_batch(steps: Sequence[Step], xs: Sequence[Any]) -> Batch:
-    "Bodies (or images uint8 (H, W, C), NumPy or torch) to one torch tensor on the device, each input failing alone"
+def run_batch(steps: Sequence[Step], xs: Sequence[Any], decoded: Callable[[float], None] = lambda share: None) -> Batch:
+    "Bodies (or images uint8 (H, W, C), NumPy or torch) to one torch tensor on the device, each input failing alone. `decoded` is called when decoding is on its way"
     check_cuda()
     decodes = bool(steps) and isinstance(steps[0].ops[0], Decode)
     batch = Batch.of(xs) if decodes else Batch.of(xs).map(_on_device)
-    for step in steps: batch = batch.through(step.run)
+    for n, step in enumerate(steps):
+        batch = batch.through(step.run)
+        if decodes and not n: decoded(1.0)
     return batch.through(_stacked)
 
 def _on_device(x: Any) -> torch.Tensor:

@@ -9,6 +9,7 @@ import importlib, itertools, json, os, shutil, statistics, subprocess, sys, temp
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .archive import archive
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['DEBIAN', 'CAMERA', 'BY_SA', 'WHEEL', 'WHEEL_PHOTOS', 'RECBOLE', 'HANDLERS', 'lite_weights', 'efficientnet_lite',
            'efficientnet_lite0', 'imagenet_labels', 'photographs', 'large_photographs', 'showable', 'movielens',
-           'requests_per_second', 'side_by_side', 'serve_ours', 'serve_stock', 'main']
+           'requests_per_second', 'side_by_side', 'handler_module', 'serve_ours', 'serve_stock', 'main']
 
 # %% ../nbs/13_demo.ipynb #model
 def lite_weights(n: int = 0) -> str:
@@ -176,15 +177,19 @@ def side_by_side(sides: dict[str, Endpoint], bodies: Sequence[bytes], rounds: in
 # %% ../nbs/13_demo.ipynb #main
 HANDLERS = Path(__file__).parent.parent / "handlers" if "__file__" in globals() else Path.cwd().parent / "handlers"
 
+def handler_module(stem: str) -> ModuleType:
+    "A handler file of this repository, imported as a module"
+    from importlib.util import module_from_spec, spec_from_file_location
+    spec = spec_from_file_location(stem, HANDLERS / f"{stem}.py")
+    assert spec and spec.loader
+    spec.loader.exec_module(module := module_from_spec(spec))
+    return module
+
 def _bar(value: float, most: float, width: int = 40) -> str: return "█" * max(1, round(width * value / most))
 
 def serve_ours(server: LocalServer, say: Callable[[str], None]) -> Endpoint:
     "Compile, pack and serve EfficientNet-Lite0 behind `handlers/imagenet_classifier.py`"
-    from importlib.util import module_from_spec, spec_from_file_location
-    spec = spec_from_file_location("imagenet_classifier", HANDLERS / "imagenet_classifier.py")
-    assert spec and spec.loader
-    spec.loader.exec_module(module := module_from_spec(spec))
-    chain: Chain = module.chain
+    chain: Chain = handler_module("imagenet_classifier").chain
     artifact = compile_model(efficientnet_lite0(), chain.example())
     say(f"  {artifact!r}")
     say(f"  on one thread {artifact.engine} takes " + ", ".join(f"1/{times:.1f} of eager's time at batch {n}" for n, times in artifact.speedup.items()))

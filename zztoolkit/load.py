@@ -5,7 +5,7 @@
 # %% ../nbs/07a_load.ipynb #imports
 from __future__ import annotations
 
-import array, asyncio, itertools, json, math, pickle, random, re, selectors, subprocess, sys, threading, time
+import array, asyncio, importlib.util, itertools, json, math, pickle, random, re, selectors, subprocess, sys, threading, time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +18,7 @@ if TYPE_CHECKING: import numpy as np
 
 # %% auto #0
 __all__ = ['MOST', 'payloads', 'Plan', 'closed', 'open_loop', 'due_times', 'Target', 'end_of_chunks', 'end_of_answer',
-           'error_kind', 'send', 'Sent', 'Load', 'send_for']
+           'error_kind', 'grpc_message', 'check_grpc', 'send', 'Sent', 'Load', 'send_for']
 
 # %% ../nbs/07a_load.ipynb #payloads
 MOST = 256 << 20   # bytes of payloads that are kept in memory
@@ -79,9 +79,11 @@ class Target:
     path: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     host: str = "127.0.0.1"
+    grpc: bool = False      # `path` is the name of a model then
 
     def request(self, body: bytes, kind: str = "application/octet-stream") -> bytes:
-        "A whole HTTP/1.1 request as it goes over the wire"
+        "A whole HTTP/1.1 request as it goes over the wire, or TorchServe's gRPC message"
+        if self.grpc: return grpc_message(self.path, body)
         lines = [f"POST {self.path} HTTP/1.1", f"Host: {self.host}:{self.port}", f"Content-Type: {kind}", f"Content-Length: {len(body)}",
                  *(f"{k}: {v}" for k, v in self.headers.items())]
         return "\r\n".join([*lines, "", ""]).encode() + body
@@ -125,14 +127,14 @@ class _Connection(asyncio.Protocol):
         self.answer: asyncio.Future[bytearray] | None = None
         self.buffer, self.end, self.asked_at = bytearray(), -1.0, 0.0
 
-    async def ask(self, request: bytes) -> bytearray:
-        "The whole answer. Raises `OSError`"
+    async def ask(self, request: bytes) -> str:
+        "What was wrong with the answer; '' for a good one. Raises `OSError` without one"
         if self.transport is None or self.transport.is_closing():
             await self.loop.create_connection(lambda: self, self.target.host, self.target.port)
         assert self.transport
         self.buffer, self.end, self.asked_at, self.answer = bytearray(), -1.0, time.monotonic(), self.loop.create_future()
         self.transport.write(request)
-        return await self.answer
+        return error_kind(await self.answer)
 
     def connection_made(self, transport: Any): self.transport = transport
 
@@ -160,6 +162,40 @@ class _Connection(asyncio.Protocol):
         answer, self.answer = self.answer, None
         if answer and not answer.done(): answer.set_exception(why)
 
+# %% ../nbs/07a_load.ipynb #grpc
+def _varint(n: int) -> bytes:
+    out = bytearray()
+    while n > 127: out.append(n & 127 | 128); n >>= 7
+    return bytes([*out, n])
+
+def _field(number: int, data: bytes) -> bytes: return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+def grpc_message(model: str, body: bytes) -> bytes:
+    "TorchServe's PredictionsRequest: the model's name (1) and a map (3) with the body under `data`"
+    return _field(1, model.encode()) + _field(3, _field(1, b"data") + _field(2, body))
+
+def check_grpc():
+    "Raise `ToolkitError` without the library"
+    if not importlib.util.find_spec("grpc"): raise ToolkitError("gRPC needs grpcio", do="pip install 'zztoolkit[grpc]'")
+
+class _GrpcConnection:
+    "One channel, with one request under way at a time"
+    def __init__(self, target: Target):
+        import grpc
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        self.failure, self.timeout = grpc.aio.AioRpcError, 30.0
+        self.metadata = [(k.lower(), v) for k, v in target.headers.items()]
+        self.call = grpc.aio.insecure_channel(f"{target.host}:{target.port}", options).unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
+
+    async def ask(self, request: bytes) -> str:
+        "What was wrong with the answer; '' for a good one"
+        try: answer = await self.call(request, timeout=self.timeout, metadata=self.metadata)
+        except self.failure as e: return f"gRPC {e.code().name}"
+        at = answer.find(b'{"error": {', 0, 32)
+        return "" if at < 0 else json.loads(answer[at:])["error"]["type"]
+
+    def late(self, timeout: float): self.timeout = timeout
+
 # %% ../nbs/07a_load.ipynb #sender
 @dataclass
 class _Frame:
@@ -181,7 +217,7 @@ class _Sender:
         self.requests, self.kinds = itertools.cycle(requests), {"": 0}
         self.frame, self.lags = _Frame(), [0.0]
         self.due: asyncio.Queue[float] = asyncio.Queue()
-        self.clients: list[_Connection] = []
+        self.clients: list[_Connection | _GrpcConnection] = []
         self.idle = self.under_way = 0
         self.tasks: set[asyncio.Task] = set()
 
@@ -219,14 +255,14 @@ class _Sender:
             self.due.put_nowait(due)
             if self.due.qsize() > self.idle and len(self.clients) < self.plan.clients: self._spawn(self._at_rate())
 
-    def _connection(self) -> _Connection:
-        self.clients.append(c := _Connection(self.target))
+    def _connection(self) -> _Connection | _GrpcConnection:
+        self.clients.append(c := (_GrpcConnection if self.target.grpc else _Connection)(self.target))
         return c
 
-    async def _one(self, connection: _Connection, due: float):
+    async def _one(self, connection: _Connection | _GrpcConnection, due: float):
         sent, kind = time.monotonic(), ""
         self.under_way += 1
-        try: kind = error_kind(await connection.ask(next(self.requests)))
+        try: kind = await connection.ask(next(self.requests))
         except (OSError, ValueError) as e: kind = type(e).__name__
         self.under_way -= 1
         f = self.frame

@@ -280,6 +280,7 @@ class ServeMagics(Magics):
     @argument("--poisson", action="store_true", help="due at random times")
     @argument("--slo", help="what 99 of 100 answers may take: 50ms")
     @argument("--seconds", "-s", type=float, default=12, help="of a level, at most (default 12)")
+    @argument("--grpc", action="store_true", help="over gRPC instead of HTTP")
     @argument("--save", help="JSON file to keep the result in")
     @line_magic
     def bench(self, line: str) -> Benchmark:
@@ -288,7 +289,7 @@ class ServeMagics(Magics):
         args, steps = parsed(self.bench, line), Steps()
         steps("press on it")
         endpoint, inputs = self._endpoint(args.name), _from_notebook(self.shell.user_ns, args.inputs)
-        found = bench(endpoint, inputs, numbers_of(args.concurrency), numbers_of(args.rate, float) if args.rate else None, args.poisson, args.slo, args.seconds, progress=steps.update)
+        found = bench(endpoint, inputs, numbers_of(args.concurrency), numbers_of(args.rate, float) if args.rate else None, args.poisson, args.slo, args.seconds, grpc=args.grpc, progress=steps.update)
         steps.done("measured")
         if args.save: found.save(args.save)
         display(found.show())

@@ -9,7 +9,7 @@ import base64, io, json, time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,17 +161,37 @@ class Chain:
         x: Any, # encoded image (bytes or a `Path`), an image uint8 (H, W, C) if the chain decodes none, or a dict of one and a region
     ) -> np.ndarray: # what the last operation gives: float32 (C, H, W) after `Normalize`
         "Run the chain on one input. Raises `RequestError` for an input that is no image"
+        plan, value = self._begun(x)
+        return plan(value)
+
+    def _begun(self, x: Any) -> tuple[Plan, Any]:
+        "The plan for one input, and what it begins with"
         value, region = _source(x)
         if not self.decodes: value = _check_image(value)
-        return (self.at(region).plan() if region else self._planned)(value)
+        return (self.at(region).plan() if region else self._planned), value
 
     def batch(self,
         xs: Sequence,                 # as many inputs
         pool: Executor | None = None, # threads to share them on the CPU; decoding and resizing release Python's lock
         device: str = "cpu",          # or "cuda"
+        decoded: Callable[[float], None] = lambda share: None, # told what share of the time so far went into decoding, with what the plan has joined to it
     ) -> Batch: # the live ones stacked, (N, C, H, W): a NumPy array, or on CUDA a torch tensor; the others in `errors`
         "Run the chain on many inputs, each failing alone"
-        return run_batch(self._planned_for_cuda.steps, xs) if device == "cuda" else Batch.of(xs).map(self, pool).through(stack_rows)
+        if device == "cuda": return run_batch(self._planned_for_cuda.steps, xs, decoded)
+        spent: list[tuple[float, float]] = []
+        batch = Batch.of(xs).map(partial(self._timed, spent), pool).through(stack_rows)
+        if self.decodes and spent: decoded(sum(first for first, _ in spent) / sum(whole for _, whole in spent))
+        return batch
+
+    def _timed(self, spent: list[tuple[float, float]], x: Any) -> Any:
+        "The chain on one input; the seconds of the plan's first step and of all go to `spent`"
+        plan, value = self._begun(x)
+        start = time.perf_counter()
+        value = run_steps(plan.steps[:1], value)
+        first = time.perf_counter()
+        value = run_steps(plan.steps[1:], value)
+        spent.append((first - start, time.perf_counter() - start))
+        return value
 
     def example(self, photo: Any = None):
         "A real input of the model behind this chain: a torch tensor (1, C, H, W) of `photo` (what `show` takes)"
