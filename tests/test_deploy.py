@@ -6,7 +6,7 @@ import httpx, jsonschema, promql_parser, pytest, yaml
 
 from alerts import ALERTS, rule_tests
 from conftest import ROOT, missing
-from pods import Pod
+from pods import Pod, wait_until
 from watching import Prometheus, serve_text
 from zztoolkit import demo, deploy as d
 from zztoolkit.archive import archive
@@ -340,7 +340,7 @@ def test_every_query_finds_data(lite0, photo, tmp_path):
         with httpx.Client(trust_env=False, timeout=30) as http:
             while not over_at.is_set(): http.post(pod.url(0, "/predictions/classifier"), content=body, headers=headers)
     with Pod(tmp_path / "log", *(here.get(a, a) for a in server_of(objects)["args"])) as pod, Prometheus(tmp_path, file, [pod.ports[3], pod.ports[4]], cluster.server_port) as prometheus:
-        pod.wait_ready()
+        wait_until(lambda: "zz run: ready" in pod.said(), 60)
         clients = [threading.Thread(target=press, args=(pod,)) for _ in range(3)]
         for c in clients: c.start()
         try:
@@ -436,3 +436,14 @@ def wrong_archives(release: d.Release, file: Path) -> str:
     "What `check` says of the archives once a file is changed"
     file.write_bytes(file.read_bytes() + b"!")
     return d.check(release)[0].detail
+
+def test_sizing_reads_the_ladder(tmp_path):
+    "The figures of a rung are the medians of the record that the ladder writes"
+    from zztoolkit.ladder import Ladder, Side, Turn
+    from zztoolkit.sizing import Measured, Terms, bends, size
+    turns = tuple(Turn(rate, 20.0, 40.0, 0, dict(workers=1.5, frontend=0.25, generator=0.1), 1024.0, stages=dict(decode=20.0, preprocess=4.0, inference=6.0)) for rate in (40.0, 50.0, 90.0))
+    Ladder((Side("stock", "rung", turns[:1]), Side("tuned", "rung", turns))).save(tmp_path / "ladder.json")
+    m = Measured.rung(tmp_path / "ladder.json", cores=2, payload=1e6)
+    s = size(1000, m, Terms(core_hour=1.0, used=0.5, spare=0.1))
+    assert (m.rate, m.memory, s.replicas, s.cores, s.gbit, s.frontend_cores) == (50.0, 1024.0, 44, 88, 8.0, 5.0)
+    assert round(s.stage_cores("decode"), 6) == 20.0 and "24 cores busy, inference 6" in bends(s)["decode"]

@@ -137,10 +137,10 @@ def size(
 def bends(s: Size) -> dict[str, str]:
     "What each part of the design costs at this rate, and what to do when it is the first to bend"
     m, t = s.measured, s.terms
-    decode, inference = s.stage_cores("preprocess"), s.stage_cores("inference")
+    decode, inference = s.stage_cores("decode") + s.stage_cores("preprocess"), s.stage_cores("inference")
     said = {}
     if decode + inference:
-        said["decode"] = (f"preprocessing keeps {decode:,.0f} cores busy, inference {inference:,.0f}: "
+        said["decode"] = (f"decoding and preprocessing keep {decode:,.0f} cores busy, inference {inference:,.0f}: "
                           + ("more cores decode than compute. Smaller photographs, or decoding on a GPU" if decode > inference else "the network is the larger part. A faster engine, int8, or a GPU"))
     if s.gbit:
         said["network"] = f"{s.gbit:,.1f} Gbit/s of requests, {s.gbit / s.nodes:,.2f} for each machine of {t.node_gbit:g}; " + (
