@@ -2,7 +2,7 @@
 
 Needs Debian's podman and runc, and root.
 """
-import json, os, shutil, subprocess, time, zipfile
+import json, os, shutil, subprocess, tempfile, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,14 +39,19 @@ def home(tmp_path_factory) -> Path:
 class Container:
     "The image as the chart runs it"
     def __init__(self, home: Path, store: Path | None = None, *args):
-        [self.front, self.probes] = free_ports(2)
+        [self.front, self.probes], self.writable = free_ports(2), Path(tempfile.mkdtemp())
+        self.writable.chmod(0o755)
+        for empty_dir in ("work", "tmp"): (self.writable / empty_dir).mkdir()
+        for empty_dir in self.writable.iterdir(): empty_dir.chmod(0o777)
         self.id = podman("run", "-d", "--read-only", "--read-only-tmpfs=false", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "host", "--stop-timeout", "60",
-            "--tmpfs", "/work:rw,mode=1777", "--tmpfs", "/tmp:rw,mode=1777", "-v", f"{store or home / 'store'}:/models:ro", "-v", f"{home}/keys:/etc/zztoolkit/keys:ro", "-v", f"{home}/tokens:/etc/zztoolkit/tokens/tokens:ro",
+            "-v", f"{self.writable}/work:/work", "-v", f"{self.writable}/tmp:/tmp", "-v", f"{store or home / 'store'}:/models:ro", "-v", f"{home}/keys:/etc/zztoolkit/keys:ro", "-v", f"{home}/tokens:/etc/zztoolkit/tokens/tokens:ro",
             "-e", "ZZ_KEYS=/etc/zztoolkit/keys", "-e", "ZZ_TOKENS=/etc/zztoolkit/tokens/tokens", "-e", "ZZ_HOST=127.0.0.1", "-e", f"ZZ_PORTS={self.front},{','.join(map(str, free_ports(3)))},{self.probes}",
             "-e", "ZZ_ENDPOINT_WAIT=2", *args, IMAGE).strip()
 
     def __enter__(self): return self
-    def __exit__(self, *exc): podman("rm", "-f", "-t", "0", self.id)
+    def __exit__(self, *exc):
+        podman("rm", "-f", "-t", "0", self.id)
+        shutil.rmtree(self.writable)
     def logs(self) -> str: return podman("logs", self.id)
     def state(self) -> dict: return json.loads(podman("inspect", self.id))[0]["State"]
 
