@@ -58,7 +58,7 @@ backend pods
 {servers}
 listen service
   mode tcp
-  balance leastconn
+  balance random
   bind 127.0.0.1:{service}
   option httpchk GET {check}
   retries 0

@@ -66,7 +66,7 @@ class Pod:
 
     def java(self) -> psutil.Process: return next(p for p in self.family() if "java" in p.name())
 
-    def workers(self) -> list[psutil.Process]: return [p for p in self.family() if any("model_service_worker" in a for a in p.cmdline()) and "python" in p.name()]
+    def workers(self) -> list[psutil.Process]: return [p for p in self.family() if any("model_service_worker" in a for a in p.cmdline()) and "python" in p.exe()]
 
     def __enter__(self) -> Pod: return self
 

@@ -20,7 +20,7 @@ from .magics import served_name, undefined_names, without_magics
 # %% auto #0
 __all__ = ['app', 'deploying', 'deploy_command', 'Folder', 'Namespace', 'export_handlers', 'readme', 'project_root',
            'export_project', 'drift', 'main', 'command', 'doctor', 'export', 'archive', 'sign', 'verify', 'serve',
-           'run', 'bench', 'ladder', 'offline', 'cache', 'render', 'check', 'diff', 'apply']
+           'run', 'image', 'bench', 'ladder', 'offline', 'cache', 'render', 'check', 'diff', 'apply']
 
 # %% ../nbs/12_cli.ipynb #handler-cells
 def _handler_cells(path: Path) -> dict[str, list]:
@@ -273,6 +273,18 @@ def run(
     if len(numbers) != 5 or not all(n.strip().isdigit() for n in numbers): raise ToolkitError("ports are five numbers", found=ports, do="front,inference,management,metrics,probes")
     settings = Settings(max_request_size, job_queue_size, response_timeout, startup_timeout, drain_timeout)
     raise typer.Exit(supervise(Pod(store, wanted(models), keys, tokens, tls, token_auth, front, host, Ports(*map(int, numbers)), work, endpoint_wait, settings)))
+
+# %% ../nbs/12_cli.ipynb #image-command
+@command
+def image(
+    folder: Annotated[Path, typer.Argument(help="made for podman build")],
+    archives: Annotated[Optional[list[Path]], typer.Argument(help="to bake in [default: none, the pod mounts them at /models]")] = None,
+    extra: Annotated[Optional[list[str]], typer.Option("--require", help="package that a handler imports; may be repeated")] = None,
+):
+    "Write a Dockerfile, a lock of the packages that are installed here, and all that podman build needs beside them"
+    from zztoolkit.image import image_context
+    where = image_context(folder, archives or [], extra or [])
+    typer.echo(f"podman build -t NAME {where}")
 
 # %% ../nbs/12_cli.ipynb #bench-command
 @command

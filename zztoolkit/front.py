@@ -56,7 +56,8 @@ frontend front
   bind {host}:{port}{tls}
   monitor-uri /front
   http-after-response set-header connection close if {{ str(closing) -m str -f {folder}/front.state }}
-  http-response set-status 503 reason "Worker died" if {{ status 507 }}
+  http-response wait-for-body time 1s if {{ status 500 507 }}
+  http-response set-status 503 reason "Worker died" if {{ status 500 507 }} {{ res.body -m sub "Worker died." }}
 {access}  default_backend torchserve
 backend torchserve
   server torchserve 127.0.0.1:{target}
