@@ -7,12 +7,15 @@ TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Succ
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test gpu lab notebooks export ladder soak bench-vision bench-compile bench-frame clean
+.PHONY: help demo test deploy-check gpu faults image lab notebooks export ladder soak bench-vision bench-compile bench-frame clean
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
+	@echo "make deploy-check  checkov's rules on the rendered chart, in every shape (installs checkov in .venv-checkov)"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every operation on images and tables on both engines"
+	@echo "make faults        replicas behind a proxy, broken in every way, requests counted; as root, with Debian's haproxy and iproute2"
+	@echo "make image         the image of a pod, built and run with Debian's podman and runc, as root; BASE=debootstrap where no registry is"
 	@echo "make ladder        the stock way, compiled, chain, tuned, other servers and the ceiling, in turns (half an hour)"
 	@echo "make soak          ten minutes at 70 % of capacity: memory, errors, p99"
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
@@ -30,9 +33,14 @@ test: $(VENV)/dev.ok
 	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
 	@zz export --check
 	@echo "── 2/4  notebooks: every one runs, alone; 3/4  types, beside"
-	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing; notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
+	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing $(if $(wildcard /usr/sbin/haproxy),--flags haproxy); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
 	@echo "── 4/4  tests against a real TorchServe"
 	@pytest
+
+# checkov pins old versions of half the index: it gets an environment of its own
+deploy-check: $(VENV)/dev.ok
+	@test -x .venv-checkov/bin/checkov || { $(PYTHON) -m venv --clear .venv-checkov && .venv-checkov/bin/python -m pip install -q $(call ini,checkov_requirements); }
+	@pytest -m deploy
 
 gpu: $(VENV)/dev.ok
 	@$(PIP) install -e '.[gpu,rapids]'
@@ -53,6 +61,21 @@ bench-compile: $(VENV)/bench.ok
 
 bench-frame: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.bench_frame
+
+faults: $(VENV)/dev.ok
+	@command -v ip >/dev/null && test -x /usr/sbin/haproxy || { echo "faults need Debian packages: apt install haproxy iproute2"; exit 1; }
+	@pytest -m faults -s --record nbs/records/faults.json
+
+# BASE: an image with this Python, or `debootstrap` to make one of Debian packages. BUILD: more words for podman build.
+BASE  ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-slim-bookworm
+IMAGE ?= localhost/zztoolkit:test
+CONTEXT := build/image
+image: $(VENV)/dev.ok
+	@command -v podman >/dev/null && command -v runc >/dev/null || { echo "the image needs Debian packages: apt install podman runc, and debootstrap for BASE=debootstrap"; exit 1; }
+	@$(BIN)/zz image $(CONTEXT)
+	@test "$(BASE)" != debootstrap || podman image exists localhost/debootstrap || { debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm build/base http://deb.debian.org/debian >/dev/null && tar -C build/base -c . | podman import -q - localhost/debootstrap; }
+	@podman build -q --network host --build-arg BASE=$(if $(filter debootstrap,$(BASE)),localhost/debootstrap,$(BASE)) $(BUILD) -t $(IMAGE) $(CONTEXT)
+	@IMAGE=$(IMAGE) pytest -m image
 
 lab: $(VENV)/dev.ok
 	@jupyter lab --notebook-dir nbs
@@ -94,4 +117,4 @@ $(VENV)/peers.ok: $(VENV)/demo.ok
 	    > $$($(VENV)/triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/sitecustomize.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache test-artefacts
+	rm -rf $(VENV) .venv-checkov build *.egg-info .mypy_cache .pytest_cache test-artefacts

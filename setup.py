@@ -7,7 +7,7 @@ from setuptools import setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini")
 cfg = config["DEFAULT"]
-EXTRAS = "notebook demo dev bench peers grpc openvino gpu rapids tensorrt ray".split()
+EXTRAS = "notebook demo dev bench peers grpc openvino gpu rapids tensorrt ray deploy".split()
 
 setup(
     name=cfg["lib_name"],
@@ -19,7 +19,7 @@ setup(
     author=cfg["author"],
     keywords=cfg["keywords"],
     packages=[cfg["lib_path"]],
-    package_data={cfg["lib_path"]: ["py.typed"]},
+    package_data={cfg["lib_path"]: ["py.typed", "chart/**", "chart/.helmignore", "container/**"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},

@@ -20,8 +20,8 @@ from .vision import Chain, sample_photo
 
 # %% auto #0
 __all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'Mar', 'default_store', 'open_mar', 'check_name', 'check_handler_file', 'check_rules',
-           'own_frames', 'check_ids', 'load_unpacked', 'check_unpacked', 'next_step', 'model_config', 'as_model',
-           'as_features', 'archive']
+           'own_frames', 'default_example', 'check_ids', 'load_unpacked', 'check_unpacked', 'next_step', 'model_config',
+           'as_model', 'as_features', 'archive']
 
 # %% ../nbs/05_archive.ipynb #mar
 NOT_TRIED = "not tried: the handler reads requests in a way of its own; give --example, a request"
@@ -42,6 +42,13 @@ class Mar:
         if (found := sha256(self.path)) != self.digest:
             raise ToolkitError(f"{self.path} is not the archive that was packed", found=f"sha256 {found}, expected {self.digest}", do="pack it again, or restore the file")
         return self
+
+    def config(self) -> dict[str, Any]:
+        "What its model-config.yaml says of workers, batches and threads"
+        import yaml
+        with zipfile.ZipFile(self.path) as z:
+            file = json.loads(z.read("MAR-INF/MANIFEST.json"))["model"].get("configFile")
+            return (yaml.safe_load(z.read(file)) or {}) if file in z.namelist() else {}
 
     def move_to(self, store: Path) -> Mar:
         "Itself in another folder, the digest beside it; an archive of the same name there is replaced"
@@ -118,7 +125,7 @@ def own_frames(e: BaseException, folder: str) -> str:
     shown = "".join(traceback.format_list(traceback.StackSummary.from_list(frames[first:])))
     return (shown + "".join(traceback.format_exception_only(e))).replace(folder + os.sep, "")
 
-def _default_example(handler: Any) -> tuple[bytes, str] | None:
+def default_example(handler: Any) -> tuple[bytes, str] | None:
     "A request for a handler that reads requests as `Handler` does: a photograph for a chain, a record for features, zeros for an artifact, else None"
     import numpy as np
     if not isinstance(handler, Handler) or type(handler).preprocess is not Handler.preprocess: return None
@@ -167,7 +174,7 @@ def _probe(folder: str, report: str, example: str = "", kind: str = ""):
         service = load_unpacked(folder)
         handler: Any = getattr(service._entry_point, "__self__", None)
         if isinstance(handler, Handler): check_initialized(handler)
-        chosen = (Path(example).read_bytes(), kind) if example else _default_example(handler)
+        chosen = (Path(example).read_bytes(), kind) if example else default_example(handler)
         if chosen is not None: found["answer"] = _dry_run(service, *chosen)
         if isinstance(handler, Handler): check_ids(handler)
     except RequestError as e: found["refused"] = str(e)

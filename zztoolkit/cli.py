@@ -18,8 +18,9 @@ from .core import ToolkitError
 from .magics import served_name, undefined_names, without_magics
 
 # %% auto #0
-__all__ = ['app', 'export_handlers', 'readme', 'project_root', 'export_project', 'drift', 'main', 'command', 'doctor', 'export',
-           'archive', 'serve', 'bench', 'ladder', 'offline', 'cache']
+__all__ = ['app', 'deploying', 'deploy_command', 'Folder', 'Namespace', 'export_handlers', 'readme', 'project_root',
+           'export_project', 'drift', 'main', 'command', 'doctor', 'export', 'archive', 'sign', 'verify', 'serve',
+           'run', 'image', 'bench', 'ladder', 'offline', 'cache', 'render', 'check', 'diff', 'apply']
 
 # %% ../nbs/12_cli.ipynb #handler-cells
 def _handler_cells(path: Path) -> dict[str, list]:
@@ -127,15 +128,15 @@ def main(version: Annotated[bool, typer.Option("--version", help="show the versi
     typer.echo(__version__)
     raise typer.Exit()
 
-def command(f: Callable) -> Callable:
-    "A command whose `ToolkitError` is a message and exit code 1, not a traceback"
+def command(f: Callable, on: Optional[typer.Typer] = None) -> Callable:
+    "A command (of `on`, else of `zz` itself) whose `ToolkitError` is a message and exit code 1, not a traceback"
     @functools.wraps(f)
     def wrapped(*args, **kwargs):
         try: return f(*args, **kwargs)
         except ToolkitError as e:
             typer.secho(str(e), fg="red", err=True)
             raise typer.Exit(1) from None
-    return app.command()(wrapped)
+    return (on or app).command()(wrapped)
 
 # %% ../nbs/12_cli.ipynb #doctor-command
 @command
@@ -177,6 +178,33 @@ def archive(
                batchSize=batch_size, maxBatchDelay=max_batch_delay, minWorkers=workers, maxWorkers=workers)
     typer.echo(f"{mar}\n{mar.path}")
 
+# %% ../nbs/12_cli.ipynb #sign-command
+@command
+def sign(
+    archives: Annotated[Optional[list[Path]], typer.Argument(help="one or more .mar")] = None,
+    key: Annotated[Optional[Path], typer.Option("--key", "-k", help="private key")] = None,
+    new_key: Annotated[Optional[Path], typer.Option("--new-key", help="make a pair: NAME.key, which stays with you, and NAME.pub, which pods get")] = None,
+):
+    "Sign archives (Ed25519); the signature stands beside each, as NAME.mar.sig"
+    from zztoolkit.signing import new_key as make, sign as sign_one
+    if new_key:
+        key, public = make(new_key)
+        typer.echo(f"{key} signs: keep it where archives are released, and nowhere else\n{public} checks: give it to zz verify, and to pods (zz run --keys)")
+    if not key: raise ToolkitError("no key to sign with", do="zz sign ARCHIVE --key NAME.key, or zz sign --new-key NAME first")
+    if not archives and not new_key: raise ToolkitError("nothing to sign", do="zz sign ARCHIVE --key NAME.key")
+    for path in archives or []: typer.echo(str(sign_one(path, key)))
+
+@command
+def verify(
+    archives: Annotated[list[Path], typer.Argument(help="one or more .mar")],
+    keys: Annotated[Path, typer.Option("--keys", "-k", help="public key, or folder of them")],
+):
+    "Check archives against the .sha256 and the .sig beside them"
+    from zztoolkit.archive import open_mar
+    from zztoolkit.signing import public_keys, verify as verify_one
+    believed = public_keys(keys)
+    for path in archives: typer.echo(f"{open_mar(path)}, signed with {verify_one(path, believed).name}")
+
 # %% ../nbs/12_cli.ipynb #serve-command
 @command
 def serve(
@@ -204,6 +232,59 @@ def _curl(server: Any, name: str, port: int) -> str:
     key = f"$(python3 -c \"import json; print(json.load(open('{server.folder}/key_file.json'))['inference']['key'])\")"
     return (f'curl --data-binary @FILE -H "Content-Type: application/octet-stream" -H "Authorization: Bearer {key}" http://127.0.0.1:{port}/predictions/{name}\n'
             f"(application/json for a JSON body; what its workers print is in {server.folder}/logs/model_log.log)")
+
+# %% ../nbs/12_cli.ipynb #run-command
+def _from_config(ctx: typer.Context, path: Optional[Path]) -> Optional[Path]:
+    "Options that a YAML file gives, under those of the command line and the environment"
+    if not path: return path
+    import yaml
+    try: given = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as e: raise typer.BadParameter(f"{path} cannot be read: {e}") from None
+    known = {p.name for p in ctx.command.params} - {"config"}
+    if odd := set(given) - known: raise typer.BadParameter(f"{path} has unknown options: {', '.join(sorted(odd))}; there are {', '.join(sorted(filter(None, known)))}")
+    if isinstance(given.get("models"), list): given["models"] = ",".join(given["models"])
+    ctx.default_map = given
+    return path
+
+@command
+def run(
+    store: Annotated[Path, typer.Argument(help="folder of archives", envvar="ZZ_STORE")],
+    models: Annotated[str, typer.Option(help="name=file.mar@sha256:DIGEST, joined by commas [default: every archive]", envvar="ZZ_MODELS")] = "",
+    config: Annotated[Optional[Path], typer.Option(help="YAML with these options", envvar="ZZ_CONFIG", is_eager=True, callback=_from_config)] = None,
+    keys: Annotated[Optional[Path], typer.Option(help="public key, or folder of them: every archive must be signed", envvar="ZZ_KEYS")] = None,
+    tokens: Annotated[Optional[Path], typer.Option(help="file of tokens that the front asks for, one a line; read again when it changes", envvar="ZZ_TOKENS")] = None,
+    tls: Annotated[Optional[Path], typer.Option(help="folder of tls.crt and tls.key, for the front; read again when they change", envvar="ZZ_TLS")] = None,
+    token_auth: Annotated[bool, typer.Option(help="TorchServe's own tokens, without --tokens", envvar="ZZ_TOKEN_AUTH")] = True,
+    front: Annotated[bool, typer.Option(help="haproxy before TorchServe", envvar="ZZ_FRONT")] = True,
+    host: Annotated[str, typer.Option(help="address of all ports but inference and management", envvar="ZZ_HOST")] = "127.0.0.1",
+    ports: Annotated[str, typer.Option(help="front, inference, management, metrics, probes", envvar="ZZ_PORTS")] = "8000,8080,8081,8082,8083",
+    work: Annotated[Optional[Path], typer.Option(help="folder for what is written [default: a temporary one]", envvar="ZZ_WORK")] = None,
+    endpoint_wait: Annotated[float, typer.Option(min=0, help="seconds from SIGTERM in which requests are let in", envvar="ZZ_ENDPOINT_WAIT")] = 10,
+    drain_timeout: Annotated[float, typer.Option(min=0, help="seconds for those in flight then", envvar="ZZ_DRAIN_TIMEOUT")] = 30,
+    response_timeout: Annotated[int, typer.Option(min=1, help="seconds", envvar="ZZ_RESPONSE_TIMEOUT")] = 120,
+    startup_timeout: Annotated[int, typer.Option(min=1, help="seconds, for a model to load", envvar="ZZ_STARTUP_TIMEOUT")] = 300,
+    max_request_size: Annotated[int, typer.Option(min=1, help="bytes", envvar="ZZ_MAX_REQUEST_SIZE")] = 64 << 20,
+    job_queue_size: Annotated[int, typer.Option(min=1, help="requests that wait for one model", envvar="ZZ_JOB_QUEUE_SIZE")] = 100,
+):
+    "What a pod begins with: check the archives, serve them, and let every request finish at SIGTERM"
+    from zztoolkit.run import Pod, Ports, run as supervise, wanted
+    from zztoolkit.serve import Settings
+    numbers = ports.split(",")
+    if len(numbers) != 5 or not all(n.strip().isdigit() for n in numbers): raise ToolkitError("ports are five numbers", found=ports, do="front,inference,management,metrics,probes")
+    settings = Settings(max_request_size, job_queue_size, response_timeout, startup_timeout, drain_timeout)
+    raise typer.Exit(supervise(Pod(store, wanted(models), keys, tokens, tls, token_auth, front, host, Ports(*map(int, numbers)), work, endpoint_wait, settings)))
+
+# %% ../nbs/12_cli.ipynb #image-command
+@command
+def image(
+    folder: Annotated[Path, typer.Argument(help="made for podman build")],
+    archives: Annotated[Optional[list[Path]], typer.Argument(help="to bake in [default: none, the pod mounts them at /models]")] = None,
+    extra: Annotated[Optional[list[str]], typer.Option("--require", help="package that a handler imports; may be repeated")] = None,
+):
+    "Write a Dockerfile, a lock of the packages that are installed here, and all that podman build needs beside them"
+    from zztoolkit.image import image_context
+    where = image_context(folder, archives or [], extra or [])
+    typer.echo(f"podman build -t NAME {where}")
 
 # %% ../nbs/12_cli.ipynb #bench-command
 @command
@@ -321,3 +402,59 @@ def cache(
 def _age(path: Path) -> str:
     days = (time.time() - (path / "artifact.json").stat().st_mtime) / 86400
     return "today      " if days < 1 else f"{days:4.0f} days ago"
+
+# %% ../nbs/12_cli.ipynb #deploy-commands
+deploying = typer.Typer(help="From archives to Kubernetes: a container build and a Helm chart.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(deploying, name="deploy")
+deploy_command = functools.partial(command, on=deploying)
+
+Folder = Annotated[Path, typer.Argument(help="that zz deploy render wrote")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n")]
+
+@deploy_command
+def render(
+    archives: Annotated[list[str], typer.Argument(help=".mar, or name@sha256:DIGEST of one that the model store or the folder keeps")],
+    to: Annotated[Path, typer.Option("--to", "-t", help="folder; one that was rendered before is replaced, but keeps its archives")] = Path("deploy"),
+    name: Annotated[str, typer.Option(help="of the release [default: the first model's]")] = "",
+    image: Annotated[str, typer.Option("--image", "-i", help="registry/name@sha256:DIGEST or registry/name:tag [default: a tag for this set of archives]")] = "",
+    values: Annotated[Optional[Path], typer.Option("--values", "-f", help="YAML of your own for the chart")] = None,
+    example: Annotated[Optional[list[str]], typer.Option("--example", "-e", help="NAME=FILE: what helm test sends to a model; may be repeated")] = None,
+    build: Annotated[Optional[bool], typer.Option("--build/--no-build", help="write a container build [default: unless --image is given]")] = None,
+    package: Annotated[Optional[list[str]], typer.Option("--package", "-p", help="that handlers import, for that build; may be repeated")] = None,
+):
+    "Write a container build and a Helm chart for archives"
+    from zztoolkit.deploy import render as write, told_image
+    if odd := [e for e in example or [] if "=" not in e]: raise ToolkitError("an example is given as NAME=FILE", found=odd[0])
+    release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []), build, package or [])
+    typer.echo(str(release))
+    if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.values['image'])} {to}/container")
+    typer.echo(f"zz deploy check {to}")
+
+@deploy_command
+def check(folder: Folder = Path("deploy")):
+    "Are the archives those that are pinned, and is the chart fit for Kubernetes?"
+    from zztoolkit.deploy import Release, check as look
+    found = look(Release.open(folder))
+    typer.echo(str(found))
+    raise typer.Exit(0 if found.ok else 1)
+
+@deploy_command
+def diff(
+    folder: Folder = Path("deploy"),
+    against: Annotated[Optional[Path], typer.Option("--against", "-a", help="a folder rendered before [default: what the cluster has]")] = None,
+    namespace: Namespace = "default",
+):
+    "What applying a folder would change"
+    from zztoolkit.deploy import Release, diff as compare
+    typer.echo(compare(Release.open(folder), Release.open(against) if against else None, namespace) or "nothing would change")
+
+@deploy_command
+def apply(
+    folder: Folder = Path("deploy"),
+    namespace: Namespace = "default",
+    timeout: Annotated[str, typer.Option(help="for the new pods to get ready")] = "20m",
+    test: Annotated[bool, typer.Option(help="predict once with every model afterwards")] = True,
+):
+    "Check a folder and give it to helm; what served before serves until the new pods are ready, and again if they do not get there"
+    from zztoolkit.deploy import Release, apply as give
+    typer.echo(give(Release.open(folder), namespace, timeout, test))

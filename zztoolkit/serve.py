@@ -5,7 +5,7 @@
 # %% ../nbs/06_serve.ipynb #imports
 from __future__ import annotations
 
-import atexit, ctypes, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time, warnings, zipfile
+import atexit, ctypes, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time, warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,9 +23,10 @@ if TYPE_CHECKING: import httpx, psutil
 
 # %% auto #0
 __all__ = ['NOT_DRAINED', 'Progress', 'Settings', 'free_ports', 'properties', 'server_environment', 'java_command', 'log_config',
-           'worker_script', 'exit_codes', 'Tokens', 'Management', 'wait_idle', 'supervise', 'worker_log',
-           'last_traceback', 'exit_words', 'LocalServer', 'Counted', 'counted', 'next_version', 'deploy',
-           'RunningServer', 'running_servers', 'PredictionError', 'error_of', 'Endpoint']
+           'worker_script', 'exit_codes', 'lay_out', 'Tokens', 'NoTokens', 'Management', 'wait_idle', 'inherit_orphans',
+           'start_child', 'kill_orphans', 'end_java', 'supervise', 'tail', 'worker_log', 'last_traceback', 'exit_words',
+           'why_worker_died', 'LocalServer', 'Counted', 'counted', 'next_version', 'deploy', 'RunningServer',
+           'running_servers', 'PredictionError', 'error_of', 'Endpoint']
 
 # %% ../nbs/06_serve.ipynb #settings
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def free_ports(n: int) -> list[int]:
     finally:
         for s in socks: s.close()
 
-def properties(s: Settings, ports: Sequence[int], store: Path) -> str:
-    "TorchServe's config.properties"
+def properties(s: Settings, ports: Sequence[int], store: Path, **other: Any) -> str:
+    "TorchServe's config.properties; `other` keys are added, or take the place of these"
     inference, management, metrics, grpc_inference, grpc_management = ports
     values = dict(
         inference_address=f"http://127.0.0.1:{inference}", management_address=f"http://127.0.0.1:{management}",
@@ -62,7 +63,7 @@ def properties(s: Settings, ports: Sequence[int], store: Path) -> str:
         max_request_size=s.max_request_size, max_response_size=s.max_request_size, job_queue_size=s.job_queue_size,
         default_response_timeout=s.response_timeout, default_startup_timeout=s.startup_timeout, default_workers_per_model=1,
         metrics_mode="prometheus", model_metrics_auto_detect="true", enable_envvars_config="false")
-    return "".join(f"{k}={v}\n" for k, v in values.items())
+    return "".join(f"{k}={v}\n" for k, v in (values | other).items())
 
 def server_environment(folder: Path, java_home: str) -> dict[str, str]:
     "The caller's environment without secrets, with this server's own temporary and log folders"
@@ -70,13 +71,13 @@ def server_environment(folder: Path, java_home: str) -> dict[str, str]:
     own = {"TMPDIR": "tmp", "TEMP": "tmp", "LOG_LOCATION": "logs", "METRICS_LOCATION": "logs"}
     return kept | {k: str(folder / v) for k, v in own.items()} | {"JAVA_HOME": java_home}
 
-def java_command(java: str, folder: Path) -> list[str]:
+def java_command(java: str, folder: Path, *flags: str) -> list[str]:
     "What `torchserve --start` would run, in the foreground and without its pid file"
     import ts
     home = Path(ts.__file__).resolve().parent.parent
     return [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={folder}/tmp",
             f"-Dlog4j.configurationFile={folder}/log4j2.xml", "-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer", "--python", f"{folder}/python",
-            "-f", f"{folder}/config.properties", "-s", f"{folder}/store", "-ncs", "--enable-model-api"]
+            "-f", f"{folder}/config.properties", "-s", f"{folder}/store", "-ncs", *flags]
 
 # %% ../nbs/06_serve.ipynb #log-config
 _FILE = """<RollingFile name="{name}" fileName="{folder}/{name}.log" filePattern="{folder}/{name}.%i.log">
@@ -84,24 +85,30 @@ _FILE = """<RollingFile name="{name}" fileName="{folder}/{name}.log" filePattern
 </RollingFile>"""
 
 _LOGGING = """<Configuration>
-<Appenders> <Console name="console"><PatternLayout pattern="%d{{ISO8601}} [%-5p] %c - %m%n"/></Console> {files} </Appenders>
+<Appenders> <Console name="console"><PatternLayout pattern="%d{{ISO8601}} [%-5p] %t %c - %m%n"/></Console> {files} </Appenders>
 <Loggers>
-  <Logger name="MODEL_LOG" level="all" additivity="false"><AppenderRef ref="model_log"/></Logger>
+  <Logger name="MODEL_LOG" level="all" additivity="false"><AppenderRef ref="model_log"/>{echo}</Logger>
   <Logger name="ACCESS_LOG" level="info" additivity="false"><AppenderRef ref="access_log"/></Logger>
   <Logger name="MODEL_METRICS" level="off"/> <Logger name="TS_METRICS" level="off"/> <Logger name="org.apache" level="off"/> <Logger name="io.netty" level="error"/>
   <Root level="info"><AppenderRef ref="ts_log"/><AppenderRef ref="console" level="error"/></Root>
 </Loggers>
 </Configuration>"""
 
-def log_config(folder: Path) -> str:
+_ECHO = r"""<AppenderRef ref="console"><RegexFilter regex="\[METRICS\].*|Backend received inference.*" onMatch="DENY" onMismatch="NEUTRAL"/></AppenderRef>"""
+
+def log_config(
+    folder: Path,
+    echo: bool = False, # what workers print goes to the console too
+) -> str:
     "log4j2.xml: model_log (what workers print), access_log and ts_log in `folder`, none over 20 MB and one before it"
-    return _LOGGING.format(files="".join(_FILE.format(name=n, folder=folder) for n in ("model_log", "access_log", "ts_log")))
+    files = "".join(_FILE.format(name=n, folder=folder) for n in ("model_log", "access_log", "ts_log"))
+    return _LOGGING.format(files=files, echo=_ECHO if echo else "")
 
 # %% ../nbs/06_serve.ipynb #worker-script
 _CODES = {137: "killed: out of memory?", 139: "segmentation fault", 143: "terminated", 132: "illegal instruction: built for another CPU?"}
 
 def worker_script(python: str, exits: Path) -> str:
-    """A shell script that runs `python`, passes a termination on, and appends its process id and exit code to `exits`.
+    """A shell script that runs `python`, passes a termination on, and appends its process id and exit code to `exits` unless that is 0.
 
     TorchServe kills the shell it has started as soon as a worker's socket closes; the one within lives to write the code.
     """
@@ -111,14 +118,30 @@ hold() {{
   wait $1; code=$?
   while kill -0 $1 2>/dev/null; do wait $1; code=$?; done
 }}
-( '{python}' "$@" & hold $!; echo "$! $code" >> '{exits}'; exit $code ) & hold $!
+( '{python}' "$@" & hold $!; [ $code = 0 ] || echo "$! $code" >> '{exits}'; exit $code ) & hold $!
 exit $code
 """
 
 def exit_codes(exits: Path) -> dict[int, int]:
-    "Exit code of every worker that has ended, by process id"
+    "Exit code of every worker that has ended badly, by process id"
     if not exits.exists(): return {}
-    return {int(pid): int(code) for pid, code in (l.split() for l in exits.read_text().splitlines())}
+    return {int(pid): int(code) for pid, code in re.findall(r"(?m)^(\d+) (\d+)$", exits.read_text())}     # a full disk cuts lines
+
+# %% ../nbs/06_serve.ipynb #lay-out
+def lay_out(
+    folder: Path,        # of this server alone, and only its owner's
+    config: str,         # config.properties
+    *flags: str,         # of TorchServe's command line
+    echo: bool = False,  # what workers print goes to the console too
+) -> dict[str, Any]: # `command` and `environment` of Java
+    "Write everything that TorchServe reads into a folder; its archives stand in `store`"
+    for sub in ("logs", "tmp", "store"): (folder / sub).mkdir(parents=True, exist_ok=True)
+    java, python = find_java(), folder / "python"
+    python.write_text(worker_script(sys.executable, folder / "exits"))
+    python.chmod(0o700)
+    (folder / "config.properties").write_text(config)
+    (folder / "log4j2.xml").write_text(log_config(folder / "logs", echo))
+    return dict(command=java_command(java.path, folder, *flags), environment=server_environment(folder, java.home))
 
 # %% ../nbs/06_serve.ipynb #tokens
 def _client(url: str, **kw: Any) -> httpx.Client:
@@ -156,6 +179,10 @@ class Tokens:
             if _seconds_left(self._keys[kind]["expiration time"]) < 120: self.renew(kind)
         self._read_at = time.time()
 
+class NoTokens(Tokens):
+    "Of a server that asks for none, since authentication stands in front of it"
+    def bearer(self, kind: str, again: bool = False) -> dict[str, str]: return {}
+
 def _keys_in(file: Path, patience: float = 2) -> dict[str, dict[str, str]]:
     "The keys that TorchServe has written; it may be in the middle of that"
     end = time.monotonic() + patience
@@ -172,9 +199,14 @@ def _seconds_left(iso: str) -> float:
 # %% ../nbs/06_serve.ipynb #management
 class Management:
     "TorchServe's management API, as far as it is needed here"
-    def __init__(self, folder: Path, url: str):
-        self.url, self.tokens = url, Tokens(folder, url)
-        self.http = _client(url, timeout=60)
+    def __init__(self,
+        folder: Path,           # of the server
+        url: str,
+        tokens: bool = True,    # does it ask for them?
+        timeout: float = 60,    # seconds of one answer
+    ):
+        self.url, self.tokens = url, (Tokens if tokens else NoTokens)(folder, url)
+        self.http = _client(url, timeout=timeout)
 
     def ask(self, method: str, path: str, **params: Any) -> Any:
         "The JSON answer. Raises `ToolkitError` with TorchServe's own words"
@@ -247,11 +279,19 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36    # linux/prctl.h
 def _prctl(option: int, value: int):
     if sys.platform == "linux": ctypes.CDLL(None).prctl(option, value)
 
-def _kill_orphans(java: subprocess.Popen):
-    "Kill the children that are not Java: workers whose shell TorchServe has killed. One whose worker has ended is given a second to write its exit code"
+def inherit_orphans():
+    "From now on what this process's children leave behind becomes its own, as PID 1 of a container has it anyway"
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+def start_child(command: Sequence[str], **how: Any) -> subprocess.Popen:
+    "A process that Ctrl-C in the terminal does not reach, and that the kernel kills if this one is killed"
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL), **how)
+
+def kill_orphans(*own: subprocess.Popen):
+    "Kill the children that are not one's own: workers whose shell TorchServe has killed. One whose worker has ended is given a second to write its exit code"
     import psutil
     for child in psutil.Process().children():
-        if child.pid == java.pid: continue
+        if child.pid in [p.pid for p in own]: continue
         with suppress(psutil.Error):
             workers = child.children(recursive=True)
             if not any(map(_alive, workers)):
@@ -273,16 +313,16 @@ def _drain(folder: Path, plan: dict) -> bool:
     versions = [(name, v["modelVersion"]) for name in management.models() for v in management.versions(name)]
     return all([wait_idle(management, name, version, end - time.monotonic()) for name, version in versions])
 
-def _end(java: subprocess.Popen):
+def end_java(java: subprocess.Popen):
     "Kill Java and whatever it started. Nothing is in flight, and Java's own shutdown only waits two seconds and tidies a folder that goes too"
     import psutil
-    family = psutil.Process(java.pid).children(recursive=True)
+    family = psutil.Process(java.pid).children(recursive=True) if java.poll() is None else []     # what a dead one leaves has come to us
     java.kill()
     java.wait()
     for child in family:
         with suppress(psutil.Error): child.kill()
     end = time.monotonic() + 5
-    _kill_orphans(java)
+    kill_orphans(java)
     while any(map(_alive, family)) and time.monotonic() < end: time.sleep(0.01)
 
 def _alive(p: psutil.Process) -> bool:
@@ -299,25 +339,23 @@ def supervise(folder: str) -> int:
     plan = json.loads((home / "plan.json").read_text())
     stop = threading.Event()
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: stop.set())
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    with open(home / "logs" / "console.log", "wb") as console:
-        java = subprocess.Popen(plan["command"], cwd=home, env=plan["environment"], stdin=subprocess.DEVNULL, stdout=console,
-                                stderr=subprocess.STDOUT, preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+    inherit_orphans()
+    with open(home / "logs" / "console.log", "wb") as console: java = start_child(plan["command"], cwd=home, env=plan["environment"], stdout=console)
     threading.Thread(target=_when_parent_ends, args=(stop.set,), daemon=True).start()
-    while java.poll() is None and not stop.wait(0.5): _kill_orphans(java)
+    while java.poll() is None and not stop.wait(0.5): kill_orphans(java)
     if java.poll() is not None:
-        _kill_orphans(java)
+        kill_orphans(java)
         return java.returncode or 1
     drained = False
     with suppress(Exception): drained = _drain(home, plan)    # a server that cannot be asked is stopped all the same
-    _end(java)
+    end_java(java)
     shutil.rmtree(home, ignore_errors=True)
     return 0 if drained else NOT_DRAINED
 
 # %% ../nbs/06_serve.ipynb #logs
 _LINE = re.compile(r"^(?P<time>\S+) \[(?P<level>\w+) *\] (?P<thread>\S+) \S+ - (?P<text>.*)$")
 
-def _tail(path: Path, since: int = 0, most: int = 1 << 20) -> list[str]:
+def tail(path: Path, since: int = 0, most: int = 1 << 20) -> list[str]:
     "Lines of a log from byte `since` on, of its last MiB at most: a busy server's is long, and is read often"
     try:
         with open(path, "rb") as f:
@@ -331,7 +369,7 @@ def _model_log(folder: Path) -> Path: return folder / "logs" / "model_log.log"
 def worker_log(folder: Path, name: str, version: str = "", since: int = 0) -> list[str]:
     "What the workers of a model (of one version, or of all) have printed, metrics apart, from byte `since` of the log on"
     whose = re.compile(rf"W-\d+-{re.escape(name)}_{re.escape(version) if version else '.*'}-std(out|err)$")
-    found = [m for m in map(_LINE.match, _tail(_model_log(folder), since)) if m and whose.match(m["thread"])]
+    found = [m for m in map(_LINE.match, tail(_model_log(folder), since)) if m and whose.match(m["thread"])]
     return [m["text"] for m in found if not m["text"].startswith(("[METRICS]", "Backend received inference"))]
 
 def _tracebacks(lines: Sequence[str]) -> Iterator[list[str]]:
@@ -371,7 +409,7 @@ _DIED = "Backend worker process died."    # what TorchServe's worker says before
 
 def exit_words(code: int) -> str: return f"exit code {code}" + (f", {_CODES[code]}" if code in _CODES else "")
 
-def _why_worker_died(folder: Path, name: str, version: str, since: int = 0) -> str:
+def why_worker_died(folder: Path, name: str, version: str, since: int = 0) -> str:
     "The cause of a worker's death since byte `since` of the log, '' while none has died: its traceback, else its exit code and last words"
     lines, codes = worker_log(folder, name, version, since), exit_codes(folder / "exits")
     code = next((codes[p] for p in _worker_pids(lines) if p in codes), 0)
@@ -405,18 +443,11 @@ class LocalServer:
         raise ToolkitError("TorchServe did not start", found=said, do="zz doctor")
 
     def _launch(self):
-        java, self._owner = find_java(), os.getpid()
+        self._owner = os.getpid()
         self.folder = Path(tempfile.mkdtemp(prefix="zztoolkit-"))   # 0700
-        for sub in ("logs", "tmp", "store"): (self.folder / sub).mkdir()
         self.ports = tuple(self.settings.ports or free_ports(5))
-        python = self.folder / "python"
-        python.write_text(worker_script(sys.executable, self.folder / "exits"))
-        python.chmod(0o700)
-        (self.folder / "config.properties").write_text(properties(self.settings, self.ports, self.folder / "store"))
-        (self.folder / "log4j2.xml").write_text(log_config(self.folder / "logs"))
-        (self.folder / "plan.json").write_text(json.dumps(dict(
-            command=java_command(java.path, self.folder), environment=server_environment(self.folder, java.home),
-            management=self._url(1), drain_timeout=self.settings.drain_timeout)))
+        plan = lay_out(self.folder, properties(self.settings, self.ports, self.folder / "store"), "--enable-model-api")
+        (self.folder / "plan.json").write_text(json.dumps(plan | dict(management=self._url(1), drain_timeout=self.settings.drain_timeout)))
         code = "import sys; from zztoolkit.serve import supervise; sys.exit(supervise(sys.argv[1]))"
         self.process = subprocess.Popen([sys.executable, "-c", code, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True)
         atexit.register(self.stop)
@@ -432,7 +463,7 @@ class LocalServer:
 
     def last_words(self, n: int = 15) -> str:
         "The last lines that TorchServe itself has printed"
-        return "\n".join(_tail(self.folder / "logs" / "console.log")[-n:])
+        return "\n".join(tail(self.folder / "logs" / "console.log")[-n:])
 
     @property
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
@@ -530,18 +561,11 @@ def _await_ready(server: LocalServer, mar: Mar, workers: int, timeout: float, si
     while time.monotonic() < end:
         d = server.management.version(mar.name, mar.version)
         if sum(w["status"] == "READY" for w in d["workers"]) >= workers: return
-        if why := _why_worker_died(server.folder, mar.name, mar.version, since):
+        if why := why_worker_died(server.folder, mar.name, mar.version, since):
             raise ToolkitError(f"{mar.name} version {mar.version} does not load in a TorchServe worker", found=why, do="what served before still serves; mend the handler and try again")
         time.sleep(0.1)
     raise ToolkitError(f"{mar.name} version {mar.version} was not ready after {timeout:.0f} s", found="\n".join(worker_log(server.folder, mar.name, mar.version)[-10:]),
                        do="what served before still serves; Settings(startup_timeout=...) for a model that loads slowly")
-
-def _frontend_config(mar: Mar) -> dict:
-    "What the archive's own configuration says of workers and batches"
-    import yaml
-    with zipfile.ZipFile(mar.path) as z:
-        file = json.loads(z.read("MAR-INF/MANIFEST.json"))["model"].get("configFile")
-        return (yaml.safe_load(z.read(file)) or {}) if file in z.namelist() else {}
 
 def deploy(
     server: LocalServer,
@@ -551,7 +575,7 @@ def deploy(
 ) -> Endpoint:
     "Put an archive on the server and make it the default version. Raises `ToolkitError` and changes nothing if it does not load"
     mar = mar.verify() if isinstance(mar, Mar) else open_mar(mar)
-    api, config = server.management, _frontend_config(mar)
+    api, config = server.management, mar.config()
     old = [v["modelVersion"] for v in api.versions(mar.name)]
     if mar.version in old: raise ToolkitError(f"{mar.name} version {mar.version} is on this server already", do="give the archive another version")
     stored = server.folder / "store" / f"{mar.name}-{mar.version}-{mar.digest[:8]}.mar"

@@ -1,0 +1,449 @@
+"What `zz deploy` renders: fit for Kubernetes in every shape, refused where it is wrong, and every alert and panel asked of a real Prometheus."
+import copy, json, math, os, re, shutil, ssl, subprocess, sys, threading, time, zipfile
+from pathlib import Path
+
+import httpx, jsonschema, promql_parser, pytest, yaml
+
+from alerts import ALERTS, rule_tests
+from conftest import ROOT, missing
+from pods import Pod, wait_until
+from watching import Prometheus, serve_text
+from zztoolkit import demo, deploy as d
+from zztoolkit.archive import archive
+from zztoolkit.core import ToolkitError
+from zztoolkit.dashboard import dashboard_json, panels
+
+CHART, HERE = ROOT / "zztoolkit" / "chart", Path(__file__).parent
+DIGEST, OTHER = "sha256:" + "0123456789abcdef" * 4, "sha256:" + "fedcba9876543210" * 4
+MODELS = [dict(name="classifier", version=v, file=f"classifier-{v}-{c * 12}.mar", sha256=c * 64, workers=2, batchSize=8, maxBatchDelay=20) for v, c in (("1.0", "a"), ("1.1", "b"))]
+BASE = dict(image=dict(repository="registry.example/zz", digest=DIGEST), models=MODELS[:1], auth=dict(existingSecret="shop-tokens"))
+CASES = dict(
+    cpu={},
+    gpu=dict(gpu=dict(count=1, products=["NVIDIA-A100-SXM4-80GB"]), strategy=dict(maxUnavailable=1, maxSurge=0), podDisruptionBudget=dict(maxUnavailable="25%")),
+    mig=dict(gpu=dict(count=1, resource="nvidia.com/mig-1g.10gb", runtimeClassName="nvidia"), topologySpread=dict(whenUnsatisfiable="DoNotSchedule")),
+    hpa=dict(autoscaling=dict(kind="hpa")),
+    keda=dict(autoscaling=dict(kind="keda")),
+    tls=dict(tls=dict(enabled=True, certManager=dict(enabled=True, issuer=dict(name="ours"), dnsNames=["models.example"])), service=dict(port=443)),
+    canary=dict(route=dict(enabled=True, parentRefs=[dict(name="public", namespace="gateways")], hostnames=["models.example"], canary=dict(service="film-canary", weight=10))),
+    gateway_authenticates=dict(auth=dict(enabled=False, existingSecret=""), networkPolicy=dict(clients=[dict(namespaceSelector=dict(matchLabels=dict(name="gateways")))])),
+    two_versions=dict(models=MODELS, signatures=dict(existingConfigMap="release-keys")),
+    monitored=dict(monitoring=dict(serviceMonitor=dict(enabled=True, labels=dict(release="prometheus")), rules=dict(enabled=True), dashboard=dict(enabled=True))),
+    kserve=dict(output="kserve", gpu=dict(count=1)),
+    kserve_scaled=dict(output="kserve", autoscaling=dict(kind="hpa"), store=dict(kind="pvc")),
+    pvc=dict(store=dict(kind="pvc", pvc=dict(storageClass="nfs"))),
+    own_claim=dict(store=dict(kind="pvc", pvc=dict(existingClaim="models", upload=dict(enabled=False)))),
+    s3=dict(store=dict(kind="s3", s3=dict(uri="s3://models/film", endpoint="http://minio.storage:9000", existingSecret="minio", image=f"registry.example/aws-cli@{OTHER}"))),
+    oci=dict(store=dict(kind="oci", oci=dict(image=f"registry.example/film-models@{OTHER}"))),
+    image_volume=dict(store=dict(kind="oci", oci=dict(image=f"registry.example/film-models@{OTHER}", mount="volume"))))
+
+
+def over(base: dict, more: dict) -> dict:
+    "`more` laid over `base`, as helm does it"
+    made = copy.deepcopy(base)
+    for k, v in more.items(): made[k] = over(made.get(k, {}), v) if isinstance(v, dict) else v
+    return made
+
+def template(tmp: Path, more: dict, *args: str) -> list[dict]:
+    (file := tmp / "values.yaml").write_text(yaml.safe_dump(over(BASE, more)))
+    return d.objects_in(d.helm("template", "film", str(CHART), "-n", "shop", "-f", str(file), *args))
+
+def of_kind(objects: list[dict], kind: str) -> list[dict]: return [o for o in objects if o["kind"] == kind]
+
+def pod_specs(objects: list[dict]) -> list[dict]:
+    "Of everything that makes pods"
+    spec = {"Deployment": lambda o: o["spec"]["template"]["spec"], "Job": lambda o: o["spec"]["template"]["spec"], "Pod": lambda o: o["spec"], "InferenceService": lambda o: o["spec"]["predictor"]}
+    return [spec[o["kind"]](o) for o in objects if o["kind"] in spec]
+
+def containers(pod: dict) -> list[dict]: return pod.get("initContainers", []) + pod["containers"]
+
+def crd(kind: str) -> dict: return json.loads((HERE / "crds" / f"{kind}.json").read_text())
+
+def as_deployment(service: dict) -> dict:
+    "The pod of an InferenceService, without what only KServe knows, where Kubernetes' schema can look at it"
+    pod = {k: v for k, v in service["spec"]["predictor"].items() if k not in ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "deploymentStrategy", "labels")}
+    return dict(apiVersion="apps/v1", kind="Deployment", metadata=service["metadata"], spec=dict(selector=dict(matchLabels={}), template=dict(spec=pod)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_valid(case, tmp_path):
+    "Every document fits the schemas of the three newest Kubernetes, strictly; those of other makers theirs; helm lints it"
+    objects = template(tmp_path, CASES[case])
+    for version in d.newest_minors():
+        wrong, unknown = d.schema_errors(objects, version)
+        assert not wrong, (version, wrong)
+        assert unknown <= {p.stem for p in (HERE / "crds").glob("*.json")}, unknown
+        assert not (ks := d.schema_errors([as_deployment(o) for o in of_kind(objects, "InferenceService")], version)[0]), ks
+    for o in objects:
+        if o["kind"] in unknown: jsonschema.validate(o, crd(o["kind"]))
+    assert "1 chart(s) linted, 0 chart(s) failed" in d.helm("lint", "--strict", str(CHART), "-f", str(tmp_path / "values.yaml"))
+
+def test_validation_can_fail(tmp_path):
+    "A wrong field of Kubernetes' and one of another maker's are each found"
+    objects = template(tmp_path, over(CASES["keda"], CASES["kserve"]))
+    deployment, scaled = (of_kind(template(tmp_path, CASES["keda"]), k)[0] for k in ("Deployment", "ScaledObject"))
+    deployment["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    assert "readynessProbe" in d.schema_errors([deployment], d.newest_minors()[-1])[0][0]
+    scaled["spec"]["minReplicas"] = 2
+    with pytest.raises(jsonschema.ValidationError, match="minReplicas"): jsonschema.validate(scaled, crd("ScaledObject"))
+    service = of_kind(objects, "InferenceService")[0]
+    service["spec"]["predictor"]["replicas"] = 2
+    with pytest.raises(jsonschema.ValidationError, match="replicas"): jsonschema.validate(service, crd("InferenceService"))
+
+@pytest.mark.parametrize("case", CASES)
+def test_safe_by_default(case, tmp_path):
+    "In every shape: no root, nothing writable but what must be, no token of Kubernetes, no way to management, a measured end"
+    objects = template(tmp_path, CASES[case])
+    for pod in pod_specs(objects):
+        assert pod["automountServiceAccountToken"] is False and pod["securityContext"]["runAsUser"] == 10001
+        for c in containers(pod):
+            s = c["securityContext"]
+            assert s["readOnlyRootFilesystem"] and s["runAsNonRoot"] and s["allowPrivilegeEscalation"] is False and s["capabilities"] == {"drop": ["ALL"]} and s["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert c["resources"]["limits"]["memory"] and "@sha256:" in c["image"]
+            assert not [e for e in c.get("env", []) if re.search("TOKEN|KEY|SECRET|PASS", e["name"])]
+            for m in c["volumeMounts"]: assert m["mountPath"] in ("/work", "/tmp", "/dev/shm", "/store") or m["readOnly"]
+    ports = [p for s in of_kind(objects, "Service") for p in s["spec"]["ports"]]
+    assert not [p for p in ports if "8081" in (str(p["port"]), str(p["targetPort"]))] and not [c for p in pod_specs(objects) for c in containers(p) if any(q["containerPort"] == 8081 for q in c.get("ports", []))]
+    [pod] = [p for p in pod_specs(objects) if "terminationGracePeriodSeconds" in p]
+    assert pod["terminationGracePeriodSeconds"] == 10 + 30 + 2 + 20
+    [server] = pod["containers"]
+    assert {server[f"{k}Probe"]["httpGet"]["path"] for k in ("startup", "readiness")} == {"/readyz"} and server["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert of_kind(objects, "NetworkPolicy") and of_kind(objects, "PodDisruptionBudget")
+
+def server_of(objects: list[dict]) -> dict: return next(c for p in pod_specs(objects) for c in p["containers"] if c["name"] in ("server", "kserve-container"))
+
+def test_what_each_shape_says(tmp_path):
+    render = lambda case: template(tmp_path, CASES[case])
+    assert server_of(render("mig"))["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == 1
+    gpu = of_kind(render("gpu"), "Deployment")[0]["spec"]
+    assert gpu["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0} and gpu["template"]["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu" and gpu["replicas"] == 2
+    assert "replicas" not in of_kind(render("keda"), "Deployment")[0]["spec"]      # the autoscaler's to say
+    trigger = of_kind(render("keda"), "ScaledObject")[0]["spec"]["triggers"][0]
+    assert trigger["metricType"] == "Value" and trigger["metadata"]["threshold"] == "50" and promql_parser.parse(trigger["metadata"]["query"])
+    route = of_kind(render("canary"), "HTTPRoute")[0]["spec"]["rules"][0]
+    assert [(b["name"], b["weight"]) for b in route["backendRefs"]] == [("film-zztoolkit", 90), ("film-canary", 10)]
+    two = server_of(render("two_versions"))["args"]
+    assert "--models=" + ",".join(f"classifier={m['file']}@sha256:{m['sha256']}" for m in MODELS) in two and "--keys=/etc/zztoolkit/keys" in two
+    assert "--no-token-auth" in server_of(render("gateway_authenticates"))["args"] and "--tls=/etc/zztoolkit/tls" in server_of(render("tls"))["args"]
+    assert of_kind(render("tls"), "Service")[1]["spec"]["ports"][0] == {"name": "https", "port": 443, "targetPort": "http"}
+    assert not of_kind(render("kserve"), "Deployment") and not [s for s in of_kind(render("kserve"), "Service") if not s["metadata"]["name"].endswith("-metrics")]
+    assert of_kind(render("cpu"), "NetworkPolicy")[0]["spec"]["egress"] == []
+    assert of_kind(render("s3"), "NetworkPolicy")[0]["spec"]["egress"][1] == {"ports": [{"port": 9000}]}
+    assert of_kind(render("pvc"), "Job")[0]["metadata"]["name"] == f"film-zztoolkit-upload-{d.set_of(MODELS[:1])}"     # chart and library name a set alike
+    assert "mountPath: /models" in yaml.safe_dump(server_of(render("pvc"))["volumeMounts"])
+    watched, monitor = render("monitored"), of_kind(render("monitored"), "ServiceMonitor")[0]["spec"]
+    [scraped] = [o for o in of_kind(watched, "Service") if monitor["selector"]["matchLabels"].items() <= o["metadata"]["labels"].items()]
+    assert scraped["spec"]["clusterIP"] == "None" and {e["port"] for e in monitor["endpoints"]} <= {q["name"] for q in scraped["spec"]["ports"]}
+    assert f'service="{scraped["metadata"]["name"]}"' in yaml.safe_dump(of_kind(watched, "PrometheusRule"))     # the label that the operator gives what it scrapes there
+    pods = of_kind(watched, "Deployment")[0]["spec"]["template"]["metadata"]["labels"]
+    for chosen in (scraped["spec"]["selector"], of_kind(watched, "PodDisruptionBudget")[0]["spec"]["selector"]["matchLabels"]): assert chosen.items() <= pods.items()
+    assert not scraped["spec"]["selector"].items() <= of_kind(watched, "Pod")[0]["metadata"]["labels"].items()      # helm test's pod is no replica
+    moved = [of_kind(template(tmp_path, dict(models=m)), "Deployment")[0]["spec"]["template"] for m in (MODELS[:1], MODELS[1:])]
+    assert moved[0]["metadata"]["annotations"] != moved[1]["metadata"]["annotations"]
+
+def test_zz_run_takes_what_the_chart_says(tmp_path):
+    "Every option of the pods' command line, in every shape, is one that `zz run` has"
+    import typer
+    from zztoolkit.cli import app
+    command = typer.main.get_command(app).commands["run"]
+    for case in CASES:
+        given = command.make_context("run", list(server_of(template(tmp_path, CASES[case]))["args"])).params
+        assert str(given["store"]) == "/models" and given["models"].startswith("classifier=") and given["endpoint_wait"] + given["drain_timeout"] + 22 == 62
+
+@pytest.mark.parametrize("wrong, says", [
+    ({"server": {"drain": 3}}, "Additional property drain is not allowed"),
+    ({"store": {"kind": "ftp"}}, 'store.kind must be one of the following: "image", "pvc", "s3", "oci"'),
+    ({"store": {"kind": "s3", "s3": {"uri": "s3://b"}}}, "store.s3.image"),
+    ({"store": {"kind": "oci", "oci": {"image": "models:latest"}}}, "store.oci.image"),
+    ({"models": [MODELS[0] | {"sha256": "abc"}]}, "models.0.sha256"),
+    ({"models": [MODELS[0] | {"file": "../../etc/x.mar"}]}, "models.0.file"),
+    ({"models": []}, "zz deploy render"),
+    ({"replicas": "two"}, "Expected: integer, given: string"),
+    ({"image": {"digest": "latest"}}, "image.digest"),
+    ({"auth": {"existingSecret": ""}}, "one token a line"),
+    ({"auth": {"tokens": ["hunter2"]}}, "Additional property tokens is not allowed"),     # secrets have no place in values
+    ({"tls": {"enabled": True}}, "tls.existingSecret"),
+    ({"strategy": {"maxSurge": 0}}, "no pod could ever be replaced"),
+    ({"route": {"enabled": True}}, "name the Gateway"),
+    ({"route": {"canary": {"weight": 101}}}, "less than or equal to 100"),
+    ({"route": {"canary": {"weight": 5}}}, "Service of the canary release"),
+    ({"autoscaling": {"minReplicas": 9}}, "minReplicas is more than maxReplicas"),
+    ({"monitoring": {"objectives": {"availability": 99.9}}}, "availability")])
+def test_wrong_values_are_refused(wrong, says, tmp_path):
+    with pytest.raises(ToolkitError) as e: template(tmp_path, wrong)
+    assert says in str(e.value), e.value
+
+def test_chart_by_itself():
+    "Without values it lints, and its defaults fit its own schema"
+    assert "0 chart(s) failed" in d.helm("lint", "--strict", str(CHART))
+    values, schema = yaml.safe_load((CHART / "values.yaml").read_text()), json.loads((CHART / "values.schema.json").read_text())
+    jsonschema.validate(values, schema)
+    undocumented = set(schema["properties"]) - set(values) - {"global"}
+    assert not undocumented
+
+
+def sh(script: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["sh", str(CHART / "files" / script)], cwd=cwd, env={"PATH": "/usr/bin:/bin"} | env, capture_output=True, text=True)
+
+def test_upload_and_wait(tmp_path):
+    "The scripts of the claim: whole archives arrive at once, what is there is not copied again, other bytes are refused, and who waits sees it"
+    source, store = tmp_path / "models", tmp_path / "claim"
+    for folder in (source, store): folder.mkdir()
+    (source / "a-1.mar").write_bytes(b"archive")
+    (source / "a-1.mar.sig").write_text("signature")
+    digest = subprocess.run(["sha256sum", "a-1.mar"], cwd=source, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "SHA256SUMS").write_text(digest)
+    env = dict(SOURCE=str(source), STORE=str(store), SUMS=str(tmp_path / "SHA256SUMS"))
+    assert sh("await.sh", tmp_path, **env, WAIT="0").returncode == 1
+    waiting = subprocess.Popen(["sh", str(CHART / "files" / "await.sh")], env=env | {"WAIT": "20", "PATH": "/usr/bin:/bin"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert sh("upload.sh", tmp_path, **env).returncode == 0 and waiting.wait(20) == 0
+    assert sorted(p.name for p in store.iterdir()) == ["a-1.mar", "a-1.mar.sig"]
+    assert "is there" in sh("upload.sh", tmp_path, **env).stdout
+    (store / "a-1.mar").unlink()
+    (source / "a-1.mar").write_bytes(b"another")
+    refused = sh("upload.sh", tmp_path, **env)
+    assert refused.returncode and not (store / "a-1.mar").exists(), refused.stderr
+
+
+@pytest.fixture(scope="module")
+def two_versions(tmp_path_factory):
+    "Two versions of a small model, packed"
+    tmp = tmp_path_factory.mktemp("versions")
+    source = "from zztoolkit import Handler\n\nclass Counting(Handler):\n    def preprocess(self, requests): return list(requests)\n    def inference(self, xs): return [{n} * x['n'] for x in xs]\n"
+
+    def pack(n: int):
+        (tmp / "counting.py").write_text(source.replace("{n}", str(n)))
+        return archive("counting", tmp / "counting.py", version=f"1.{n}", store=tmp / f"v{n}", example={"n": 1}, minWorkers=2, threads=1)
+    return pack(0), pack(1)
+
+def zz(*args, **kw) -> subprocess.CompletedProcess:
+    return subprocess.run([str(Path(sys.executable).parent / "zz"), *map(str, args)], capture_output=True, text=True, **kw)
+
+def test_rollout_and_rollback(two_versions, tmp_path):
+    "Render, check, diff, apply as a person types them: a new version, and back to the old one by its digest"
+    old, new = two_versions
+    (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
+    (tmp_path / "example").write_text('{"n": 1}')
+    common = ("--to", "deploy", "--values", "ours.yaml", "--example", "counting=example", "--image", f"registry.example/zz@{DIGEST}")
+    first = zz("deploy", "render", old.path, *common, cwd=tmp_path)
+    assert first.returncode == 0 and old.digest[:12] in first.stdout, first.stderr
+    assert (found := zz("deploy", "check", cwd=tmp_path)).returncode == 0, found.stdout
+    shutil.copytree(tmp_path / "deploy", tmp_path / "before")
+    zz("deploy", "render", new.path, *common, cwd=tmp_path)
+    assert f"counting 1.0 ({old.digest[:12]}) → 1.1 ({new.digest[:12]})" in zz("deploy", "diff", "--against", "before", cwd=tmp_path).stdout
+    back = zz("deploy", "render", f"counting@sha256:{old.digest[:10]}", *common, cwd=tmp_path)
+    assert back.returncode == 0 and yaml.safe_load((tmp_path / "deploy" / "values.yaml").read_text()) == yaml.safe_load((tmp_path / "before" / "values.yaml").read_text())
+    ambiguous = zz("deploy", "render", "counting", *common, cwd=tmp_path)
+    assert ambiguous.returncode == 1 and "more than one archive" in ambiguous.stderr
+    alone = zz("deploy", "apply", cwd=tmp_path, env=os.environ | {"KUBECONFIG": str(tmp_path / "none")})
+    assert alone.returncode == 1 and "no Kubernetes cluster answers" in alone.stderr and "Traceback" not in alone.stderr
+
+def test_a_failed_render_changes_nothing(two_versions, tmp_path):
+    release = d.render([two_versions[0].path], tmp_path / "deploy", examples={"counting": {"n": 1}}, build=False)
+    before = {p: p.read_bytes() for p in (tmp_path / "deploy").rglob("*") if p.is_file()}
+    with pytest.raises(ToolkitError, match="no values"): d.render([two_versions[1].path], tmp_path / "deploy", values=tmp_path / "none.yaml")
+    with pytest.raises(ToolkitError, match="example"): d.render([two_versions[1].path], tmp_path / "deploy", examples={"stranger": 1})
+    assert {p: p.read_bytes() for p in (tmp_path / "deploy").rglob("*") if p.is_file()} == before and d.Release.open(tmp_path / "deploy") == release
+
+def test_check_finds_what_is_wrong(two_versions, tmp_path):
+    "A changed archive, another archive under a pinned name, values that do not fit, and a model that nobody can try"
+    (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
+    release = d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
+    state = lambda: {f.name: (f.ok, f.detail) for f in d.check(release)}
+    assert [n for n, (ok, _) in state().items() if not ok] == ["helm test"] and d.check(release).ok
+    kept = release.folder / "archives" / d.stored_name(two_versions[0])
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1] + b"!")
+    assert not state()["archives"][0] and not d.check(release).ok
+    kept.write_bytes(two_versions[1].path.read_bytes())
+    kept.with_name(kept.name + ".sha256").write_text(two_versions[1].digest)
+    assert "the values pin" in state()["archives"][1]
+    d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
+    assert state()["archives"][0] and kept.read_bytes() == whole      # rendered again, as it says
+    (release.folder / "own-values.yaml").write_text("auth: {existingSecret: shop-tokens}\nreplicas: many\n")
+    assert not state()["helm lint"][0] and not state()["objects"][0]
+
+def test_helm_test_predicts(classifier, server, lite0, tmp_path, photo):
+    "The script of `helm test` against a real server: it predicts, and it fails for a wrong token, a wrong version and a missing example"
+    entry = dict(name="classifier", version=classifier.info["modelVersion"], example=dict(file="files/examples/photo", contentType="application/octet-stream"))
+    shutil.copy(photo, tmp_path / "photo")
+
+    def run(entry: dict, token: str) -> subprocess.CompletedProcess:
+        (tmp_path / "models.json").write_text(json.dumps([entry]))
+        (tmp_path / "tokens").write_text(f"# ours\n{token}\n")
+        env = dict(URL=server._url(0), EXAMPLES=str(tmp_path), TOKENS=str(tmp_path / "tokens"), CERTIFICATE=str(tmp_path / "none"), PATH="/usr/bin:/bin")
+        return subprocess.run([sys.executable, str(CHART / "files" / "predict.python")], env=env, capture_output=True, text=True)
+    token = server.management.tokens.bearer("inference")["Authorization"].split()[1]
+    good = run(entry, token)
+    assert good.returncode == 0 and "military uniform" in good.stdout, good.stderr
+    assert run(entry, "wrong-token-0000").returncode == 1
+    assert "404" in run(entry | {"version": "9"}, token).stderr
+    assert "--example" in run({k: v for k, v in entry.items() if k != "example"}, token).stderr
+
+def test_wheel_brings_the_chart(tmp_path):
+    "An installed package renders too: every file of the chart is in the wheel"
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".venv*", ".git", "model_store", "__pycache__", ".mypy_cache", "test-artefacts", "nbs", "*.egg-info", "build"))
+    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", str(tree), "-w", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as z: has = set(z.namelist())
+    assert {f"zztoolkit/chart/{p.relative_to(CHART)}" for p in CHART.rglob("*") if p.is_file() and "__pycache__" not in p.parts} <= has
+
+
+def rules_of(objects: list[dict], folder: Path) -> tuple[Path, dict]:
+    "The rules of a release, as Prometheus' operator would write them into a file"
+    spec = of_kind(objects, "PrometheusRule")[0]["spec"]
+    (folder / "rules.yaml").write_text(yaml.safe_dump(spec))
+    return folder / "rules.yaml", spec
+
+def promtool(*args: str, cwd: Path) -> subprocess.CompletedProcess:
+    if not shutil.which("promtool"): missing("Debian's prometheus is not installed")
+    return subprocess.run(["promtool", *args], cwd=cwd, capture_output=True, text=True)
+
+def test_every_alert_fires_and_clears(tmp_path):
+    "A history for each alert in which it is silent, fires and is silent again; with its thresholds gone, the same histories fail"
+    file, spec = rules_of(template(tmp_path, CASES["monitored"]), tmp_path)
+    names = {r["alert"] for g in spec["groups"] for r in g["rules"] if "alert" in r}
+    assert names == {t.split(",")[0].split()[0] for t in ALERTS} and not re.search(r"\$[A-Z]", file.read_text())
+    assert "SUCCESS" in promtool("check", "rules", file.name, cwd=tmp_path).stdout
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(rule_tests(file.name)))
+    assert (done := promtool("test", "rules", "tests.yaml", cwd=tmp_path)).returncode == 0, done.stdout + done.stderr
+    for r in (r for g in spec["groups"] for r in g["rules"] if "alert" in r): r["expr"] = re.sub(r"[<>] ([\d.]+|zz_wanted)", r">= 0 * \1", r["expr"])
+    file.write_text(yaml.safe_dump(spec))
+    failed = promtool("test", "rules", "tests.yaml", cwd=tmp_path)
+    assert failed.returncode and failed.stdout.count("FAILED") + failed.stderr.count("FAILED")
+
+def test_dashboard_is_what_its_notebook_says():
+    assert (CHART / "files" / "dashboard.json").read_text() == dashboard_json()     # python -m zztoolkit.dashboard writes it
+
+def operands(e) -> list:
+    "What a condition compares: the parts of a query that have values whether or not it is met"
+    kind = type(e).__name__
+    if kind == "ParenExpr": return operands(e.expr)
+    if kind == "NumberLiteral": return []
+    if kind == "Call" and e.func.name == "absent": return [a for arg in e.args for a in operands(arg)]
+    if kind == "BinaryExpr" and re.search(r"(^| )(>|<|==|>=|<=|and|or|unless)( |$)", str(e.op)): return operands(e.lhs) + operands(e.rhs)
+    return [e]
+
+def test_every_query_finds_data(lite0, photo, tmp_path):
+    "What was rendered, run: the chart's own command line under load, a worker killed, and a real Prometheus with the chart's rules: every panel's and every alert's query has values"
+    mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path, extra_files=[demo.imagenet_labels()], minWorkers=2, batchSize=4, maxBatchDelay=5, threads=1)
+    (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\nfullnameOverride: film-zztoolkit\nmonitoring: {rules: {enabled: true}}\nserver: {endpointWaitSeconds: 0}\n")
+    objects = (release := d.render([mar.path], tmp_path / "deploy", name="film", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")).objects("shop")
+    file, spec = rules_of(objects, tmp_path)
+    (tmp_path / "tokens").write_text(token := "0123456789abcdef-shop")
+    (tmp_path / "work").mkdir()
+    here = {"/models": release.folder / "archives", "--host=0.0.0.0": "--host=127.0.0.1", "--work=/work": f"--work={tmp_path}/work", "--tokens=/etc/zztoolkit/tokens/tokens": f"--tokens={tmp_path}/tokens"}
+    cluster, over_at = serve_text((HERE / "cluster.prom").read_text(), tmp_path), threading.Event()
+    headers, body = {"Content-Type": "application/octet-stream", "Authorization": f"Bearer {token}"}, photo.read_bytes()
+
+    def press(pod: Pod):
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            while not over_at.is_set(): http.post(pod.url(0, "/predictions/classifier"), content=body, headers=headers)
+    with Pod(tmp_path / "log", *(here.get(a, a) for a in server_of(objects)["args"])) as pod, Prometheus(tmp_path, file, [pod.ports[3], pod.ports[4]], cluster.server_port) as prometheus:
+        wait_until(lambda: "zz run: ready" in pod.said(), 60)
+        clients = [threading.Thread(target=press, args=(pod,)) for _ in range(3)]
+        for c in clients: c.start()
+        try:
+            next(w for w in pod.workers() if w.cmdline()[0] != "/bin/sh").kill()
+            prometheus.wait('zz_worker_exits_total{pod="film-zztoolkit-1"} offset 3s')
+            prometheus.wait("sum(zz_ready_workers) == 2", 40)
+            time.sleep(6)
+            empty = [(p.title, legend) for row in panels().values() for p in row for legend, q in p.queries.items() if not finite(prometheus, in_grafana(q))]
+            rules = {r.get("alert") or r["record"]: r["expr"] for g in spec["groups"] for r in g["rules"]}
+            dead = [(name, str(part)) for name, q in rules.items() for part in operands(promql_parser.parse(q)) if not finite(prometheus, part.prettify())]
+            health = [(r["name"], r["lastError"]) for g in prometheus.ask("rules")["groups"] for r in g["rules"] if r["health"] != "ok"]
+            if not finite(prometheus, of_kind(template(tmp_path, CASES["keda"]), "ScaledObject")[0]["spec"]["triggers"][0]["metadata"]["query"]): empty.append(("KEDA", "queue"))
+            answered = prometheus.values('sum(zz_responses_total{code="2xx"})')
+        finally:
+            over_at.set()
+            for c in clients: c.join()
+            cluster.shutdown()
+    assert not empty and not dead and not health and answered[0] > 20, (empty, dead, health, answered)
+
+def in_grafana(query: str) -> str:
+    "A panel's query with its variables chosen"
+    chosen = {"$namespace": "shop", "$service": "film-zztoolkit-metrics", "$pod": "film-zztoolkit-1", "$__rate_interval": "10s", "$GPU_NAMESPACE": "exported_namespace", "$GPU_POD": "exported_pod"}
+    for k in sorted(chosen, key=len, reverse=True): query = query.replace(k, chosen[k])
+    return query
+
+def finite(prometheus: Prometheus, query: str) -> bool: return any(math.isfinite(v) for v in prometheus.values(query))
+
+@pytest.mark.deploy
+@pytest.mark.parametrize("case", ["cpu", "gpu", "tls", "two_versions", "monitored", "pvc", "s3", "oci"])
+def test_checkov(case, tmp_path):
+    "Every rule of checkov holds, but for those of tests/checkov.yaml; each of these is still needed"
+    checkov = ROOT / ".venv-checkov" / "bin" / "checkov"
+    if not checkov.exists(): missing("checkov is not installed: make deploy-check does that, in an environment of its own")
+    (tmp_path / "rendered.yaml").write_text("---\n".join(map(yaml.safe_dump, template(tmp_path, CASES[case]))))
+    done = subprocess.run([checkov, "-f", "rendered.yaml", "--framework", "kubernetes", "--quiet", "--compact", "--skip-download", "-o", "json"], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
+    report = json.loads(done.stdout)
+    found = {(f["check_id"], f["resource"]) for f in report["results"]["failed_checks"]}
+    assert found == {(s["check"], s["resource"]) for s in yaml.safe_load((HERE / "checkov.yaml").read_text())} and report["summary"]["passed"] > 100
+
+def certificate(folder: Path, serial: int):
+    "A certificate for localhost and its key, as a Secret would be mounted"
+    from datetime import datetime, timedelta, timezone
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization as s
+    from cryptography.hazmat.primitives.asymmetric import ec
+    key, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]), datetime.now(timezone.utc)
+    made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(serial).not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1)).add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False).sign(key, hashes.SHA256()))
+    folder.mkdir(exist_ok=True)
+    (folder / "tls.crt").write_bytes(made.public_bytes(s.Encoding.PEM))
+    (folder / "tls.key").write_bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
+
+def test_tls_and_its_rotation(tmp_path):
+    "The front speaks HTTPS alone; a renewed certificate is shown to the next caller, and one without its key changes nothing"
+    from cryptography import x509
+    from zztoolkit.front import Front
+    from zztoolkit.serve import free_ports
+    if not (shutil.which("haproxy") or Path("/usr/sbin/haproxy").exists()): missing("Debian's haproxy is not installed")
+    certificate(tmp_path / "tls", 1)
+    site, [port] = serve_text("answered\n", tmp_path), free_ports(1)
+    (own := tmp_path / "own").mkdir()
+    front = Front(own, "127.0.0.1", port, site.server_port, tls=tmp_path / "tls").start()
+    serial = lambda: x509.load_pem_x509_certificate(ssl.get_server_certificate(("127.0.0.1", port)).encode()).serial_number
+
+    def ask() -> str:
+        context = ssl.create_default_context(cafile=str(tmp_path / "tls" / "tls.crt"))
+        return httpx.get(f"https://localhost:{port}/metrics", verify=context, trust_env=False).text
+    try:
+        assert ask() == "answered\n" and serial() == 1 and front.renew_certificate() == ""
+        certificate(tmp_path / "tls", 2)
+        assert "another certificate" in front.renew_certificate() and serial() == 2 and ask() == "answered\n"
+        kept = (tmp_path / "tls" / "tls.key").read_bytes()
+        certificate(tmp_path / "tls", 3)
+        (tmp_path / "tls" / "tls.key").write_bytes(kept)
+        assert "stays as it was" in front.renew_certificate() and serial() == 2
+        with pytest.raises(httpx.HTTPError): httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+    finally:
+        front.stop()
+        site.shutdown()
+
+@pytest.mark.deploy
+def test_render_writes_the_container_build(two_versions, tmp_path):
+    "Without an image there is one to build: Dockerfile, a lock with digests, our wheel, and this release's archives alone"
+    for mar in two_versions: release = d.render([mar.path], tmp_path / "deploy", examples={"counting": {"n": 1}})
+    build = release.folder / "container"
+    assert {"Dockerfile", "models.Dockerfile", "requirements.lock"} < {p.name for p in build.iterdir()} and len(list(build.glob("zztoolkit-*.whl"))) == 1
+    assert [p.name for p in (build / "models").glob("*.mar")] == [d.stored_name(two_versions[1])] and len(list((release.folder / "archives").glob("*.mar"))) == 2
+    assert all("--hash=sha256:" in l for l in (build / "requirements.lock").read_text().splitlines())
+    assert release.values["image"] == dict(repository="counting", tag=d.set_of(release.models))
+    assert "container/models" in wrong_archives(release, build / "models" / d.stored_name(two_versions[1]))
+
+def wrong_archives(release: d.Release, file: Path) -> str:
+    "What `check` says of the archives once a file is changed"
+    file.write_bytes(file.read_bytes() + b"!")
+    return d.check(release)[0].detail
+
+def test_sizing_reads_the_ladder(tmp_path):
+    "The figures of a rung are the medians of the record that the ladder writes"
+    from zztoolkit.ladder import Ladder, Side, Turn
+    from zztoolkit.sizing import Measured, Terms, bends, size
+    turns = tuple(Turn(rate, 20.0, 40.0, 0, dict(workers=1.5, frontend=0.25, generator=0.1), 1024.0, stages=dict(decode=20.0, preprocess=4.0, inference=6.0)) for rate in (40.0, 50.0, 90.0))
+    Ladder((Side("stock", "rung", turns[:1]), Side("tuned", "rung", turns))).save(tmp_path / "ladder.json")
+    m = Measured.rung(tmp_path / "ladder.json", cores=2, payload=1e6)
+    s = size(1000, m, Terms(core_hour=1.0, used=0.5, spare=0.1))
+    assert (m.rate, m.memory, s.replicas, s.cores, s.gbit, s.frontend_cores) == (50.0, 1024.0, 44, 88, 8.0, 5.0)
+    assert round(s.stage_cores("decode"), 6) == 20.0 and "24 cores busy, inference 6" in bends(s)["decode"]

@@ -1,0 +1,143 @@
+"A pod's life: nothing unchecked is loaded, who may come in, and how it ends."
+import os, re, shutil, signal, subprocess, sys, threading, time, zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx, psutil, pytest
+
+from conftest import missing
+from pods import ECHO, Pod, echo, wait_until
+from zztoolkit.core import sha256
+from zztoolkit.signing import new_key, sign
+
+OLD, NEW = "old-token-of-the-shop", "new-token-of-the-shop"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    "A store with one signed archive; the key that signed it lies above"
+    if not Path("/usr/sbin/haproxy").exists(): missing("no haproxy: apt install haproxy")
+    home = tmp_path_factory.mktemp("pods")
+    mar = echo(home / "store")
+    sign(mar, new_key(home / "release")[0])
+    return home / "store"
+
+def alive(pid: int) -> bool: return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+def copied(store: Path, to: Path) -> Path: return Path(shutil.copytree(store, to))
+
+def test_a_pod_from_start_to_end(store, tmp_path):
+    "Ready when a worker is; tokens that rotate; a closed model API; no secret anywhere; SIGTERM with requests in flight: exit 0"
+    tokens = tmp_path / "tokens"
+    tokens.write_text(OLD)
+    with Pod(tmp_path / "log", store, "--models", "shop=echo.mar", "--keys", store.parent / "release.pub", "--tokens", tokens, "--endpoint-wait", "2", env={"MY_API_KEY": "hush-hush-hush"}) as pod:
+        assert not pod.ready
+        pod.wait_ready()
+        ask = lambda token, **x: pod.predict(x, token, "shop")
+        answer = ask(OLD, x=1, who=True).json()
+        assert answer["x"] == 1 and pod.get("/livez").status_code == 200
+        assert [ask(t).status_code for t in (NEW, "", OLD + "x")] == [401] * 3
+        rotated(ask, tokens)
+        nothing_can_be_registered(pod, tmp_path)
+        told = pod.get("/metrics").text
+        assert 'zz_ready_workers{model_name="shop",model_version="1.0"} 1' in told and f'digest="{sha256(store / "echo.mar")}",signed_by="release.pub"' in told and 'zz_responses_total{code="5xx"} 0' in told
+        assert "ts_inference_requests_total" in pod.get("/metrics", 3).text
+        no_secret(pod, answer["names"])
+        finishes(pod, ask)
+    assert not alive(answer["pid"])
+
+def rotated(ask, tokens: Path):
+    "Both count while the file lists both, then the new one alone; nothing fails in between"
+    tokens.write_text(f"{OLD}\n{NEW}\n")
+    wait_until(lambda: ask(NEW, x=1).status_code == 200, 5)
+    assert ask(OLD, x=1).status_code == 200
+    tokens.write_text(NEW)
+    wait_until(lambda: ask(OLD, x=1).status_code == 401, 5)
+    assert ask(NEW, x=1).status_code == 200
+
+def nothing_can_be_registered(pod: Pod, folder: Path):
+    "Neither by an address of this machine's own (SSRF: nobody is asked), nor by a file; and the front lets nobody near management"
+    asked = []
+    class Site(threading.Thread):
+        def run(self):
+            import socket
+            with socket.create_server(("127.0.0.1", 0)) as s:
+                self.port, s_timeout = s.getsockname()[1], s.settimeout(1.5)
+                try: asked.append(s.accept())
+                except TimeoutError: pass
+    (site := Site()).start()
+    wait_until(lambda: hasattr(site, "port"))
+    for url in (f"http://127.0.0.1:{site.port}/evil.mar", "echo.mar", "file:///etc/passwd"):
+        assert pod.http.post(pod.url(2, "/models"), params={"url": url}).status_code == 405
+        assert pod.http.post(pod.url(0, "/models"), params={"url": url}, headers={"Authorization": f"Bearer {NEW}"}).status_code in (404, 405)
+    assert pod.http.delete(pod.url(2, "/models/shop")).status_code == 405
+    site.join()
+    assert not asked
+
+def no_secret(pod: Pod, names: list[str]):
+    "In no worker's environment, on no command line, in no log, in no file of the server's own folder"
+    assert "MY_API_KEY" not in names and "ZZ_TOKENS" not in names
+    family = pod.family()
+    lines = " ".join(" ".join(p.cmdline()) for p in family)
+    folder = Path(re.search(r"-Djava.io.tmpdir=(\S+)/tmp", lines)[1])
+    assert folder.stat().st_mode & 0o077 == 0
+    files = "".join(f.read_text(errors="replace") for f in folder.rglob("*") if f.is_file())
+    for secret in (OLD, NEW, "hush-hush-hush"): assert secret not in lines + pod.said() + files
+    assert all("hush-hush-hush" not in p.environ().values() for p in family if "haproxy" not in p.name())
+
+def finishes(pod: Pod, ask):
+    "SIGTERM: not ready, but whoever comes is served; clients with an open connection are told to come back by another; what is in flight is answered"
+    with ThreadPoolExecutor(3) as pool:
+        long = [pool.submit(ask, NEW, sleep=1.5) for _ in range(3)]     # one at work, two in the queue: the last is answered after 4.5 s
+        wait_until(lambda: "zz_requests_in_flight 3" in pod.get("/metrics").text)
+        pod.process.terminate()
+        wait_until(lambda: pod.get("/readyz").status_code == 503, 2)
+        assert "zz_draining 1" in pod.get("/metrics").text and pod.get("/livez").status_code == 200
+        late = pod.http.post(pod.url(0, "/predictions/shop"), json={"x": 2}, headers={"Authorization": "Bearer wrong"})
+        assert late.status_code == 401 and pod.process.poll() is None
+        assert [r.result().status_code for r in long] == [200] * 3
+    assert pod.process.wait(20) == 0 and "every request was answered" in pod.said()
+
+def refusal(store: Path, tmp_path: Path, *args) -> str:
+    "The words with which a pod refuses to start; Java was never begun"
+    with Pod(tmp_path / "log", store, *args) as pod:
+        assert pod.process.wait(30) == 1
+        assert "Model server started" not in pod.said() and "Traceback" not in pod.said()
+        return pod.said()
+
+def test_tampered_archives_are_refused(store, tmp_path):
+    "With the digest left, with the digest changed too, and with a stranger's signature"
+    key, changed = store.parent / "release.pub", copied(store, tmp_path / "changed")
+    with zipfile.ZipFile(changed / "echo.mar", "a") as z: z.writestr("backdoor.py", "import os")
+    assert "echo.mar is not the archive that was packed" in refusal(changed, tmp_path)
+    (changed / "echo.mar.sha256").write_text(sha256(changed / "echo.mar"))
+    assert "echo.mar is not the archive that was signed" in refusal(changed, tmp_path, "--keys", key)
+    sign(changed / "echo.mar", new_key(tmp_path / "stranger")[0])
+    assert "signed with a key that is not believed" in refusal(changed, tmp_path, "--keys", key)
+
+def test_a_version_that_does_not_load(tmp_path):
+    "The pod ends, and its last words are the handler's own traceback"
+    if not Path("/usr/sbin/haproxy").exists(): missing("no haproxy: apt install haproxy")
+    echo(tmp_path / "store", source=ECHO + "    def initialize(self, context):\n        if '/models/' in os.getcwd(): raise KeyError('labels')\n        super().initialize(context)\n")
+    with Pod(tmp_path / "log", tmp_path / "store") as pod: assert pod.process.wait(40) == 1
+    said = pod.said()
+    assert "echo version 1.0 does not load" in said and "KeyError: 'labels'" in said.partition("does not load")[2] and "in initialize" in said
+
+def test_java_that_dies_and_drain_without_a_front(store, tmp_path):
+    "No front: TorchServe answers by itself, and its own queue says when nothing is in flight. kill -9 of Java ends the pod with 1"
+    config = tmp_path / "run.yaml"
+    config.write_text("front: false\ntoken_auth: false\nendpoint_wait: 0\nmodels: [echo.mar]\n")
+    with Pod(tmp_path / "log", store, "--config", config) as pod:
+        pod.wait_ready()
+        ask = lambda **x: pod.http.post(pod.url(1, "/predictions/echo"), json=x).status_code
+        with ThreadPoolExecutor(2) as pool:
+            long = [pool.submit(ask, sleep=1) for _ in range(2)]
+            time.sleep(0.3)
+            pod.process.terminate()
+            assert [r.result() for r in long] == [200, 200]
+        assert pod.process.wait(20) == 0
+    with Pod(tmp_path / "second", store, "--config", config) as pod:
+        pod.wait_ready()
+        java = pod.java()
+        java.kill()
+        assert pod.process.wait(10) == 1 and "TorchServe ended by itself\nexit code -9" in pod.said()
