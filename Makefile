@@ -7,7 +7,7 @@ TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Succ
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test gpu lab notebooks export ladder soak bench-vision bench-compile bench-frame clean
+.PHONY: help demo test gpu lab notebooks export ladder soak bench-vision bench-compile bench-frame tune-grid clean
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
 	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (a quarter of an hour)"
 	@echo "make bench-frame   tabular features of 1, 100 and 100,000 rows against pandas, scikit-learn and Feature-engine"
+	@echo "make tune-grid     every setting of a real service, then the tuner with a quarter as many trials (a quarter of an hour)"
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
 	@echo "make notebooks     run every notebook and keep its outputs"
@@ -53,6 +54,9 @@ bench-compile: $(VENV)/bench.ok
 
 bench-frame: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.bench_frame
+
+tune-grid: $(VENV)/dev.ok
+	@$(BIN)/python -m zztoolkit.bench_tune
 
 lab: $(VENV)/dev.ok
 	@jupyter lab --notebook-dir nbs

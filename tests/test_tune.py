@@ -36,7 +36,7 @@ def test_tune_goes_on_applies_and_writes(server, waiting, tmp_path):
     "The best setting is found, the killed tuning goes on, a setting that cannot start has its reason, and no request of eight clients fails while the best is put in its place"
     endpoint = deploy(server, waiting)
     said = []
-    kw = dict(concurrency=4, slo="2s", folder=tmp_path / "tuning", knobs=KNOBS, sweep=(4,), seconds=2)
+    kw = dict(concurrency=4, slo="2s", folder=tmp_path / "tuning", knobs=KNOBS, sweep=(4,), seconds=2, patience=0)
     first = tune(endpoint, {}, trials=1, progress=said.append, **kw)
     assert [dict(t.setting) for t in first.tried] == [first.space.default] and any("trial 1 of 1" in s and "p99" in s for s in said)
     found = tune(endpoint, {}, trials=4, **kw)

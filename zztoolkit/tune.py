@@ -37,7 +37,7 @@ _WORDS = {"minWorkers": "workers", "batchSize": "batch", "maxBatchDelay": "delay
 
 @dataclass(frozen=True)
 class Knob:
-    "A key of model-config.yaml and the values worth trying"
+    "A key of model-config.yaml and the values worth trying, the first one what holds where the key is not given"
     name: str
     values: tuple[Any, ...]
 
@@ -62,7 +62,7 @@ def knob_of(text: str) -> Knob:
     import yaml
     name, _, values = text.partition("=")
     name = next((key for key, words in _WORDS.items() if name in (words, words.removesuffix(" ms"))), name)
-    if not re.fullmatch(r"\w+", name) or not values: raise ToolkitError("not a knob", found=repr(text), do="--knob threads=1,2, or a key that the handler reads: --knob reducing_gap=1.5,null")
+    if not re.fullmatch(r"\w+", name) or not values: raise ToolkitError("not a knob", found=repr(text), do="--knob threads=1,2, or a key that the handler reads: --knob reducing_gap=1.5,3")
     return Knob(name, tuple(yaml.safe_load(v) for v in values.split(",")))
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ def space_of(
     delays = tuple(d for d in (0, 2, 5, 10, 20) if not slo or d <= 250 * slo)
     found = [Knob("minWorkers", _ladder(max(1, min(2 * cores, clients)))), Knob("threads", _ladder(cores)),
              Knob("batchSize", tuple(2**k for k in range(11) if 2**k <= min(batch_max, clients))), Knob("maxBatchDelay", delays)]
-    if len(engines) > 1: found.append(Knob("artifact", tuple(engines)))
+    if len(engines) > 1: found.append(Knob("artifact", tuple(sorted(engines, key="artifact".__ne__))))
     if gpu: found.append(Knob("device", ("cpu", "cuda")))
     told = {k.name: k for k in found} | {k.name: k for k in knobs}
-    default |= {name: full.get(name, {"artifact": "artifact", "device": "cpu"}.get(name)) for name in told if name not in default}
+    default |= {name: full.get(name, k.values[0]) for name, k in told.items() if name not in default}
     return Space(tuple(k.having(default[k.name]) for k in told.values()), default, cores)
 
 def config_of(setting: Mapping[str, Any]) -> dict:
@@ -297,9 +297,9 @@ class Stand:
         return deploy(self.server, reconfigured(self.mar, self.work, artifacts=needed(self.artifacts, s), **config_of(s)))
 
     def measure(self, endpoint: Endpoint, s: Mapping[str, Any], clients: int, progress: Callable[[str], None], hopeless: Callable[[Window], str] = lambda w: "") -> Tried:
-        "At a number of clients; up to three times while other processes take cores, of which the calmest counts"
+        "At a number of clients; with patience up to three times while other processes take cores, of which the calmest counts"
         found: list[tuple[Tried, Level]] = []
-        while not found or len(found) < 3 and found[-1][0].crowd > CROWD: found.append(self._once(endpoint, s, clients, progress, hopeless))
+        while not found or self.patience and len(found) < 3 and found[-1][0].crowd > CROWD: found.append(self._once(endpoint, s, clients, progress, hopeless))
         tried, self.level = min(found, key=lambda f: f[0].crowd)
         return tried
 
@@ -454,11 +454,14 @@ class Tuning:
     @classmethod
     def load(cls, path: str | Path) -> Tuning:
         "Read what `save` has written. Raises `ToolkitError`"
-        try:
-            d = json.loads(Path(path).read_text())
-            space = Space(tuple(Knob(k["name"], tuple(k["values"])) for k in d["space"]["knobs"]), d["space"]["default"], d["space"]["cores"])
-            return cls(**d | {"space": space, "tried": tuple(Tried(**t) for t in d["tried"]), "swept": tuple(Tried(**t) for t in d["swept"])})
+        try: return cls.of(json.loads(Path(path).read_text()))
         except (OSError, ValueError, KeyError, TypeError) as e: raise ToolkitError(f"no tuning in {path}", found=f"{type(e).__name__}: {e}", do="a file that Tuning.save has written") from None
+
+    @classmethod
+    def of(cls, d: Mapping[str, Any]) -> Tuning:
+        "From `asdict`, its lists tuples again"
+        space = Space(tuple(Knob(k["name"], tuple(k["values"])) for k in d["space"]["knobs"]), d["space"]["default"], d["space"]["cores"])
+        return cls(**{**d, "space": space, "tried": tuple(Tried(**t) for t in d["tried"]), "swept": tuple(Tried(**t) for t in d["swept"])})
 
     def write(self, mar: Mar | str | Path, store: str | Path, version: str | None = None) -> Mar:
         "The archive that was tuned with the best setting in its configuration, in another folder; all else as it was. Its version: the next"
@@ -580,6 +583,7 @@ def tune(
     artifacts: Sequence[Any] = (),           # of the same model, to try beside the archive's own
     sweep: Sequence[int] | None = None,      # clients for the best three; default: a quarter, half, as many, and twice as many as asked
     seconds: float = 6,                      # of a measurement, at most
+    patience: float = 5,                     # seconds that a measurement waits, at most, for other processes to leave the cores; 0: it is made once, whatever they do
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tuning:
     "Find the setting with the highest rate that keeps the objective and the limit. The service itself is left as it is. Raises `ToolkitError`"
@@ -598,7 +602,7 @@ def tune(
         search = Search(space, study, objective, limit)
         with ExitStack() as stack:
             stack.callback((server := LocalServer()).stop)
-            stand = Stand(server, mar, bodies, concurrency, objective, seconds, Path(work, "trial"), more)
+            stand = Stand(server, mar, bodies, concurrency, objective, seconds, Path(work, "trial"), more, patience)
             run = _Run(search, stand, trials, progress)
             try: run(_loads(concurrency) if sweep is None else sweep)
             except KeyboardInterrupt:
