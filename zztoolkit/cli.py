@@ -283,9 +283,9 @@ def tune(
     typer.echo(str(found))
     if save: found.save(save)
     if picture: picture.write_bytes(png_of(found.show()))
-    keep = store or folder
-    if mar and keep: typer.echo(f"written: {found.write(mar, keep)}")
-    if apply: typer.echo(repr(found.apply(running, keep, lambda step: typer.echo(f"{step} …"))))
+    if apply: typer.echo(repr(found.apply(running, store or folder, lambda step: typer.echo(f"{step} …"))))
+    elif keep := store or folder:
+        with tempfile.TemporaryDirectory() as work: typer.echo(f"with the best setting: {found.write(mar or running.archive(work), keep)}")
 
 # %% ../nbs/12_cli.ipynb #ladder-command
 @command

@@ -135,7 +135,7 @@ class Tried:
     errors: int = 0
     memory: float = 0.0         # MiB of workers and frontend
     clients: int = 0
-    crowd: float = 0.0          # cores that processes took meanwhile which have no part in this
+    crowd: float = 0.0          # cores that others took meanwhile, if few were left idle
 
     def off(self, slo: float, memory: float) -> dict[str, float]:
         "By which share it misses the objective and the limit: 0 or less where it keeps them"
@@ -145,9 +145,9 @@ class Tried:
 
 def tried_of(setting: Mapping[str, Any], level: Level, given_up: str = "") -> Tried:
     "What a level says of a setting"
-    t = level.total
+    t, crowd = level.total, others(level) if level.usage.cores.get("idle", 0.0) < 0.5 else 0.0
     memory = sum(v for k, v in level.usage.memory.items() if k in ("workers", "frontend"))
-    return Tried(dict(setting), "given up" if given_up else "measured", given_up, round(t.rate, 2), round(t.p50, 1), round(t.p99, 1), sum(level.errors.values()), round(memory), crowd=round(others(level), 2))
+    return Tried(dict(setting), "given up" if given_up else "measured", given_up, round(t.rate, 2), round(t.p50, 1), round(t.p99, 1), sum(level.errors.values()), round(memory), crowd=round(crowd, 2))
 
 def best_of(tried: Sequence[Tried], slo: float, memory: float, n: int = 1) -> list[Tried]:
     "The fastest that keep objective and limit; where none does, those that miss them by least"
@@ -161,7 +161,7 @@ class Costs:
     "What a request costs, from one measured run: milliseconds"
     thread: float      # of one thread in the handler
     batch: float       # of TorchServe, for each batch
-    cores: float       # of all processes' cores together
+    cores: float       # of all processes' cores together, the batch's part apart
     memory: float      # MiB of a worker
     frontend: float    # and of the frontend
 
@@ -170,8 +170,8 @@ def costs_of(level: Level, workers: int, threads: int, batch_size: int, clients:
     n = level.batch or max(1.0, min(batch_size, clients / workers))
     handler = sum(v for k, v in level.stages.items() if k not in (*OUTSIDE, "server"))
     busy = sum(level.usage.cores.get(k, 0.0) for k in ("workers", "frontend", "generator"))
-    memory = level.usage.memory
-    return Costs(handler * _speed(workers, threads, cores) / n, max(0.0, level.stages.get("server", 0.0)), 1000 * busy / max(level.total.rate, 0.1),
+    memory, batch = level.usage.memory, max(0.0, level.stages.get("server", 0.0))
+    return Costs(handler * _speed(workers, threads, cores) / n, batch, max(0.0, 1000 * busy / max(level.total.rate, 0.1) - batch / n),
                  memory.get("workers", 0.0) / workers, memory.get("frontend", 0.0))
 
 def _speed(workers: int, threads: int, cores: int) -> float:
@@ -184,7 +184,7 @@ def guess(c: Costs, s: Mapping[str, Any], clients: int, cores: int) -> float:
     n = max(1.0, min(batch, clients / workers))
     waits = s.get("maxBatchDelay", 0) if batch > clients / workers else 0
     one = c.batch + n * c.thread / _speed(workers, s.get("threads", 1), cores) + waits
-    return min(1000 * workers * n / max(one, 0.01), 1000 * cores / max(c.cores, 0.01))
+    return min(1000 * workers * n / max(one, 0.01), 1000 * cores / max(c.cores + c.batch / n, 0.01))
 
 def first_settings(space: Space, c: Costs, clients: int, memory: float = 0, n: int = 4) -> list[Setting]:
     "The most promising setting of each way to split the cores, most promising first; of equal guesses, the one with the smaller batch that waits less"
@@ -228,8 +228,14 @@ class Search:
 
     @property
     def left(self) -> list[Setting]:
+        "Settings that may still be tried"
         had = [dict(t.setting) for t in self.tried]
-        return [s for s in self.space.settings if s not in had]
+        large = [t.setting for t in self.tried if self.memory and t.memory > self.memory]
+        return [s for s in self.space.settings if s not in had and not any(self._as_large(s, t) for t in large)]
+
+    def _as_large(self, s: Mapping[str, Any], t: Mapping[str, Any]) -> bool:
+        "Does it take no less memory than `t`: as many workers, as large a batch, and of all that has no order the same?"
+        return all(s[k.name] >= t[k.name] if k.name in ("minWorkers", "batchSize") else k.ordered or s[k.name] == t[k.name] for k in self.space.knobs)
 
     def queue(self, s: Mapping[str, Any]):
         "Propose this one soon"
@@ -243,7 +249,7 @@ class Search:
             s = self.space.normal({k.name: k.values[self._place(trial, k)] for k in self.space.knobs})
             if s in (left := self.left): return trial, s
             had = next((t for t in self.tried if dict(t.setting) == s), None)
-            self._tell(trial, had or Tried(s, "failed", "not worth trying"))
+            self._tell(trial, had or Tried(s, "failed"))
             self.queue(self.space.nearest(s, left))
 
     def _place(self, trial: optuna.Trial, k: Knob) -> int:
@@ -312,14 +318,19 @@ class Stand:
     def attempt(self, s: Mapping[str, Any], best: float, progress: Callable[[str], None]) -> Tried:
         "Serve and measure; whatever fails is told in the answer"
         try: return self.measure(self.serve(s), s, self.clients, progress, lambda w: hopeless(w, best, self.slo))
-        except ToolkitError as e: return Tried(dict(s), "failed", " ".join([e.problem, *e.found.splitlines()[-1:]]), clients=self.clients)
+        except Exception as e: return Tried(dict(s), "failed", _reason(e), clients=self.clients)
+
+def _reason(e: Exception) -> str:
+    "In one line"
+    if not isinstance(e, ToolkitError): return f"{type(e).__name__}: {e}"
+    return "; ".join([e.problem, *e.found.splitlines()[-1:]])
 
 def wait_calm(patience: float) -> bool:
-    "Wait until nobody takes cores, at most so many seconds; did that happen?"
+    "Wait until as many cores are idle as may be used, at most so many seconds; did that happen?"
     import psutil
-    end = time.monotonic() + patience
+    end, cores = time.monotonic() + patience, psutil.cpu_count() or 1
     while time.monotonic() < end:
-        if psutil.cpu_percent(0.3) / 100 * (psutil.cpu_count() or 1) <= CROWD: return True
+        if (1 - psutil.cpu_percent(0.3) / 100) * cores >= min(cores, usable_cores()) - CROWD: return True
     return False
 
 def needed(artifacts: Mapping[str, Artifact], s: Mapping[str, Any]) -> dict[str, Artifact]:
@@ -329,7 +340,7 @@ def needed(artifacts: Mapping[str, Artifact], s: Mapping[str, Any]) -> dict[str,
 def hopeless(w: Window, best: float, slo: float) -> str:
     "Why a setting need not be measured to the end, if the best so far has a rate of `best`; '' if it must"
     if not best: return ""
-    if w.rate < 0.7 * best: return f"{w.rate:.0f}/s in its first window, where the best has {best:.0f}/s"
+    if w.rate < 0.7 * best: return f"{w.rate:.0f}/s in a window, where the best has {best:.0f}/s"
     return f"half of its answers took {w.p50:.0f} ms or more" if slo and w.p50 > 1500 * slo else ""
 
 # %% ../nbs/08_tune.ipynb #tuning
@@ -348,14 +359,10 @@ class Tuning:
     artifacts: Mapping[str, str] = field(default_factory=dict)   # that the archive does not hold itself: folders by name
     measured: str = ""               # day and time, UTC
 
-    @property
-    def default(self) -> Tried | None:
-        "The archive's own setting"
-        return self._of(self.space.normal(self.space.default))
-
-    def _of(self, s: Mapping[str, Any]) -> Tried | None:
-        "What is known of a setting at the load: of the sweep, if that had it"
-        return next((t for t in (*self.swept, *self.tried) if dict(t.setting) == dict(s) and t.clients == self.clients), None)
+    def default(self, clients: int) -> Tried | None:
+        "The archive's own setting at a load: of the sweep, if that had it"
+        own = self.space.normal(self.space.default)
+        return next((t for t in (*self.swept, *self.tried) if dict(t.setting) == own and t.clients == clients), None)
 
     @property
     def best(self) -> Tried:
@@ -368,7 +375,7 @@ class Tuning:
     @property
     def gain(self) -> float:
         "Times the default's rate at the same load; 0 if that was not measured"
-        own = next((t for t in (*self.swept, *self.tried) if dict(t.setting) == self.space.normal(self.space.default) and t.clients == self.best.clients), None)
+        own = self.default(self.best.clients)
         return self.best.rate / own.rate if own and own.rate else 0.0
 
     @property
@@ -476,6 +483,9 @@ class Tuning:
         progress: Callable[[str], None] = lambda step: None,
     ) -> Endpoint:
         "Put the best setting on the running service as a new version; the old one finishes what it has, and no request fails"
+        if dict(self.best.setting) == self.space.normal(self.space.default):
+            progress("– its setting is the best already")
+            return endpoint
         with tempfile.TemporaryDirectory(prefix="zz-tune-") as work:
             progress("pack it with the best setting")
             mar = self.write(endpoint.archive(Path(work, "own")), Path(work, "best"), next_version(endpoint.server, endpoint.name))
@@ -484,9 +494,9 @@ class Tuning:
 def _next(version: str) -> str: return str(int(float(version)) + 1) if re.fullmatch(r"\d+(\.\d+)?", version) else f"{version}-tuned"
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    wide = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    last = len(wide) - 1
-    return "\n".join("  ".join(f"{c:<{n}}" if i == last or not rows[1][i][:1].isdigit() else f"{c:>{n}}" for i, (c, n) in enumerate(zip(r, wide))).rstrip() for r in rows)
+    columns = list(zip(*rows))
+    wide, words = [max(map(len, c)) for c in columns], [any(x[:1].isalpha() for x in c[1:]) for c in columns]
+    return "\n".join("  ".join(f"{c:<{n}}" if left else f"{c:>{n}}" for c, n, left in zip(r, wide, words)).rstrip() for r in rows)
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
@@ -501,10 +511,9 @@ def _draw_frontier(t: Tuning, ax: Any):
     ax.plot([x.rate for x in kept], [x.p99 for x in kept], "o", color="#1e88e5", label="a setting")
     for s in {t.space.words(x.setting): x.setting for x in t.swept}.values():
         line = sorted((x for x in t.swept if x.setting == s), key=lambda x: x.clients)
-        own = dict(s) == t.space.normal(t.space.default)
-        ax.plot([x.rate for x in line], [x.p99 for x in line], ".-", lw=1, color="#9e9e9e" if own else "#90caf9")
+        ax.plot([x.rate for x in line], [x.p99 for x in line], ".-", lw=1, color="#fb8c00" if dict(s) == t.space.normal(t.space.default) else "#90caf9")
     ax.step([x.rate for x in t.frontier], [x.p99 for x in t.frontier], where="pre", color="#43a047", lw=1, label="frontier")
-    if t.default: ax.plot(t.default.rate, t.default.p99, "s", color="#fb8c00", label="default")
+    if own := t.default(t.clients): ax.plot(own.rate, own.p99, "s", color="#fb8c00", label="default")
     ax.plot(t.best.rate, t.best.p99, "*", ms=14, color="#e53935", label="best")
     if t.slo: ax.axhline(1000 * t.slo, color="#757575", lw=1, ls=":", label="objective")
     ax.set(title=f"rate against p99, {t.clients} clients", xlabel="answers in a second", ylabel="p99, milliseconds", xlim=(0, None), ylim=(0, None))
@@ -626,8 +635,10 @@ class _Run:
     def __call__(self, loads: Sequence[int]):
         self.search.run(self.trials, self._attempt, self._prior)
         s = self.search
+        if len(s.tried) < 2: return       # nothing to choose from
         tops = [t.setting for t in best_of(s.tried, s.slo, s.memory, 3)]
-        for setting in [*tops, *[x for x in [s.space.normal(s.space.default)] if x not in map(dict, tops)]]: self._sweep(setting, loads)
+        default = s.space.normal(s.space.default)
+        for setting in [*tops, *[default] * (default not in map(dict, tops))]: self._sweep(setting, loads)
 
     def _best(self) -> float:
         s = self.search
@@ -655,8 +666,8 @@ class _Run:
         if not (todo := [n for n in loads if n not in had]): return
         words = self.search.space.words(setting)
         self.progress(f"once more: {words}: starting")
-        try: endpoint = self.stand.serve(setting)
-        except ToolkitError: return
-        for n in todo:
-            found = self.stand.measure(endpoint, setting, n, lambda line: self.progress(f"once more: {words}: {line}"))
-            self.search.study.set_user_attr("swept", [asdict(t) for t in (*self.swept, found)])
+        with suppress(ToolkitError):        # it has served before: what is missing now is a dash in the table
+            endpoint = self.stand.serve(setting)
+            for n in todo:
+                found = self.stand.measure(endpoint, setting, n, lambda line: self.progress(f"once more: {words}: {line}"))
+                self.search.study.set_user_attr("swept", [asdict(t) for t in (*self.swept, found)])
