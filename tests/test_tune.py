@@ -36,7 +36,7 @@ def test_tune_goes_on_applies_and_writes(server, waiting, tmp_path):
     "The best setting is found, the killed tuning goes on, a setting that cannot start has its reason, and no request of eight clients fails while the best is put in its place"
     endpoint = deploy(server, waiting)
     said = []
-    kw = dict(concurrency=4, slo="2s", folder=tmp_path / "tuning", knobs=KNOBS, sweep=(4,), seconds=2, patience=0)
+    kw = dict(concurrency=4, slo="2s", folder=tmp_path / "tuning", knobs=KNOBS, sweep=(4,), seconds=1, patience=0)
     first = tune(endpoint, {}, trials=1, progress=said.append, **kw)
     assert [dict(t.setting) for t in first.tried] == [first.space.default] and any("trial 1 of 1" in s and "p99" in s for s in said)
     found = tune(endpoint, {}, trials=5, **kw)
@@ -71,7 +71,7 @@ def test_ctrl_c_gives_what_was_found(waiting, photo, tmp_path):
     "`zz tune`, interrupted in its second trial: the first is told, and kept"
     (tmp_path / "one.json").write_text("{}")
     zz = Path(sys.executable).parent / "zz"
-    args = [zz, "tune", waiting.path, tmp_path / "one.json", "-c", "4", "--trials", "4", "--folder", tmp_path / "tuning", "--seconds", "3", "-k", "workers=1", "-k", "batch=1,2,4"]
+    args = [zz, "tune", waiting.path, tmp_path / "one.json", "-c", "4", "--trials", "4", "--folder", tmp_path / "tuning", "--seconds", "1", "-k", "workers=1", "-k", "batch=1,2,4"]
     process = subprocess.Popen(list(map(str, args)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "tuning" / "trials.log"
     end = time.monotonic() + 60
