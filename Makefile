@@ -7,7 +7,7 @@ TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Succ
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test deploy-check gpu faults image lab notebooks export ladder soak bench-vision bench-compile bench-frame clean
+.PHONY: help demo test deploy-check gpu faults image lab notebooks export ladder soak bench-vision bench-compile bench-frame clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
 	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (a quarter of an hour)"
 	@echo "make bench-frame   tabular features of 1, 100 and 100,000 rows against pandas, scikit-learn and Feature-engine"
+	@echo "make tune-grid     every setting of a real service, then the tuner with a quarter as many trials (a quarter of an hour)"
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
 	@echo "make notebooks     run every notebook and keep its outputs"
@@ -76,6 +77,9 @@ image: $(VENV)/dev.ok
 	@test "$(BASE)" != debootstrap || podman image exists localhost/debootstrap || { debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm build/base http://deb.debian.org/debian >/dev/null && tar -C build/base -c . | podman import -q - localhost/debootstrap; }
 	@podman build -q --network host --build-arg BASE=$(if $(filter debootstrap,$(BASE)),localhost/debootstrap,$(BASE)) $(BUILD) -t $(IMAGE) $(CONTEXT)
 	@IMAGE=$(IMAGE) pytest -m image
+
+tune-grid: $(VENV)/dev.ok
+	@$(BIN)/python -m zztoolkit.bench_tune
 
 lab: $(VENV)/dev.ok
 	@jupyter lab --notebook-dir nbs

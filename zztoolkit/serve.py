@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .archive import Mar, open_mar
+from .archive import Mar, open_mar, packed
 from .core import ToolkitError, environment_without_secrets, find_java
 from .handler import STAGES, decode, existing, is_busy, to_body
 
@@ -575,7 +575,7 @@ def deploy(
 ) -> Endpoint:
     "Put an archive on the server and make it the default version. Raises `ToolkitError` and changes nothing if it does not load"
     mar = mar.verify() if isinstance(mar, Mar) else open_mar(mar)
-    api, config = server.management, mar.config()
+    api, config = server.management, mar.config
     old = [v["modelVersion"] for v in api.versions(mar.name)]
     if mar.version in old: raise ToolkitError(f"{mar.name} version {mar.version} is on this server already", do="give the archive another version")
     stored = server.folder / "store" / f"{mar.name}-{mar.version}-{mar.digest[:8]}.mar"
@@ -768,6 +768,12 @@ class Endpoint:
     def scale(self, workers: int):
         "Run this many workers, and wait for them"
         self.server.management.ask("PUT", f"/models/{self.name}", min_worker=workers, max_worker=workers, synchronous="true")
+
+    def archive(self, store: str | Path) -> Mar:
+        "The default version as an archive in a folder, packed again from what its workers run in"
+        import psutil
+        if not (pids := _pids(self.info)): raise ToolkitError(f"{self.name} has no worker", do=f"%serve_logs {self.name}")
+        return packed(psutil.Process(pids[0]).cwd(), store)
 
     def logs(self, n: int = 30) -> str:
         "The last `n` lines that the model's workers have printed"
