@@ -5,7 +5,7 @@
 # %% ../nbs/08a_panel.ipynb #imports
 from __future__ import annotations
 
-import base64, functools, io, json, tempfile, threading, time, zipfile
+import base64, functools, io, itertools, json, re, tempfile, threading, time, zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +17,7 @@ from typing import Any
 from .archive import Mar
 from .core import ToolkitError, ending, sha256, usable_cores
 from .sampling import Sample, Sampler, usage
-from .serve import Counted, LocalServer, Management, Progress, counted, deploy, exit_codes, exit_words, RunningServer, next_version, printed_by, running_servers, tracebacks
+from .serve import Counted, LocalServer, Management, PredictionError, Progress, counted, deploy, exit_codes, exit_words, RunningServer, next_version, printed_by, running_servers, tracebacks
 
 # %% auto #0
 __all__ = ['STYLE', 'DROP', 'Service', 'service', 'services', 'StageTime', 'Pace', 'pace', 'bound_of', 'binned', 'sparkline',
@@ -43,7 +43,7 @@ class Service:
     @property
     def state(self) -> str:
         if self.ready >= self.wanted > 0: return "ready"
-        return "short of workers" if self.ready else "loading" if self.wanted else "no workers"
+        return "partly ready" if self.ready else "loading" if self.wanted else "no workers"
 
 def service(versions: Sequence[dict], default: str) -> Service:
     "What TorchServe's description of all versions of a model says"
@@ -97,31 +97,34 @@ def bound_of(
 def binned(
     points: Iterable[tuple[float, float]], # seconds on any clock, and a value
     now: float,
+    carry: int = 6,      # bins that a value stands for until somebody looks again
     bins: int = 60,
     every: float = 2.0,  # seconds in a bin
-) -> list[float]: # oldest first; from the first bin with a point on
-    "The mean of each bin, or the one before it where nobody looked"
+) -> list[float | None]: # oldest first; None where nothing is known
+    "The mean of each bin"
     last, sums = int(now // every), dict[int, list[float]]()
     for at, value in points: sums.setdefault(int(at // every), []).append(value)
-    row: list[float] = []
-    for i in range(last - bins + 1, last + 1):
-        if i in sums: row.append(sum(sums[i]) / len(sums[i]))
-        elif row: row.append(row[-1])
+    row: list[float | None] = [None] * bins
+    for i in sorted(i for i in sums if i > last - bins - carry):
+        for k in range(max(i, last - bins + 1), min(i + carry, last) + 1): row[k - last - 1] = sum(sums[i]) / len(sums[i])
     return row
 
 def sparkline(
-    row: Sequence[float],
+    row: Sequence[float | None],
     top: float,       # the least that the full height stands for
-    bins: int = 60,   # in the full width; a shorter row stands at the right
     width: int = 120,
     height: int = 26,
 ) -> str:
-    "A line over its shaded area, as SVG in the colour of the text around it"
-    high, step = max([top, *row]), width / (bins - 1)
-    ys = [height - 1 - v / high * (height - 3) for v in row]
-    line = " ".join(f"{width - (len(ys) - 1 - i) * step:.1f},{y:.1f}" for i, y in enumerate(ys))
-    area = f"{width - (len(ys) - 1) * step:.1f},{height} {line} {width},{height}"
-    drawn = f"<polygon points='{area}' fill='currentColor' opacity='.16'/><polyline points='{line}' fill='none' stroke='currentColor' stroke-width='1.4' stroke-linejoin='round'/>" if row else ""
+    "Lines over their shaded areas, as SVG in the colour of the text around it"
+    high, step = max([top, *(v for v in row if v is not None)]), width / max(1, len(row))
+    drawn = ""
+    for known, part in itertools.groupby(enumerate(row), lambda p: p[1] is not None):
+        if not known: continue
+        places = [(i * step, height - 1 - (v or 0) / high * (height - 3)) for i, v in part]
+        places.append((places[-1][0] + step, places[-1][1]))        # the last bin to its end
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        drawn += (f"<polygon points='{places[0][0]:.1f},{height} {line} {places[-1][0]:.1f},{height}' fill='currentColor' opacity='.16'/>"
+                  f"<polyline points='{line}' fill='none' stroke='currentColor' stroke-width='1.4' stroke-linejoin='round'/>")
     return f"<svg class='zz-spark' viewBox='0 0 {width} {height}' preserveAspectRatio='none' aria-hidden='true'>{drawn}</svg>"
 
 # %% ../nbs/08a_panel.ipynb #figures
@@ -185,12 +188,12 @@ class Seen:
     pace: Pace = Pace()              # since the last look; its stages are those of the last requests
     cores: float = 0.0               # busy, of its workers
     memory: float = 0.0              # MiB
-    course: dict[str, list[float]] = field(default_factory=dict)     # two minutes of rate, latency, queue, cores and memory
+    course: dict[str, list[float | None]] = field(default_factory=dict)     # two minutes of rate, latency, queue, cores and memory
     failures: tuple[Failure, ...] = ()
-    restarting: bool = False         # a worker died, and another has not taken its place
+    trouble: str = ""                # `restarting`: a worker died, and no other has taken its place; `down`: the server has ended
 
     @property
-    def state(self) -> str: return "restarting" if self.restarting else self.service.state
+    def state(self) -> str: return self.trouble or self.service.state
 
 @dataclass(frozen=True)
 class View:
@@ -202,7 +205,7 @@ class View:
     memory: float = 0.0              # MiB
     machine: float = 0.0             # busy share of all cores
     gpus: tuple[dict[str, float], ...] = ()
-    course: dict[str, list[float]] = field(default_factory=dict)     # of the busiest GPU
+    course: dict[str, list[float | None]] = field(default_factory=dict)     # of the busiest GPU
 
 # %% ../nbs/08a_panel.ipynb #watch
 class _Memory:
@@ -218,7 +221,13 @@ class _Memory:
 def _remember(course: dict[str, deque[tuple[float, float]]], now: float, **values: float):
     for name, value in values.items(): course.setdefault(name, deque(maxlen=240)).append((now, value))
 
-def _courses(course: dict[str, deque[tuple[float, float]]], now: float) -> dict[str, list[float]]: return {k: binned(points, now) for k, points in course.items()}
+def _courses(course: dict[str, deque[tuple[float, float]]], now: float) -> dict[str, list[float | None]]:
+    "Of each figure; no request, no latency"
+    return {k: binned(points, now, carry=0 if k == "latency" else 6) for k, points in course.items()}
+
+def _down(s: Seen) -> Seen: return replace(s, service=replace(s.service, ready=0, queued=0, pids=()), pace=replace(s.pace, rate=0.0), cores=0.0, memory=0.0, trouble="down")
+
+_USUAL = re.compile(r"\[PID\]|Torch worker started|Python runtime|Connection accepted|Listening on port|Successfully loaded|s_name_part0|model_name: ")     # what TorchServe makes every worker say
 
 class Watch:
     "Looks at one server, again and again"
@@ -246,6 +255,7 @@ class Watch:
         return self._last
 
     def _ended_view(self) -> View:
+        self._last = replace(self._last, services=tuple(map(_down, self._last.services)))
         if isinstance(self.server, RunningServer): return replace(self._last, state="gone")
         if not self.server.process: return View("stopped")
         code = self.server.process.returncode
@@ -285,7 +295,7 @@ class Watch:
         p, busy, memory = self._paced(m, count, now), cores.get(f"model {s.name}", 0.0), sample.memory[f"model {s.name}"]
         _remember(m.course, now, rate=p.rate, queue=s.queued, cores=busy, memory=memory, **({"latency": p.latency} if p.rate else {}))
         m.died = 0 if s.state == "ready" else m.died + len(m.pids & set(dead))
-        return Seen(s, p, busy, memory, _courses(m.course, now), tuple(m.failures), m.died > 0)
+        return Seen(s, p, busy, memory, _courses(m.course, now), tuple(m.failures), "restarting" if m.died else "")
 
     def _paced(self, m: _Memory, count: Counted, now: float) -> Pace:
         "Of the time since the last look; the stages, which need more batches, of the last minute with requests"
@@ -301,11 +311,11 @@ class Watch:
         "Failures in what the workers of a service have printed, and those that died"
         at = "before" if self._first else time.strftime("%H:%M:%S")
         m.pids |= {int(l[5:]) for l in said if l.startswith("[PID]") and l[5:].isdigit()}
-        m.said.extend(said)
+        m.said.extend(l for l in said if not _USUAL.match(l))
         for t in tracebacks([*m.open, *said]): m.failures = with_failure(m.failures, Failure(at, t.rpartition("\n")[2], t))
         m.open = unfinished([*m.open, *said])[-200:]
         for pid in m.pids & set(dead):
-            m.failures = with_failure(m.failures, Failure(at, f"a worker died: {exit_words(dead[pid])}; TorchServe starts another", "its last words:\n" + "\n".join(m.said)))
+            m.failures = with_failure(m.failures, Failure(at, f"a worker died: {exit_words(dead[pid])}; TorchServe starts another", "\n".join(["its last words:", *m.said]) if m.said else ""))
 
 # %% ../nbs/08a_panel.ipynb #act
 def unpacked(server: LocalServer, name: str, version: str) -> Path:
@@ -415,10 +425,12 @@ STYLE = """<style>
 .zz-panel button.jupyter-button { height: 28px; line-height: 26px; padding: 0 11px; border-radius: 5px; border: 1px solid var(--zz-line); background: var(--zz-back); color: var(--zz-ink); box-shadow: none; width: auto; font-size: 12px; margin: 0 0 0 6px }
 .zz-panel button.jupyter-button:hover:not(:disabled) { border-color: var(--zz-hue); color: var(--zz-hue) } .zz-panel button.jupyter-button:disabled { opacity: .4 } .zz-panel button.zz-stop:hover:not(:disabled), .zz-panel button.zz-yes { border-color: var(--zz-bad) !important; color: var(--zz-bad) !important }
 .zz-panel button.zz-step { width: 28px; padding: 0; font-size: 15px } .zz-top { align-items: flex-start; flex-wrap: nowrap } .zz-top > .widget-html { flex: 1 1 auto; min-width: 0 } .zz-server { font-size: 12px; line-height: 28px; color: var(--zz-dim) } .zz-server b { color: var(--zz-ink) }
-.zz-gone { display: none } .zz-panel.jupyter-widgets-disconnected > .jupyter-widgets:not(.zz-style), .zz-panel.jupyter-widgets-disconnected::before { display: none } .jp-OutputArea:has(.zz-panel:not(.jupyter-widgets-disconnected)) .zz-still { display: none }
+.zz-zone { border: 1.5px dashed var(--jp-border-color1, #bdbdbd); border-radius: 6px; color: var(--zz-dim); text-align: center; padding: 9px; margin-top: 12px; cursor: pointer; font-size: 12px }
+.zz-zone:hover, .zz-zone:focus-visible, .zz-zone.zz-over { border-color: var(--zz-hue); color: var(--zz-hue); outline: none } .zz-zone.zz-over { background: var(--zz-soft) }
+.zz-panel.jupyter-widgets-disconnected > .jupyter-widgets:not(.zz-style), .zz-panel.jupyter-widgets-disconnected::before, .zz-panel .jupyter-widgets-disconnected::before { display: none } .zz-past .zz-card, .zz-past .zz-server { filter: grayscale(1); opacity: .7 } .jp-OutputArea:has(.zz-panel:not(.jupyter-widgets-disconnected)) .zz-still { display: none }
 </style>"""
 
-_TONES = {"ready": "good", "running": "good", "loading": "warn", "restarting": "warn", "short of workers": "warn", "starting": "warn", "stopping": "warn", "died": "bad", "gone": "bad"}
+_TONES = {"ready": "good", "running": "good", "loading": "warn", "restarting": "warn", "partly ready": "warn", "starting": "warn", "stopping": "warn", "died": "bad", "down": "bad", "gone": "bad"}
 _COLOURS = ("#5c7cfa", "#22b8cf", "#40c057", "#fab005", "#ff922b", "#868e96")      # readable on white and on black
 
 def state_html(state: str) -> str: return f"<span class='zz-dot zz-{_TONES.get(state, 'off')}'></span><span class='zz-state zz-{_TONES.get(state, 'off')}'>{escape(state)}</span>"
@@ -431,10 +443,10 @@ def head_html(seen: Seen) -> str:
     state = state_html(seen.state).replace("</span><span", f"</span><b>{escape(s.name)}</b><span", 1)
     return f"<div class='zz-head'>{state}<span class='zz-dim'>version {escape(s.version)}{escape(others)} · {s.ready} of {s.wanted} workers · {batch}</span></div>"
 
-def figure_html(title: str, value: str, unit: str, row: Sequence[float], top: float) -> str:
+def figure_html(title: str, value: str, unit: str, row: Sequence[float | None], top: float) -> str:
     return f"<div class='zz-figure'><small>{title}</small><b>{value}<i>{unit}</i></b>{sparkline(row, top)}</div>"
 
-def _memory_html(title: str, mib: float, row: Sequence[float]) -> str:
+def _memory_html(title: str, mib: float, row: Sequence[float | None]) -> str:
     value, unit = mebibytes(mib).split()
     return figure_html(title, value, unit, row, 2 * mib or 1)
 
@@ -470,7 +482,7 @@ def failures_html(failures: Sequence[Failure]) -> str:
 def server_html(view: View) -> str:
     "A line for the server itself"
     if view.state not in ("running", "stopping"): return f"<div class='zz-head zz-server'>{state_html(view.state)}<span>TorchServe</span></div>"
-    what = f"its own Java {view.cores:.1f} cores, {mebibytes(view.memory)} · machine {view.machine:.0%} of {usable_cores()} cores busy"
+    what = f"frontend {view.cores:.1f} cores, {mebibytes(view.memory)} · machine {view.machine:.0%} of {usable_cores()} cores busy"
     return f"<div class='zz-head zz-server'>{state_html(view.state)}<span>TorchServe · {what}</span></div>"
 
 _NOTES = {"stopped": "Nothing is served. <code>%%serve NAME</code> starts a server.", "gone": "The server belonged to another process, and has ended. Start it there again.",
@@ -485,7 +497,7 @@ def note_html(view: View) -> str:
 def still_html(view: View, remark: str = "") -> str:
     "One look as a picture that needs no kernel"
     cards = "".join(f"<div class='zz-card'>{head_html(s)}{figures_html(s, view)}{stages_html(s.pace.stages)}{failures_html(s.failures)}</div>" for s in view.services)
-    return f"{STYLE}<div class='zz-still'>{f'<div class=zz-note>{remark}</div>' if remark else ''}{note_html(view)}{cards}{server_html(view)}</div>"
+    return f"{STYLE}<div class='zz-still{' zz-past' if remark else ''}'>{f'<div class=zz-note>{remark}</div>' if remark else ''}{note_html(view)}{cards}{server_html(view)}</div>"
 
 # %% ../nbs/08a_panel.ipynb #pause
 def pause(
@@ -529,10 +541,6 @@ export default { render({ model, el }) {
   zone.ondrop = (e) => { e.preventDefault(); e.stopPropagation(); zone.classList.remove("zz-over"); send(e.dataTransfer.files[0]); };
 } };"""
 
-_ZONE_STYLE = """
-.zz-zone { border: 1.5px dashed var(--jp-border-color1, #bdbdbd); border-radius: 6px; color: var(--jp-ui-font-color2, #757575); text-align: center; padding: 9px; margin-top: 12px; cursor: pointer; font-size: 12px }
-.zz-zone:hover, .zz-zone:focus, .zz-zone.zz-over { border-color: var(--jp-brand-color1, #1976d2); color: var(--jp-brand-color1, #1976d2); outline: none } .zz-zone.zz-over { background: var(--jp-layout-color2, #f5f5f5) }"""
-
 def _widgets() -> Any:
     try: import ipywidgets
     except ImportError: raise ToolkitError("the panel needs ipywidgets and anywidget", do="pip install 'zztoolkit[notebook]'") from None
@@ -548,7 +556,7 @@ def _eye(seen: Callable[[], None]) -> Any:
 def _zone(arrived: Callable[[str, bytes], None], refused: Callable[[Exception], None], most: int) -> Any:
     "A place to drop a file on, of `most` bytes; it comes in slices"
     import anywidget, traitlets
-    zone = anywidget.AnyWidget(_esm=_ZONE, _css=_ZONE_STYLE)
+    zone = anywidget.AnyWidget(_esm=_ZONE)
     zone.add_traits(text=traitlets.Unicode(DROP).tag(sync=True), most=traitlets.Int(most).tag(sync=True))
     parts = bytearray()
     def message(_: Any, content: dict, buffers: Sequence[Any]):
@@ -575,7 +583,7 @@ class _Actions:
     "Buttons of one thing; while one is at work none can be pressed, and the line says how far it is"
     def __init__(self, actions: Mapping[str, _Action], pressed: Callable[[], None]):
         w = _widgets()
-        self.pressed, self.busy, self._off = pressed, False, set[str]()
+        self.pressed, self.busy, self._off, self._stale = pressed, False, set[str](), 0.0
         self.buttons = {k: self._button(w, a.label, a.tip, a.style, functools.partial(self._press, a)) for k, a in actions.items()}
         self.line = w.HTML()
         self._asked: _Action | None = None
@@ -617,7 +625,7 @@ class _Actions:
     def _work(self, action: _Action):
         began, done = time.monotonic(), list[str]()
         def progress(step: str):
-            self.say(escape("  ".join([*(f"✓ {s}" for s in done), f"● {step} …"])))
+            self.say(escape("\u2002".join([*(f"✓ {s}" for s in done), f"● {step} …"])))
             done.append(step)
         progress(action.tip.lower())
         done.clear()
@@ -630,11 +638,13 @@ class _Actions:
 
     def say(self, text: str, wrong: bool = False):
         self.line.value = f"<div class='zz-line{' zz-wrong' if wrong else ''}'>{text}</div>" if text else ""
+        self._stale = time.monotonic() + (600 if wrong else 60)
 
     def enable(self, off: Iterable[str] | None = None):
         "All but `off` (as last given) can be pressed, unless one is at work"
         self._off = self._off if off is None else set(off)
         for k, b in self.buttons.items(): b.disabled = self.busy or k in self._off
+        if not self.busy and self._ask.layout.display == "none" and time.monotonic() > self._stale: self.say("")
 
 # %% ../nbs/08a_panel.ipynb #card
 class _Card:
@@ -658,6 +668,7 @@ class _Card:
         self.head.value, self.figures.value = head_html(seen), figures_html(seen, view)
         self.stages.value, self.failures.value = stages_html(seen.pace.stages), failures_html(seen.failures)
         able = view.state == "running"
+        self.zone.layout.display = "" if able else "none"
         self.actions.enable(() if able and self.now.wanted > 1 else ("less",) if able else self.actions.buttons)
 
     def _scale(self, by: int, progress: Progress) -> str:
@@ -681,7 +692,9 @@ class _Card:
             body, began = body_of(name, data), time.perf_counter()
             answer = self.server.endpoint(self.now.name).predict(body)
             self._answered(thumbnail(data), f"<div class='zz-dim'>{escape(name)}, {mebibytes(len(data) / 2**20) if len(data) >> 20 else f'{len(data) / 1024:.0f} KiB'} · answered in {duration(time.perf_counter() - began)}</div>{answer_html(answer)}")
-        except Exception as e: self._answered(thumbnail(data), f"<div class='zz-dim'>{escape(name)}</div>{tell(e)}", wrong=True)
+        except Exception as e:
+            if isinstance(e, PredictionError) and e.status < 500: e.do = e.do or "the service is well, it does not take this file: drop another"
+            self._answered(thumbnail(data), f"<div class='zz-dim'>{escape(name)}</div>{tell(e)}", wrong=True)
 
     def _answered(self, picture: str, text: str, wrong: bool = False):
         self.answer.value = f"<div class='zz-answer'>{picture}<div class='{'zz-line zz-wrong' if wrong else ''}'>{text}</div></div>"
@@ -699,11 +712,11 @@ class _Section:
         self.watch, self.pressed, self.cards = Watch(server), pressed, dict[str, _Card]()
         self.view = View("starting")
         self.line, self.note, self.body = w.HTML(), w.HTML(), w.VBox()
-        self.actions = _Actions({"again": _Action("Start again", "Start TorchServe, with the models that it had", self._again),
-                                 "stop": _Action("Stop server", "Stop it, after the requests in flight", self._stop, "Stop TorchServe and every model on it? Requests in flight are finished first.", "zz-stop")}, pressed)
-        foot = w.HBox([self.line, self.actions.bar])
-        foot.add_class("zz-top")
-        self.box = w.VBox([self.note, self.body, foot, self.actions.line])
+        self.again = _Actions({"again": _Action("Start again", "Start TorchServe, with the models that it had", self._again)}, pressed)
+        self.actions = _Actions({"stop": _Action("Stop server", "Stop it, after the requests in flight", self._stop, "Stop TorchServe and every model on it? Requests in flight are finished first.", "zz-stop")}, pressed)
+        head, foot = w.HBox([self.note, self.again.bar]), w.HBox([self.line, self.actions.bar])
+        for row in (head, foot): row.add_class("zz-top")
+        self.box = w.VBox([head, self.again.line, self.body, foot, self.actions.line])
 
     def look(self) -> bool:
         "See how the server is, and show it; did anything change or happen?"
@@ -711,9 +724,9 @@ class _Section:
         self._cards()
         self.note.value, self.line.value = note_html(self.view), server_html(self.view)
         own = not isinstance(self.watch.server, RunningServer)
-        for name, visible in (("again", self.view.state == "died" and own), ("stop", self.view.state == "running" and own)):
-            self.actions.buttons[name].layout.display = "" if visible else "none"
-        busy = self.actions.busy or any(c.actions.busy for c in self.cards.values()) or any(s.pace.rate for s in self.view.services)
+        for a in (self.again, self.actions): a.enable()
+        for actions, state in ((self.again, "died"), (self.actions, "running")): actions.bar.layout.display = "" if own and self.view.state == state else "none"
+        busy = self.again.busy or self.actions.busy or any(c.actions.busy for c in self.cards.values()) or any(s.pace.rate for s in self.view.services)
         return busy or _states(was) != _states(self.view)
 
     def _cards(self):
@@ -735,7 +748,7 @@ class _Section:
 def _states(view: View) -> tuple: return (view.state, *((s.service, s.state, s.failures) for s in view.services))
 
 # %% ../nbs/08a_panel.ipynb #panel
-_LAST = "The last look of this panel. <code>%serve_panel</code> opens a live one."
+_PAST = "Not live: its state when {}. <code>%serve_panel</code> opens a live panel."
 
 class Panel:
     "What is served, live. Display it; `close()` ends it, and leaves a picture of its last look"
@@ -752,7 +765,7 @@ class Panel:
         self.widget = w.VBox([style, self._trouble, self._body, _eye(self._seen)])
         self.widget.add_class("zz-panel")
         self._last: Any = None
-        self._kept = False
+        self._looks = 0
 
     def look(self) -> bool:
         "Look at every server once, and show it; did anything happen? Raises nothing: trouble is shown"
@@ -805,17 +818,17 @@ class Panel:
         "The last look as a picture, in HTML"
         return "".join(still_html(s.view, remark) for s in self._sections)
 
-    def _keep(self, remark: str = _LAST):
-        "The picture beneath the panel, which shows itself when the panel does not live: the first look, and the last"
-        if self._last is None or self._kept and not self._closed: return
+    def _keep(self):
+        "The picture beneath the panel, which shows itself when the panel does not live: the second look, and the last"
+        self._looks += 1
+        if self._last is None or self._looks != 2 and not self._closed: return
         from IPython.display import HTML
-        self._kept = True
-        with suppress(Exception): self._last.update(HTML(self.still(remark)))
+        with suppress(Exception): self._last.update(HTML(self.still(_PAST.format("it was closed" if self._closed else "it was opened"))))
 
     def _ipython_display_(self):
         from IPython.display import HTML, display
         display(self.widget)
-        self._last, self._kept = display(HTML(""), display_id=True), False
+        self._last, self._looks = display(HTML(""), display_id=True), 0
         self.widget.panel = self        # lives as long as what is shown
         self._seen_at = time.monotonic()
         self._begin()
