@@ -111,14 +111,11 @@ $(VENV)/bench.ok: $(VENV)/demo.ok
 	@echo "── installing what is measured against (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,bench]' && $(PIP) install --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
-# Triton's backend holds an interpreter of its own: it sees the packages of $(VENV) after its own, and needs a lock that tells its depth
 $(VENV)/peers.ok: $(VENV)/demo.ok
 	@echo "── installing the servers to measure against (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,peers]' && touch $@; } $(TELL); test -e $@
-	@$(PYTHON) -m venv --clear $(VENV)/triton && $(VENV)/triton/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,triton_requirements_apart),'$(p)') || echo "── without Triton"
-	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" | tee $$($(VENV)/triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth >/dev/null
-	@printf 'import threading\nfrom multiprocessing import resource_tracker as tracker\nif not hasattr(tracker._resource_tracker._lock, "_recursion_count"): tracker._resource_tracker._lock = threading._PyRLock()\n' \
-	    > $$($(VENV)/triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/sitecustomize.py
+	@$(PYTHON) -m venv --clear $(VENV)/triton && $(VENV)/triton/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,triton_requirements_apart),'$(p)') || { rm -rf $(VENV)/triton; echo "── without Triton"; }
+	@test ! -e $(VENV)/triton || $(BIN)/python -c "from zztoolkit.peers import join_environment; join_environment('$(VENV)/triton')"
 
 clean:
 	rm -rf $(VENV) .venv-checkov build *.egg-info .mypy_cache .pytest_cache test-artefacts
