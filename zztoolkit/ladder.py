@@ -215,7 +215,7 @@ class Rung:
 TUNED = {"batchSize": 4, "maxBatchDelay": 2}
 
 RUNGS = {"stock": Rung("stock_classifier"), "compiled": Rung("compiled_classifier"), "chain": Rung("imagenet_classifier"),
-         "tuned": Rung("imagenet_classifier", TUNED, 1, "int8")}
+         "tuned": Rung("imagenet_classifier", TUNED, precision="int8")}
 
 def artifacts_of(photos: Sequence[Path]) -> dict[str, Artifact]:
     "EfficientNet-Lite0 compiled, in 32 bits and with the 8 that agree with them on these photographs, by precision"
@@ -239,7 +239,7 @@ def paces(cores: int) -> dict[str, Rung]:
     "Ways to keep the cores busy, each the tuned rung with one thing changed"
     tuned = RUNGS["tuned"]
     changed = lambda more_workers=tuned.more_workers, **config: replace(tuned, config={**TUNED, **config}, more_workers=more_workers)
-    return {"tuned": tuned, "as many workers as cores": changed(0), "twice the workers": changed(cores), "batch size 1": changed(batchSize=1, maxBatchDelay=0),
+    return {"tuned": tuned, "one worker more": changed(1), "twice the workers": changed(cores), "batch size 1": changed(batchSize=1, maxBatchDelay=0),
             "batch size 8": changed(batchSize=8), "one worker, a thread a core": changed(1 - cores, threads=cores)}
 
 # %% ../nbs/19_ladder.ipynb #climb
