@@ -7,7 +7,7 @@ TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Succ
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test deploy-check gpu faults image lab notebooks export ladder soak bench-vision bench-compile bench-frame clean
+.PHONY: help demo test deploy-check gpu faults image lab notebooks export ladder soak bench-vision bench-compile bench-frame clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
 	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (a quarter of an hour)"
 	@echo "make bench-frame   tabular features of 1, 100 and 100,000 rows against pandas, scikit-learn and Feature-engine"
+	@echo "make tune-grid     every setting of a real service, then the tuner with a quarter as many trials (a quarter of an hour)"
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
 	@echo "make notebooks     run every notebook and keep its outputs"
@@ -77,6 +78,9 @@ image: $(VENV)/dev.ok
 	@podman build -q --network host --build-arg BASE=$(if $(filter debootstrap,$(BASE)),localhost/debootstrap,$(BASE)) $(BUILD) -t $(IMAGE) $(CONTEXT)
 	@IMAGE=$(IMAGE) pytest -m image
 
+tune-grid: $(VENV)/dev.ok
+	@$(BIN)/python -m zztoolkit.bench_tune
+
 lab: $(VENV)/dev.ok
 	@jupyter lab --notebook-dir nbs
 
@@ -107,14 +111,11 @@ $(VENV)/bench.ok: $(VENV)/demo.ok
 	@echo "── installing what is measured against (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,bench]' && $(PIP) install --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
-# Triton's backend holds an interpreter of its own: it sees the packages of $(VENV) after its own, and needs a lock that tells its depth
 $(VENV)/peers.ok: $(VENV)/demo.ok
 	@echo "── installing the servers to measure against (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,peers]' && touch $@; } $(TELL); test -e $@
-	@$(PYTHON) -m venv --clear $(VENV)/triton && $(VENV)/triton/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,triton_requirements_apart),'$(p)') || echo "── without Triton"
-	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" | tee $$($(VENV)/triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth >/dev/null
-	@printf 'import threading\nfrom multiprocessing import resource_tracker as tracker\nif not hasattr(tracker._resource_tracker._lock, "_recursion_count"): tracker._resource_tracker._lock = threading._PyRLock()\n' \
-	    > $$($(VENV)/triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/sitecustomize.py
+	@$(PYTHON) -m venv --clear $(VENV)/triton && $(VENV)/triton/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,triton_requirements_apart),'$(p)') || { rm -rf $(VENV)/triton; echo "── without Triton"; }
+	@test ! -e $(VENV)/triton || $(BIN)/python -c "from zztoolkit.peers import join_environment; join_environment('$(VENV)/triton')"
 
 clean:
 	rm -rf $(VENV) .venv-checkov build *.egg-info .mypy_cache .pytest_cache test-artefacts

@@ -121,6 +121,9 @@ def test_status_logs_bench_and_stop(notebook, photo, capsys):
     notebook.shell.user_ns["goods_photos"] = [photo, photo.read_bytes()]
     found = notebook.run("%bench goods goods_photos -c 2 --slo 1s --seconds 4")
     assert [l.load for l in found.levels] == ["2 clients"] and found.setup.payloads == 2 and found.verdict.bound and "<table>" in found._repr_html_()
+    tuned = notebook.run("%tune goods goods_photos -c 1 --slo 9s --trials 1 --seconds 1 -k batch=2,4")
+    assert dict(tuned.tried[0].setting) == tuned.space.default == dict(tuned.best.setting) and tuned.best.setting["batchSize"] == 4
+    assert tuned.apply(goods) is goods and goods.info["modelVersion"] == "1"     # nothing better was found
     notebook.run("%serve_stop goods")
     assert goods.server.running and goods.server.management.models() == []
     notebook.run("%serve_stop")

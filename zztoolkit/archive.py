@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import ast, glob, importlib.util, json, logging, os, re, shutil, subprocess, sys, tempfile, traceback, warnings, zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from .artifact import Artifact, load_artifact
 from .core import InputError, RequestError, ToolkitError, check_whole, ending, environment_without_secrets, sha256
 from .frame import Features
 from .handler import Handler, artifact_folder, check_initialized, load_service, receive, to_body
+from .tensors import Dim
 from .vision import Chain, sample_photo
 
 # %% auto #0
-__all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'Mar', 'default_store', 'open_mar', 'check_name', 'check_handler_file', 'check_rules',
-           'own_frames', 'default_example', 'check_ids', 'load_unpacked', 'check_unpacked', 'next_step', 'model_config',
-           'as_model', 'as_features', 'archive']
+__all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'Members', 'Mar', 'default_store', 'open_mar', 'check_name', 'check_handler_file',
+           'check_rules', 'own_frames', 'default_example', 'check_ids', 'load_unpacked', 'check_unpacked', 'next_step',
+           'model_config', 'as_model', 'as_features', 'archive', 'packed', 'reconfigured']
 
 # %% ../nbs/05_archive.ipynb #mar
+_MANIFEST = "MAR-INF/MANIFEST.json"
 NOT_TRIED = "not tried: the handler reads requests in a way of its own; give --example, a request"
 @dataclass(frozen=True)
 class Mar:
@@ -43,12 +46,18 @@ class Mar:
             raise ToolkitError(f"{self.path} is not the archive that was packed", found=f"sha256 {found}, expected {self.digest}", do="pack it again, or restore the file")
         return self
 
-    def config(self) -> dict[str, Any]:
-        "What its model-config.yaml says of workers, batches and threads"
+    @property
+    def config(self) -> dict:
+        "What its model-config.yaml says; {} for an archive without one"
         import yaml
         with zipfile.ZipFile(self.path) as z:
-            file = json.loads(z.read("MAR-INF/MANIFEST.json"))["model"].get("configFile")
+            file = json.loads(z.read(_MANIFEST))["model"].get("configFile")
             return (yaml.safe_load(z.read(file)) or {}) if file in z.namelist() else {}
+
+    @property
+    def artifacts(self) -> dict[str, dict]:
+        "What artifact.json says of each artifact that it holds, by folder"
+        with zipfile.ZipFile(self.path) as z: return {n.split("/")[0]: json.loads(z.read(n)) for n in z.namelist() if re.fullmatch("[^/]+/artifact.json", n)}
 
     def move_to(self, store: Path) -> Mar:
         "Itself in another folder, the digest beside it; an archive of the same name there is replaced"
@@ -72,7 +81,7 @@ def open_mar(path: str | Path) -> Mar:
     path = Path(path)
     if not path.is_file(): raise ToolkitError(f"no archive at {path}", do="zz archive makes one")
     try:
-        with zipfile.ZipFile(path) as z: model = json.loads(z.read("MAR-INF/MANIFEST.json"))["model"]
+        with zipfile.ZipFile(path) as z: model = json.loads(z.read(_MANIFEST))["model"]
         name, version = check_name(model["modelName"]), check_name(model.get("modelVersion", "1.0"))
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as e:
         raise ToolkitError(f"{path} is no model archive", found=f"{type(e).__name__}: {e}", do="pack it with zz archive") from None
@@ -217,33 +226,42 @@ def next_step(error: str) -> str:
 # %% ../nbs/05_archive.ipynb #config
 CONFIG_DEFAULTS = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 10}   # TorchServe's words; delay in ms
 
-def model_config(artifact: Artifact | None, given: dict) -> dict:
-    "model-config.yaml: the defaults and what the engineer gave, checked against the artifact"
+def model_config(batch: Dim | None, given: dict) -> dict:
+    "model-config.yaml: the defaults and what the engineer gave, checked against the artifact's batch"
     config = CONFIG_DEFAULTS | given
     for key in CONFIG_DEFAULTS: check_whole(int(key != "maxBatchDelay"), **{key: config[key]})     # TorchServe would only log it
     config["maxWorkers"] = max(config["maxWorkers"], config["minWorkers"])
-    if artifact and config["batchSize"] > artifact.batch.max:
-        raise ToolkitError(f"batch size {config['batchSize']} is more than the artifact takes", found=f"compiled for {artifact.batch.min} to {artifact.batch.max}",
-                           do=f"compile_model(..., batch=(1, {artifact.batch.opt}, {config['batchSize']})), or a smaller batch size")
-    if artifact and artifact.batch.min > 1:
-        raise ToolkitError(f"the artifact takes no batch under {artifact.batch.min}", do="compile it with batch=(1, ...): a server meets single requests too")
+    if batch and config["batchSize"] > batch.max:
+        raise ToolkitError(f"batch size {config['batchSize']} is more than the artifact takes", found=f"compiled for {batch.min} to {batch.max}",
+                           do=f"compile_model(..., batch=(1, {batch.opt}, {config['batchSize']})), or a smaller batch size")
+    if batch and batch.min > 1:
+        raise ToolkitError(f"the artifact takes no batch under {batch.min}", do="compile it with batch=(1, ...): a server meets single requests too")
     return config
 
 # %% ../nbs/05_archive.ipynb #repack
 _EPOCH = (1980, 1, 1, 0, 0, 0)   # the first moment a zip file can name
 
-def _repack(made: Path, target: Path):
-    "The same archive, its names sorted and its clocks stopped: equal inputs give equal bytes"
-    with zipfile.ZipFile(made) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
-        for name in sorted(old.namelist()):
-            data = old.read(name)
-            if name == "MAR-INF/MANIFEST.json":
-                manifest = json.loads(data)
-                manifest["createdOn"] = "01/01/1980 00:00:00"
-                data = json.dumps(manifest, indent=1, sort_keys=True).encode()
+Members = Mapping[str, Callable[[], bytes]]     # of a zip file: what gives their bytes, by name
+
+def _write(target: Path, members: Members):
+    "A zip file, its names sorted and its clocks stopped: equal members give equal bytes"
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
+        for name in sorted(members):
             info = zipfile.ZipInfo(name, _EPOCH)
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            new.writestr(info, data)
+            new.writestr(info, members[name]())
+
+def _manifest(text: bytes, **model: str) -> bytes:
+    "A manifest without its clock, some of what it says of the model changed"
+    manifest = json.loads(text)
+    manifest["createdOn"], manifest["model"] = "01/01/1980 00:00:00", manifest["model"] | model
+    return json.dumps(manifest, indent=1, sort_keys=True).encode()
+
+def _members(z: zipfile.ZipFile) -> dict[str, Callable[[], bytes]]: return {n: partial(z.read, n) for n in z.namelist()}
+
+def _repack(made: Path, target: Path):
+    "The same archive: equal inputs give equal bytes"
+    with zipfile.ZipFile(made) as old: _write(target, _members(old) | {_MANIFEST: lambda: _manifest(old.read(_MANIFEST))})
 
 def _run_archiver(name: str, version: str, handler: Path, contents: Path, model_file: Path | None, out: Path):
     "torch-model-archiver with everything in `contents` as extra files"
@@ -313,7 +331,7 @@ def archive(
     handler = check_handler_file(handler)
     check_rules(handler.read_text(), handler.name)
     artifact, model_file = as_model(model)
-    settings = model_config(artifact, config)
+    settings = model_config(artifact.batch if artifact else None, config)
     store = Path(store or default_store())
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as work:
@@ -325,3 +343,42 @@ def archive(
         found = check_unpacked(Path(work, "unpacked"), example)
         os.replace(final, made)
         return Mar(made, name, version, sha256(made), tried="answer" in found).move_to(store)
+
+# %% ../nbs/05_archive.ipynb #reconfigure
+def _stored(store: Path, name: str, version: str, members: Members) -> Mar:
+    "An archive of these members, with its digest beside it; one of the same name there is replaced when it is whole"
+    store.mkdir(parents=True, exist_ok=True)
+    path, part = store / f"{name}.mar", store / f".{name}.mar.part"
+    _write(part, members)
+    mar = Mar(path, name, version, sha256(part))
+    os.replace(part, path)
+    _sidecar(path).write_text(f"{mar.digest}  {path.name}\n")
+    return mar
+
+def _of_folder(folder: Path, under: str = "") -> dict[str, Callable[[], bytes]]:
+    "The files of a folder as members, what Python has compiled there apart"
+    return {under + p.relative_to(folder).as_posix(): p.read_bytes for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+
+def packed(folder: str | Path, store: str | Path) -> Mar:
+    "An unpacked archive as one again, the same bytes as it was unpacked from if `archive` had made it"
+    model = json.loads(Path(folder, _MANIFEST).read_text())["model"]
+    return _stored(Path(store), check_name(model["modelName"]), check_name(model.get("modelVersion", "1.0")), _of_folder(Path(folder)))
+
+def reconfigured(
+    mar: Mar,
+    store: str | Path,                      # folder that it is put into
+    version: str | None = None,             # default: as it was
+    artifacts: Mapping[str, Artifact] = {}, # to put beside its own, by folder
+    **config: Any,                          # keys of model-config.yaml; None takes one away
+) -> Mar:
+    "The archive with other keys in its configuration, and all else as it was"
+    import yaml
+    mar.verify()
+    settings = {k: v for k, v in (mar.config | config).items() if v is not None}
+    dims = {name: Dim(**a["dims"][0]) for name, a in mar.artifacts.items()} | {name: a.batch for name, a in artifacts.items()}
+    text = yaml.safe_dump(model_config(dims.get(settings.get("artifact", "artifact")), settings), sort_keys=True).encode()
+    with zipfile.ZipFile(mar.path) as old:
+        members, file = _members(old), json.loads(old.read(_MANIFEST))["model"].get("configFile", "model-config.yaml")
+        for name, a in artifacts.items(): members |= _of_folder(a.verify().path, f"{name}/")
+        members |= {file: lambda: text, _MANIFEST: lambda: _manifest(old.read(_MANIFEST), modelVersion=version or mar.version, configFile=file)}
+        return _stored(Path(store), mar.name, version or mar.version, members)

@@ -20,9 +20,9 @@ from .serve import Counted, Endpoint
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady', 'window_length', 'stage_times',
-           'Setup', 'Level', 'Pressed', 'measure', 'target_of', 'Verdict', 'verdict', 'others', 'Benchmark', 'bench',
-           'Change', 'Comparison', 'compare']
+__all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'STAGE_COLOURS', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady', 'window_length',
+           'stage_times', 'Setup', 'Level', 'Pressed', 'measure', 'target_of', 'Verdict', 'verdict', 'others',
+           'Benchmark', 'bench', 'setup_of', 'Change', 'Comparison', 'compare']
 
 # %% ../nbs/07_bench.ipynb #words
 def seconds_of(
@@ -159,6 +159,7 @@ def measure(
     progress: Callable[[str], None] = lambda line: None,
     started: Callable[[Load], None] = lambda load: None, # told the sender, once it runs
     target: Target | None = None,                        # where to send; an `Endpoint` knows
+    enough: Callable[[Sequence[Window]], bool] = lambda windows: False, # are the windows so far all that one needs to know?
 ) -> Level:
     "Hold one load until it is steady"
     with Load(target or target_of(cast(Endpoint, endpoint)), bodies, plan) as load, Sampler(endpoint.processes() | {"generator": [load.process.pid]}) as sampler:
@@ -170,7 +171,7 @@ def measure(
         length, windows = window_length(rate, plan.poisson, seconds / 4), list[Window]()
         mark = lambda: _Mark(time.monotonic(), endpoint.counted())
         marks = [mark()]
-        while not steady(windows) and marks[-1].at + length <= begun + warmup + seconds + 0.5:
+        while not steady(windows) and not enough(windows) and marks[-1].at + length <= begun + warmup + seconds + 0.5:
             load.wait(marks[-1].at + length)
             marks.append(mark())
             load.wait_for(marks[-1].at)
@@ -368,7 +369,7 @@ def _rounded(x: Any) -> Any:
     return float(f"{x:.5g}") if isinstance(x, float) else x
 
 # %% ../nbs/07_bench.ipynb #draw
-_COLOURS = {"unsent": "#bdbdbd", "queue": "#90a4ae", "read": "#b3e5fc", "decode": "#0d47a1", "preprocess": "#1e88e5", "inference": "#43a047", "worker": "#43a047",
+STAGE_COLOURS = {"unsent": "#bdbdbd", "queue": "#90a4ae", "read": "#b3e5fc", "decode": "#0d47a1", "preprocess": "#1e88e5", "inference": "#43a047", "worker": "#43a047",
             "postprocess": "#fdd835", "encode": "#fb8c00", "server": "#8e24aa", "unexplained": "#e53935"}
 
 def _draw_rates(b: Benchmark, ax: Any):
@@ -386,7 +387,7 @@ def _draw_stages(b: Benchmark, ax: Any):
     for name in names:
         wide = [max(0.0, l.stages.get(name, 0)) for l in b.levels]
         if max(wide) < 0.005 * max(l.total.mean for l in b.levels): continue
-        ax.barh(range(len(b.levels)), wide, left=left, color=_COLOURS.get(name, "#555555"), label=name, height=0.6)
+        ax.barh(range(len(b.levels)), wide, left=left, color=STAGE_COLOURS.get(name, "#555555"), label=name, height=0.6)
         left = [a + w for a, w in zip(left, wide)]
     ax.set(title="a mean request", xlabel="milliseconds", yticks=list(range(len(b.levels))), yticklabels=[l.load for l in b.levels])
     ax.invert_yaxis()
@@ -423,13 +424,14 @@ def bench(
     if grpc: check_grpc()
     plans = _plans(concurrency, rate, poisson)
     objective, bodies = seconds_of(slo) if slo else 0.0, payloads(inputs)
-    setup = _setup(endpoint, bodies)
+    setup = setup_of(endpoint, bodies)
     levels = [measure(endpoint, bodies, p, seconds, warmup, setup, progress, started, target_of(endpoint, grpc)) for p in plans]
     if not any(l.total.rate for l in levels):
         raise ToolkitError("no request got a good answer", found=", ".join(f"{n} × {kind}" for kind, n in levels[0].errors.items()) or "nothing came back", do=f"{endpoint.name}.predict(...) of one of the inputs says why")
     return Benchmark(setup, tuple(levels), objective, time.strftime("%Y-%m-%d %H:%M", time.gmtime()))
 
-def _setup(endpoint: Endpoint, bodies: Sequence[tuple[bytes, str]]) -> Setup:
+def setup_of(endpoint: Endpoint, bodies: Sequence[tuple[bytes, str]]) -> Setup:
+    "What a measurement of this endpoint with these payloads is of"
     d = endpoint.info
     return Setup(endpoint.name, len(d["workers"]), d["batchSize"], d["maxBatchDelay"], usable_cores(), len(bodies), round(sum(len(b) for b, _ in bodies) / len(bodies)))
 

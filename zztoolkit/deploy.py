@@ -48,18 +48,18 @@ def stored_name(mar: Mar) -> str:
 
 def model_values(mar: Mar) -> dict[str, Any]:
     "What the chart's `models` says of an archive"
-    config = mar.config()
+    config = mar.config
     return dict(name=mar.name, version=mar.version, file=stored_name(mar), sha256=mar.digest, workers=int(config.get("minWorkers", 1)),
                 batchSize=int(config.get("batchSize", 1)), maxBatchDelay=int(config.get("maxBatchDelay", 100)))
 
 def cores(mar: Mar) -> int:
     "That its workers' threads use"
-    return int(mar.config().get("minWorkers", 1)) * int(mar.config().get("threads") or 1)
+    return int(mar.config.get("minWorkers", 1)) * int(mar.config.get("threads") or 1)
 
 def worker_memory(mar: Mar) -> int:
     "Bytes that its workers need, by the rule of thumb"
     with zipfile.ZipFile(mar.path) as z: unpacked = sum(i.file_size for i in z.infolist())
-    return int(mar.config().get("minWorkers", 1)) * (WORKER_BYTES + 3 * unpacked)
+    return int(mar.config.get("minWorkers", 1)) * (WORKER_BYTES + 3 * unpacked)
 
 def resources(mars: Sequence[Mar]) -> dict[str, Any]:
     "Requests of the server, which are its limits too"

@@ -230,6 +230,7 @@ class Handler:
         receive_in_place()
         if self.chain is None and (folder / "chain.json").exists():
             self.chain = Chain.from_json((folder / "chain.json").read_text())
+        if self.chain and "reducing_gap" in self.config: self.chain = self.chain.decoding(self.config["reducing_gap"])
         if self.features is None and (folder / "features").exists(): self.features = Features.load(folder / "features", self.functions)
         self._count = drift_metric(context)
         if self.chain and self.config.get("device") == "cuda": check_cuda()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .archive import archive
 from .artifact import Artifact
-from .bench import CROWD, Level, Setup, measure, others
+from .bench import CROWD, STAGE_COLOURS, Level, Setup, measure, others
 from .compile import compile_model
 from .core import Steps, ToolkitError, figure, usable_cores
 from .demo import HANDLERS, efficientnet_lite0, handler_module, imagenet_labels, large_photographs, lite_weights
@@ -31,7 +31,8 @@ from .vision import sample_photo
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['TUNED', 'RUNGS', 'WARM_UP', 'Turn', 'Side', 'Ladder', 'Ceiling', 'Rung', 'serve_rung', 'paces', 'ladder']
+__all__ = ['TUNED', 'RUNGS', 'WARM_UP', 'Turn', 'Side', 'Ladder', 'Ceiling', 'Rung', 'artifacts_of', 'serve_rung', 'paces',
+           'ladder']
 
 # %% ../nbs/19_ladder.ipynb #turn
 @dataclass(frozen=True)
@@ -142,8 +143,7 @@ class Ladder:
 
 # %% ../nbs/19_ladder.ipynb #draw
 _COLOURS = {"ceiling": "#bdbdbd", "rung": "#1e88e5", "stock": "#ffb74d", "ours": "#81c784"}
-_STAGE_COLOURS = {"unsent": "#bdbdbd", "queue": "#90a4ae", "decode": "#0d47a1", "preprocess": "#1e88e5", "inference": "#43a047", "worker": "#43a047", "postprocess": "#fdd835",
-                  "encode": "#fb8c00", "server": "#8e24aa", "unexplained": "#e53935"}
+
 
 def _draw_rates(l: Ladder, ax: Any):
     names, rates = [s.name for s in l.sides], [s.median("rate") for s in l.sides]
@@ -161,7 +161,7 @@ def _draw_stages(l: Ladder, ax: Any):
     for name in dict.fromkeys(k for s in rungs for t in s.turns for k in t.stages):
         wide = [max(0.0, statistics.median(t.stages.get(name, 0.0) for t in s.turns)) for s in rungs]
         if max(wide) < 1: continue
-        ax.barh(range(len(rungs)), wide, left=left, color=_STAGE_COLOURS.get(name, "#555555"), label=name, height=0.6)
+        ax.barh(range(len(rungs)), wide, left=left, color=STAGE_COLOURS.get(name, "#555555"), label=name, height=0.6)
         left = [a + w for a, w in zip(left, wide)]
     ax.set(title="a mean request", xlabel="milliseconds", yticks=range(len(rungs)), yticklabels=[s.name for s in rungs])
     ax.invert_yaxis()
@@ -209,27 +209,38 @@ class Rung:
     "A way to serve the network: a handler of this repository, and what its archive's configuration says beside a worker for every core"
     handler: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    more_workers: int = 0       # than cores, each with one thread
+    precision: str = "fp32"
 
-TUNED = {"batchSize": 4, "maxBatchDelay": 2}    # what `zz tune` found on two cores
+TUNED = {"batchSize": 4, "maxBatchDelay": 2}
 
-RUNGS = {"stock": Rung("stock_classifier"), "compiled": Rung("compiled_classifier"), "chain": Rung("imagenet_classifier"), "tuned": Rung("imagenet_classifier", TUNED)}
+RUNGS = {"stock": Rung("stock_classifier"), "compiled": Rung("compiled_classifier"), "chain": Rung("imagenet_classifier"),
+         "tuned": Rung("imagenet_classifier", TUNED, 1, "int8")}
 
-def serve_rung(server: LocalServer, name: str, rung: Rung, artifact: Artifact, cores: int) -> Endpoint:
+def artifacts_of(photos: Sequence[Path]) -> dict[str, Artifact]:
+    "EfficientNet-Lite0 compiled, in 32 bits and with the 8 that agree with them on these photographs, by precision"
+    import torch
+    chain, net = handler_module("imagenet_classifier").chain, efficientnet_lite0()
+    seen = torch.from_numpy(chain.batch(photos).items)
+    return {"fp32": compile_model(net, chain.example()), "int8": compile_model(net, seen[:8], precision=("fp32", "int8"), inputs=seen)}
+
+def serve_rung(server: LocalServer, name: str, rung: Rung, artifacts: Mapping[str, Artifact], cores: int) -> Endpoint:
     "Pack it and put it on the server; a compiled model that stands behind the stock preprocessing takes that file with it"
     stock = HANDLERS / "stock_classifier.py"
-    model: Any = lite_weights() if rung.handler == stock.stem else artifact
+    model: Any = lite_weights() if rung.handler == stock.stem else artifacts[rung.precision]
     files: list[str | Path] = [imagenet_labels(), *([stock] if rung.handler == "compiled_classifier" else [])]
-    config = {"minWorkers": cores, "maxWorkers": cores} | dict(rung.config)
+    workers = cores + rung.more_workers
+    config = {"minWorkers": workers, "maxWorkers": workers, "threads": 1} | dict(rung.config)
     mar = archive("ladder_" + re.sub(r"\W+", "_", name), HANDLERS / f"{rung.handler}.py", model, store=server.folder / "ladder", example=sample_photo(), extra_files=files, **config)
     return deploy(server, mar)
 
 # %% ../nbs/19_ladder.ipynb #paces
 def paces(cores: int) -> dict[str, Rung]:
-    "Ways to keep the cores busy, each an other configuration of the tuned rung"
-    workers = lambda n, **more: Rung("imagenet_classifier", {"minWorkers": n, "maxWorkers": n, **more})
-    return {"tuned": RUNGS["tuned"], "batch size 1": RUNGS["chain"], "batch size 8": workers(cores, threads=1, batchSize=8, maxBatchDelay=2),
-            "one worker more": workers(cores + 1, threads=1, **TUNED), "twice the workers": workers(2 * cores, threads=1, **TUNED),
-            "one worker, a thread a core": workers(1, threads=cores, **TUNED)}
+    "Ways to keep the cores busy, each the tuned rung with one thing changed"
+    tuned = RUNGS["tuned"]
+    changed = lambda more_workers=tuned.more_workers, **config: replace(tuned, config={**TUNED, **config}, more_workers=more_workers)
+    return {"tuned": tuned, "as many workers as cores": changed(0), "twice the workers": changed(cores), "batch size 1": changed(batchSize=1, maxBatchDelay=0),
+            "batch size 8": changed(batchSize=8), "one worker, a thread a core": changed(1 - cores, threads=cores)}
 
 # %% ../nbs/19_ladder.ipynb #climb
 WARM_UP = 1.5    # seconds of a turn that do not count
@@ -247,8 +258,8 @@ def ladder(
     if unknown := set(peers or ()) - set(PEERS): raise ToolkitError(f"no such peer: {', '.join(unknown)}", do=f"there are {', '.join(PEERS)}")
     photos, cores = list(photos) or large_photographs(progress), usable_cores()
     names, load = installed_peers() if peers is None else list(peers), closed(clients or 4 * cores)
-    artifact = compile_model(efficientnet_lite0(), handler_module("imagenet_classifier").chain.example())
-    course = _Course(photos, artifact, cores, load, rungs, progress)
+    progress("compile")
+    course = _Course(photos, artifacts_of(photos), cores, load, rungs, progress)
     with ExitStack() as stack:
         sides = dict(course.sides(stack, names))
         turns: dict[tuple[str, str], list[Turn]] = {side: [] for side in sides}
@@ -256,7 +267,7 @@ def ladder(
             for n, (side, turn) in enumerate(sides.items(), 1):
                 progress(f"round {r + 1} of {rounds}, {n} of {len(sides)}: {side[0]}")
                 turns[side].append(_undisturbed(turn, seconds))
-    return Ladder(tuple(Side(name, kind, tuple(t)) for (name, kind), t in turns.items()), _about(photos, artifact, cores, load.clients, rounds, seconds))
+    return Ladder(tuple(Side(name, kind, tuple(t)) for (name, kind), t in turns.items()), _about(photos, course.artifact, cores, load.clients, rounds, seconds))
 
 def _undisturbed(turn: Callable[[float], Turn], seconds: float, tries: int = 3) -> Turn:
     "A turn in which other processes took little; of several that they spoilt, the one they spoilt least"
@@ -268,11 +279,16 @@ def _undisturbed(turn: Callable[[float], Turn], seconds: float, tries: int = 3) 
 class _Course:
     "What all sides have in common"
     photos: list[Path]
-    artifact: Artifact
+    artifacts: Mapping[str, Artifact]
     cores: int
     load: Plan
     rungs: Mapping[str, Rung]
     progress: Callable[[str], None]
+
+    @property
+    def artifact(self) -> Artifact:
+        "Of the tuned rung, the ceilings and the peers"
+        return self.artifacts[RUNGS["tuned"].precision]
 
     @cached_property
     def bodies(self) -> list[bytes]: return [p.read_bytes() for p in self.photos]
@@ -285,7 +301,7 @@ class _Course:
         server = stack.enter_context(LocalServer())
         for name, rung in self.rungs.items():
             self.progress(f"serve {name}")
-            yield (name, "rung"), partial(self.of_rung, serve_rung(server, name, rung, self.artifact, self.cores))
+            yield (name, "rung"), partial(self.of_rung, serve_rung(server, name, rung, self.artifacts, self.cores))
         for way in ("stock", "ours"):
             for name in peers: yield (name if way == "stock" else f"{name}, ours", way), partial(self.of_peer, self.up(stack, name, way))
 
@@ -317,7 +333,7 @@ def _about(photos: Sequence[Path], artifact: Artifact, cores: int, clients: int,
     sizes = sorted(map(megapixels, photos))
     return {"measured": time.strftime("%Y-%m-%d", time.gmtime()), "cores": cores, "processor": _processor(), "clients": clients, "rounds": rounds, "seconds of a turn": seconds,
             "photographs": f"{len(photos)} of {sizes[0]:.0f} to {sizes[-1]:.0f} megapixels, {sum(p.stat().st_size for p in photos) / len(photos) / 1e6:.1f} MB each in the mean",
-            "model": f"EfficientNet-Lite0, {artifact.engine}, {artifact.precision}", "torch": version("torch"), "TorchServe": version("torchserve"),
+            "model": f"EfficientNet-Lite0 on {artifact.engine}, fp32, and {artifact.precision} where tuned", "torch": version("torch"), "TorchServe": version("torchserve"),
             "peers": ", ".join(f"{name} {_version(PEERS[name].package)}" for name in installed_peers()) or "none installed"}
 
 # %% ../nbs/19_ladder.ipynb #versions

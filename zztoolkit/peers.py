@@ -5,7 +5,7 @@
 # %% ../nbs/18_peers.ipynb #imports
 from __future__ import annotations
 
-import importlib.metadata, json, os, signal, subprocess, sys, tempfile, time
+import importlib.metadata, json, os, signal, subprocess, sys, sysconfig, tempfile, time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,7 @@ if TYPE_CHECKING: import psutil
 
 # %% auto #0
 __all__ = ['PEERS', 'Job', 'pipeline', 'our_handler', 'serve_litserve', 'serve_mosec', 'serve_bentoml', 'serve_ray',
-           'serve_triton', 'Kind', 'python_of', 'installed_peers', 'Peer']
+           'serve_triton', 'join_environment', 'Kind', 'python_of', 'installed_peers', 'Peer']
 
 # %% ../nbs/18_peers.ipynb #job
 @dataclass(frozen=True)
@@ -154,6 +154,21 @@ def serve_triton(job: Job):
         triton.bind("model", [Model() for _ in range(job.workers)], inputs=[text], outputs=[Tensor(name="answer", dtype=bytes, shape=(1,))],
                     config=ModelConfig(max_batch_size=job.batch_size, batcher=DynamicBatcher(max_queue_delay_microseconds=int(1e6 * job.delay))))
         triton.serve()
+
+# %% ../nbs/18_peers.ipynb #join
+_SITE = """import threading
+from multiprocessing import resource_tracker as tracker
+if not hasattr(tracker._resource_tracker._lock, "_recursion_count"): tracker._resource_tracker._lock = threading._PyRLock()
+"""
+
+def join_environment(
+    home: str | Path, # of an environment apart, made by the same Python
+):
+    "Have it see the packages of this one after its own"
+    own = Path(sysconfig.get_path("purelib"))
+    theirs = Path(home) / own.relative_to(sys.prefix)
+    (theirs / "main.pth").write_text(f"{own}\n")
+    (theirs / "sitecustomize.py").write_text(_SITE)
 
 # %% ../nbs/18_peers.ipynb #classes
 _CLASSES: dict[str, Callable[[], Any]] = {"LitApi": _lit_api, "MosecWorker": _mosec_worker, "BentoService": _bento_service}

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .archive import Mar, open_mar
+from .archive import Mar, open_mar, packed
 from .core import ToolkitError, environment_without_secrets, find_java
 from .handler import STAGES, decode, existing, is_busy, to_body
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING: import httpx, psutil
 # %% auto #0
 __all__ = ['NOT_DRAINED', 'Progress', 'Settings', 'free_ports', 'properties', 'server_environment', 'java_command', 'log_config',
            'worker_script', 'exit_codes', 'lay_out', 'Tokens', 'NoTokens', 'Management', 'wait_idle', 'inherit_orphans',
-           'start_child', 'kill_orphans', 'end_java', 'supervise', 'tail', 'worker_log', 'last_traceback', 'exit_words',
-           'why_worker_died', 'LocalServer', 'Counted', 'counted', 'next_version', 'deploy', 'RunningServer',
-           'running_servers', 'PredictionError', 'error_of', 'Endpoint']
+           'start_child', 'kill_orphans', 'end_java', 'supervise', 'tail', 'worker_log', 'printed_by', 'tracebacks',
+           'last_traceback', 'exit_words', 'why_worker_died', 'LocalServer', 'Counted', 'counted', 'next_version',
+           'deploy', 'RunningServer', 'running_servers', 'PredictionError', 'error_of', 'Endpoint']
 
 # %% ../nbs/06_serve.ipynb #settings
 @dataclass(frozen=True)
@@ -368,8 +368,12 @@ def _model_log(folder: Path) -> Path: return folder / "logs" / "model_log.log"
 
 def worker_log(folder: Path, name: str, version: str = "", since: int = 0) -> list[str]:
     "What the workers of a model (of one version, or of all) have printed, metrics apart, from byte `since` of the log on"
+    return printed_by(tail(_model_log(folder), since), name, version)
+
+def printed_by(lines: Sequence[str], name: str, version: str = "") -> list[str]:
+    "Of the lines of the workers' log, what those of one model have printed, metrics apart"
     whose = re.compile(rf"W-\d+-{re.escape(name)}_{re.escape(version) if version else '.*'}-std(out|err)$")
-    found = [m for m in map(_LINE.match, tail(_model_log(folder), since)) if m and whose.match(m["thread"])]
+    found = [m for m in map(_LINE.match, lines) if m and whose.match(m["thread"])]
     return [m["text"] for m in found if not m["text"].startswith(("[METRICS]", "Backend received inference"))]
 
 def _tracebacks(lines: Sequence[str]) -> Iterator[list[str]]:
@@ -383,12 +387,16 @@ def _tracebacks(lines: Sequence[str]) -> Iterator[list[str]]:
             yield _without_frames_of(open_, "/ts/")
             open_ = None
 
+def tracebacks(lines: Sequence[str]) -> list[str]:
+    "Every complete traceback with a frame of the handler's own, as its author wrote it"
+    return ["\n".join(re.sub(r'File ".*/models/[0-9a-f]{32}/', 'File "', l) for l in t) for t in _tracebacks(lines) if any(l.startswith('  File "') for l in t)]
+
 def last_traceback(lines: Sequence[str], about: str = "") -> str:
     "The last traceback with a frame of the handler's own (the first after the last line with `about`); '' if there is none yet"
     if about:
         where = [i for i, l in enumerate(lines) if about in l]
         lines = lines[where[-1]:] if where else []
-    own = ["\n".join(re.sub(r'File ".*/models/[0-9a-f]{32}/', 'File "', l) for l in t) for t in _tracebacks(lines) if any(l.startswith('  File "') for l in t)]
+    own = tracebacks(lines)
     return (own[0] if about else own[-1]) if own else ""
 
 def _without_frames_of(lines: list[str], where: str) -> list[str]:
@@ -486,8 +494,7 @@ class LocalServer:
             self.process.wait()
             shutil.rmtree(self.folder, ignore_errors=True)
         self.process, self.stopping = None, False
-        self.__dict__.pop("management", None)
-        self.__dict__.pop("inference", None)
+        for client in ("management", "inference", "_metrics"): self.__dict__.pop(client, None)
 
     def __enter__(self) -> LocalServer: return self.start()
     def __exit__(self, *exc): self.stop()
@@ -506,7 +513,10 @@ class LocalServer:
 
     def metrics(self) -> str:
         "Prometheus' text of everything TorchServe and the handlers count"
-        with _client(self._url(2)) as http: return http.get("/metrics").text
+        return self._metrics.get("/metrics").text
+
+    @cached_property
+    def _metrics(self) -> httpx.Client: return _client(self._url(2))     # made once: it reads the certificates of the machine, twenty times the work of an answer
 
     @property
     def frontend(self) -> list[int]:
@@ -531,6 +541,8 @@ class Counted:
     queue: float = 0.0       # of them, until a worker took it: the batch delay too
     batches: int = 0         # that went through a handler; 0 for one that is not ours
     stages: dict[str, float] = field(default_factory=dict)   # by name, in the order a batch meets them
+    requests: int = 0        # answered
+    buckets: dict[str, dict[float, int]] = field(default_factory=dict)   # of a stage: batches that took no longer than so many seconds
 
 def counted(
     text: str, # Prometheus' text of a server
@@ -538,14 +550,18 @@ def counted(
 ) -> Counted:
     "A model's counts, all its versions and workers together"
     sums: dict[str, float] = {}
+    buckets: dict[str, dict[float, int]] = {}
     for metric, labels, value in re.findall(r"(?m)^(\w+)\{([^}]*)\} (\S+)", text):
         of = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        if of.get("model_name") != name or "le" in of: continue
+        if of.get("model_name") != name: continue
+        if "le" in of:
+            if metric == "zz_stage_seconds_bucket": buckets.setdefault(of["stage"], {})[float(of["le"])] = int(float(value))
+            continue
         key = metric + "." + of.get("stage", "")
         sums[key] = sums.get(key, 0.0) + float(value)
     stages = {s: sums[f"zz_stage_seconds_sum.{s}"] for s in STAGES if f"zz_stage_seconds_sum.{s}" in sums}
     return Counted(sums.get("ts_inference_latency_microseconds.", 0) / 1e6, sums.get("ts_queue_latency_microseconds.", 0) / 1e6,
-                   int(sums.get(f"zz_stage_seconds_count.{STAGES[0]}", 0)), stages)
+                   int(sums.get(f"zz_stage_seconds_count.{STAGES[0]}", 0)), stages, int(sums.get("ts_inference_requests_total.", 0)), buckets)
 
 # %% ../nbs/06_serve.ipynb #deploy
 Progress = Callable[[str], None]   # told each step as it begins
@@ -575,7 +591,7 @@ def deploy(
 ) -> Endpoint:
     "Put an archive on the server and make it the default version. Raises `ToolkitError` and changes nothing if it does not load"
     mar = mar.verify() if isinstance(mar, Mar) else open_mar(mar)
-    api, config = server.management, mar.config()
+    api, config = server.management, mar.config
     old = [v["modelVersion"] for v in api.versions(mar.name)]
     if mar.version in old: raise ToolkitError(f"{mar.name} version {mar.version} is on this server already", do="give the archive another version")
     stored = server.folder / "store" / f"{mar.name}-{mar.version}-{mar.digest[:8]}.mar"
@@ -768,6 +784,12 @@ class Endpoint:
     def scale(self, workers: int):
         "Run this many workers, and wait for them"
         self.server.management.ask("PUT", f"/models/{self.name}", min_worker=workers, max_worker=workers, synchronous="true")
+
+    def archive(self, store: str | Path) -> Mar:
+        "The default version as an archive in a folder, packed again from what its workers run in"
+        import psutil
+        if not (pids := _pids(self.info)): raise ToolkitError(f"{self.name} has no worker", do=f"%serve_logs {self.name}")
+        return packed(psutil.Process(pids[0]).cwd(), store)
 
     def logs(self, n: int = 30) -> str:
         "The last `n` lines that the model's workers have printed"

@@ -152,6 +152,11 @@ class Chain:
     @cached_property
     def _planned_for_cuda(self) -> Plan: return self.plan("cuda")
 
+    def decoding(self, reducing_gap: float | None) -> Chain:
+        "The chain with another `reducing_gap` of its `Decode`. Raises `ToolkitError` if it has none"
+        if not self.decodes: raise ToolkitError("this chain decodes nothing", found=repr(self), do="leave reducing_gap out")
+        return Chain(replace(self.ops[0], reducing_gap=reducing_gap), *self.ops[1:])
+
     def at(self, region: tuple[int, int, int, int]) -> Chain:
         "The chain for the region of one request. Raises `InputError` if it takes none"
         if not self.crops_per_request: raise InputError("this chain crops no region of a request")
