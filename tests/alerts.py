@@ -47,14 +47,14 @@ ALERTS = {
 }
 
 
-def rule_tests(rules_file: str) -> dict:
-    "All of it as promtool's file"
+def rule_tests(rules_file: str, alerts: dict) -> dict:
+    "Histories as promtool's file"
     def firing(alert: str, minute: int, yes: bool) -> dict:
         return dict(expr=f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})', eval_time=f"{minute}m", exp_samples=[dict(labels="{}", value=1)] if yes else [])
 
     def test(title: str) -> dict:
-        series, before, during, after = ALERTS[title]
+        series, before, during, after = alerts[title]
         alert = title.split(",")[0].split()[0]
         asked = [firing(alert, before, False), *([firing(alert, during, True)] if during else []), firing(alert, after, False)]
         return dict(name=title, interval="1m", input_series=series, promql_expr_test=asked)
-    return dict(rule_files=[rules_file], evaluation_interval="1m", tests=[test(t) for t in ALERTS])
+    return dict(rule_files=[rules_file], evaluation_interval="1m", tests=[test(t) for t in alerts])
