@@ -1,13 +1,13 @@
 "Replicas in network namespaces, and haproxy before them: as a gateway (every request is balanced) and as a Service (connections are, and stay where they are)."
 from __future__ import annotations
 
-import json, os, signal, socket, subprocess, sys, tempfile, time
+import subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
+import httpx, numpy as np
 
-from pods import Pod, wait_until
+from pods import Pod
 from zztoolkit.load import Load, Sent, Target, closed, open_loop, payloads
 from zztoolkit.serve import free_ports
 
@@ -127,7 +127,6 @@ command = [str(store) if a == f"{folder}/store" else a for a in plan["command"]]
 os.chdir(folder)
 os.execve(command[0], command, plan["environment"])
 """
-        import httpx
         self.log, self.host, self.ports, self.http = log, host, ports, httpx.Client(trust_env=False, timeout=30)
         with open(log, "ab") as out: self.process = subprocess.Popen(["ip", "netns", "exec", netns, sys.executable, "-c", code, str(store), host], stdout=out, stderr=subprocess.STDOUT)
 
@@ -137,7 +136,6 @@ os.execve(command[0], command, plan["environment"])
         return self.http_ok("/ping") and self.http_ok("/predictions/echo", {"x": 1})
 
     def http_ok(self, path: str, body=None) -> bool:
-        import httpx
         try: return (self.http.post(self.url(0, path), json=body) if body else self.http.get(self.url(0, path))).status_code == 200
         except httpx.HTTPError: return False
 

@@ -1,7 +1,7 @@
 "`zz run` as the tests meet it: on this machine, or each in a network namespace of its own."
 from __future__ import annotations
 
-import os, signal, subprocess, sys, textwrap, time
+import os, subprocess, sys, textwrap, time
 from pathlib import Path
 
 import httpx, psutil

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx, psutil, pytest
 
 from cluster import NET, Cluster, Pressure, network, sh
-from conftest import ROOT, missing
+from conftest import missing
 from pods import ECHO, echo, wait_until
 
 pytestmark = pytest.mark.faults
@@ -94,7 +94,8 @@ def test_kill_of_a_worker(tmp_path, names, store):
             time.sleep(3)
         all_ = note("kill -9 of a worker", p)
         assert "exit code 137" in c.pods["zz1"].said() and 'zz_worker_exits_total{code="137"} 1' in c.pods["zz1"].get("/metrics").text
-    assert ROWS["kill -9 of a worker"]["gateway, open loop"]["failed"] == ROWS["kill -9 of a worker"]["gateway, open loop"]["lost"] == 0
+    gateway = ROWS["kill -9 of a worker"]["gateway, open loop"]
+    assert gateway["lost"] == gateway["failed"] == all_["lost"] == 0 and all_["failed"] <= 4, all_      # a batch is four
 
 def test_kill_of_a_replica(tmp_path, names, store):
     "kill -9 of the pod's first process: everything of it is gone at once; the gateway sends again what it held"
@@ -149,7 +150,7 @@ def test_a_full_disk(tmp_path, names, store):
 def test_doors_between_pods(tmp_path, names, store):
     "From another network namespace: the front, metrics and probes answer; TorchServe's inference and management do not"
     code = "import socket, sys\nfor p in (8000, 8080, 8081, 8082, 8083, 7070, 7071):\n    s = socket.socket(); s.settimeout(2)\n    print(p, s.connect_ex((sys.argv[1], p)) == 0)"
-    with Cluster(tmp_path / "pods", names, store, "--no-token-auth") as c:
+    with pods(tmp_path, names, store):
         said = sh("ip", "netns", "exec", "zz2", sys.executable, "-c", code, f"{NET}.11")
         inside = sh("ip", "netns", "exec", "zz1", sys.executable, "-c", code, "127.0.0.1")
     assert [l.split()[0] for l in said.splitlines() if l.endswith("True")] == ["8000", "8082", "8083"]

@@ -127,12 +127,17 @@ class Front:
         try: now = _hashed(read_tokens(self.tokens)) if self.tokens else self.known
         except ToolkitError as e: return f"the tokens stay as they were: {e}"
         if now == self.known: return ""
+        try: self._let_in(now)
+        except OSError as e: return f"the tokens stay as they were: haproxy does not answer ({type(e).__name__})"
+        self.known = now
+        return f"{len(now)} tokens count from now on" + ("" if now else ": nobody is let in")
+
+    def _let_in(self, now: list[str]):
+        "These and no others, all at once"
         file = self.folder / "front.tokens"
         version = self.ask(f"prepare acl {file}").split()[-1]
         for token in now: self.ask(f"add acl @{version} {file} {token}")
         self.ask(f"commit acl @{version} {file}")
-        self.known = now
-        return f"{len(now)} tokens count from now on" + ("" if now else ": nobody is let in")
 
     def renew_certificate(self) -> str: # what happened, '' for nothing
         "Show callers the certificate that the folder holds now; one that does not belong to its key changes nothing"
@@ -140,9 +145,11 @@ class Front:
         except ToolkitError as e: return f"the certificate stays as it was: {e}"
         if now == self.shown: return ""
         self.shown, file = now, self.folder / "front.pem"      # tried once, even if it is refused
-        said = self.ask(f"set ssl cert {file} <<\n{now}\n") + self.ask(f"commit ssl cert {file}")
-        if "Success" in said: return "another certificate is shown from now on"
-        self.ask(f"abort ssl cert {file}")
+        try:
+            said = self.ask(f"set ssl cert {file} <<\n{now}\n") + self.ask(f"commit ssl cert {file}")
+            if "Success" in said: return "another certificate is shown from now on"
+            self.ask(f"abort ssl cert {file}")
+        except OSError as e: said = f"haproxy does not answer ({type(e).__name__})"
         return f"the certificate stays as it was: {' '.join(said.split())}"
 
     def numbers(self) -> dict[str, int]:

@@ -144,7 +144,7 @@ class Server:
         self.java: subprocess.Popen | None = None
         self.management = Management(folder, f"http://127.0.0.1:{pod.ports.management}", pod.own_tokens, timeout=5)
         self.front = Front(folder, pod.host, pod.ports.front, pod.ports.inference, pod.tokens, pod.settings.response_timeout + 10, pod.tls) if pod.front else None
-        self._exits = 0
+        self.exits_told, self.news = 0, set[str]()     # what `say` has said already
 
     def start(self, taken: list[Taken]):
         "Start both. Raises `ToolkitError` if the front does not come up; what becomes of TorchServe, `look_after` tells"
@@ -193,8 +193,9 @@ def _look_after(server: Server):
     kill_orphans(java, *([front.process] if front and front.process else []))
     if java.poll() is not None: raise ToolkitError("TorchServe ended by itself", found=f"exit code {java.returncode}\n{_complaints(server.folder)}")
     if front and not front.running: raise ToolkitError("haproxy ended by itself", found="it has said why above")
-    for news in filter(None, (front.renew_tokens(), front.renew_certificate()) if front else ()): say(news)
-    server._exits = _tell_exits(server.folder, server._exits)
+    known, server.news = server.news, {front.renew_tokens(), front.renew_certificate()} if front else set()
+    for news in server.news - known - {""}: say(news)
+    server.exits_told = _tell_exits(server.folder, server.exits_told)
     if not server.served: _await_first(server)
 
 def _tell_exits(folder: Path, told: int) -> int:
@@ -220,7 +221,8 @@ def _drain(server: Server, hurry: threading.Event) -> bool:
     "Let every request finish that was let in; did they, within the drain timeout?"
     wait, timeout = server.pod.endpoint_wait if server.served or server.ready else 0, server.pod.settings.drain_timeout
     server.draining, end = True, time.monotonic() + wait
-    if server.front: server.front.closing()
+    if server.front:
+        with suppress(OSError): server.front.closing()
     say(f"not ready from now on; requests are let in for {wait:g} s more")
     while time.monotonic() < end and not hurry.wait(min(0.5, max(0, end - time.monotonic()))): _look_after(server)
     say(f"no more requests; those in flight have {timeout:g} s")
