@@ -145,9 +145,11 @@ class Front:
         except ToolkitError as e: return f"the certificate stays as it was: {e}"
         if now == self.shown: return ""
         self.shown, file = now, self.folder / "front.pem"      # tried once, even if it is refused
-        said = self.ask(f"set ssl cert {file} <<\n{now}\n") + self.ask(f"commit ssl cert {file}")
-        if "Success" in said: return "another certificate is shown from now on"
-        self.ask(f"abort ssl cert {file}")
+        try:
+            said = self.ask(f"set ssl cert {file} <<\n{now}\n") + self.ask(f"commit ssl cert {file}")
+            if "Success" in said: return "another certificate is shown from now on"
+            self.ask(f"abort ssl cert {file}")
+        except OSError as e: said = f"haproxy does not answer ({type(e).__name__})"
         return f"the certificate stays as it was: {' '.join(said.split())}"
 
     def numbers(self) -> dict[str, int]:

@@ -144,7 +144,7 @@ class Server:
         self.java: subprocess.Popen | None = None
         self.management = Management(folder, f"http://127.0.0.1:{pod.ports.management}", pod.own_tokens, timeout=5)
         self.front = Front(folder, pod.host, pod.ports.front, pod.ports.inference, pod.tokens, pod.settings.response_timeout + 10, pod.tls) if pod.front else None
-        self.exits_told, self.news = 0, ""     # what `say` has said already
+        self.exits_told, self.news = 0, set[str]()     # what `say` has said already
 
     def start(self, taken: list[Taken]):
         "Start both. Raises `ToolkitError` if the front does not come up; what becomes of TorchServe, `look_after` tells"
@@ -193,8 +193,8 @@ def _look_after(server: Server):
     kill_orphans(java, *([front.process] if front and front.process else []))
     if java.poll() is not None: raise ToolkitError("TorchServe ended by itself", found=f"exit code {java.returncode}\n{_complaints(server.folder)}")
     if front and not front.running: raise ToolkitError("haproxy ended by itself", found="it has said why above")
-    news, server.news = server.news, "; ".join(filter(None, (front.renew_tokens(), front.renew_certificate()))) if front else ""
-    if server.news and server.news != news: say(server.news)
+    known, server.news = server.news, {front.renew_tokens(), front.renew_certificate()} if front else set()
+    for news in server.news - known - {""}: say(news)
     server.exits_told = _tell_exits(server.folder, server.exits_told)
     if not server.served: _await_first(server)
 
