@@ -1,13 +1,27 @@
-"The tutorial as a person runs it: JupyterLab in a browser, Run All Cells, and a look at the result."
-import json, os, shutil, subprocess, sys, time
+"The tutorial and the panel as a person has them: JupyterLab in a browser, Run All Cells, buttons pressed, and a look at the result."
+import base64, json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
-import httpx, psutil, pytest
+import httpx, nbformat, psutil, pytest
 
 from conftest import ROOT, missing
-from zztoolkit.serve import free_ports
+from zztoolkit.serve import free_ports, running_servers
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PICTURES = ROOT / "test-artefacts"
+SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"},       # every cell stays in the page
+            "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
+PANEL = ["""%load_ext zztoolkit
+from zztoolkit import compile_model, demo""", """#| handler classify
+from zztoolkit import Handler, vision as V
+chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize(mean=(127 / 255,) * 3, std=(128 / 255,) * 3))""", """photo = V.sample_photo()
+artifact = compile_model(demo.efficientnet_lite0(), chain.example(), batch=(1, 8, 32))""", """%%serve classify --model artifact --batch-size 8 --example photo --store .
+class Classify(Handler):
+    chain = chain
+    def preprocess(self, requests):
+        if b"boom" in map(bytes, requests): 1 / 0
+        return super().preprocess(requests)
+    def postprocess(self, outputs): return [{"version": 1, "class": int(y.argmax())} for y in outputs]""", "%serve_panel"]
 
 
 def without_outputs(notebook: Path, target: Path):
@@ -17,22 +31,26 @@ def without_outputs(notebook: Path, target: Path):
         if c["cell_type"] == "code": c.update(outputs=[], execution_count=None)
     target.write_text(json.dumps(nb))
 
-@pytest.fixture
-def lab(tmp_path):
-    "A JupyterLab over a folder with the tutorial; its address and token"
-    without_outputs(ROOT / "nbs" / "tutorials" / "quality_inspection.ipynb", tmp_path / "quality_inspection.ipynb")
-    settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension"
-    settings.mkdir(parents=True)
-    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')      # every cell stays in the page
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A JupyterLab over a folder with the notebooks of these tests; its address and token"
+    home = tmp_path_factory.mktemp("lab")
+    without_outputs(ROOT / "nbs" / "tutorials" / "quality_inspection.ipynb", home / "quality_inspection.ipynb")
+    kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    (home / "panel.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in PANEL], metadata=kernel)))
+    settings = home / "settings" / "@jupyterlab"
+    for plugin, value in SETTINGS.items():
+        (settings / plugin).parent.mkdir(parents=True, exist_ok=True)
+        (settings / plugin).with_suffix(".jupyterlab-settings").write_text(json.dumps(value))
     [port], token = free_ports(1), os.urandom(16).hex()
-    env = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"), "JUPYTER_TOKEN": token, "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
-    log = open(tmp_path / "lab.log", "w")
+    env = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTER_TOKEN": token, "JUPYTER_CONFIG_DIR": str(home / "config")}
+    log = open(home / "lab.log", "w")
     lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
-                            f"--ServerApp.root_dir={tmp_path}"], env=env, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
+                            f"--ServerApp.root_dir={home}"], env=env, cwd=home, stdout=log, stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + 60
-        while "is running at" not in (tmp_path / "lab.log").read_text() and time.monotonic() < end: time.sleep(0.2)
-        assert lab.poll() is None, (tmp_path / "lab.log").read_text()
+        while "is running at" not in (home / "lab.log").read_text() and time.monotonic() < end: time.sleep(0.2)
+        assert lab.poll() is None, (home / "lab.log").read_text()
         yield f"http://127.0.0.1:{port}", token
     finally:
         family = psutil.Process(lab.pid).children(recursive=True)
@@ -41,14 +59,36 @@ def lab(tmp_path):
         psutil.wait_procs(family, 20)
         assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
-def wait_for_kernel(address: str, token: str, timeout: float = 60):
-    "Until the browser is connected to an idle kernel: a run that comes before is dropped, or answered with a dialog"
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium: missing("no chromium: apt install chromium")
+    from playwright.sync_api import sync_playwright
+    PICTURES.mkdir(exist_ok=True)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+def opened(browser, lab, notebook: str, width: int = 1200):
+    "A page with the notebook alone, its kernel idle"
+    address, token = lab
+    page = browser.new_page(viewport={"width": width, "height": 1000})
+    page.goto(f"{address}/lab/workspaces/{Path(notebook).stem}/tree/{notebook}?token={token}")
+    page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell").first.wait_for(timeout=60_000)
+    wait_for_kernel(address, token, notebook)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(timeout=60_000)
+    return page
+
+def wait_for_kernel(address: str, token: str, notebook: str, timeout: float = 60):
+    "Until the browser is connected to the notebook's idle kernel: a run that comes before is dropped, or answered with a dialog"
     end = time.monotonic() + timeout
     while time.monotonic() < end:
-        kernels = httpx.get(f"{address}/api/kernels", params={"token": token}).json()
-        if isinstance(kernels, list) and any(k["connections"] and k["execution_state"] == "idle" for k in kernels): return
+        found = httpx.get(f"{address}/api/sessions", params={"token": token}).json()
+        kernels = [s["kernel"] for s in found if s["path"] == notebook] if isinstance(found, list) else []
+        if any(k["connections"] and k["execution_state"] == "idle" for k in kernels): return
         time.sleep(0.2)
-    raise AssertionError(f"no kernel was ready after {timeout:.0f} s: {kernels}")
+    raise AssertionError(f"no kernel was ready after {timeout:.0f} s: {found}")
 
 def run_all_cells(page):
     "By the menu, as a person does; tried again where the page was not listening yet"
@@ -61,29 +101,89 @@ def run_all_cells(page):
     raise AssertionError("no cell began to run")
 
 @pytest.mark.browser
-def test_tutorial_in_jupyterlab(lab):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not chromium: missing("no chromium: apt install chromium")
-    from playwright.sync_api import sync_playwright
-    pictures = ROOT / "test-artefacts"
-    pictures.mkdir(exist_ok=True)
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        address, token = lab
-        page.goto(f"{address}/lab/tree/quality_inspection.ipynb?token={token}")
-        page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell").first.wait_for(timeout=60_000)
-        wait_for_kernel(address, token)
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(timeout=60_000)
-        run_all_cells(page)
-        panel = page.locator(".zz-endpoint").first
-        panel.wait_for(timeout=180_000)
-        assert "quality_inspection" in panel.inner_text() and "ready" in panel.inner_text()
-        page.get_by_text("'verdict':").first.wait_for(timeout=60_000)
-        page.get_by_text("400 DecodeError").first.wait_for(timeout=60_000)     # the broken photograph, further down
-        page.wait_for_function("![...document.querySelectorAll('.jp-InputPrompt')].some(e => e.innerText.includes('*'))", timeout=60_000)
-        assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
-        panel.scroll_into_view_if_needed()
-        page.screenshot(path=pictures / "jupyterlab.png")
-        assert (pictures / "jupyterlab.png").stat().st_size > 20_000
-        browser.close()
+def test_tutorial_in_jupyterlab(lab, browser):
+    page = opened(browser, lab, "quality_inspection.ipynb")
+    run_all_cells(page)
+    endpoint = page.locator(".zz-endpoint").first
+    endpoint.wait_for(timeout=180_000)
+    assert "quality_inspection" in endpoint.inner_text() and "ready" in endpoint.inner_text()
+    page.get_by_text("'verdict':").first.wait_for(timeout=60_000)
+    page.get_by_text("400 DecodeError").first.wait_for(timeout=60_000)     # the broken photograph, further down
+    page.wait_for_function("![...document.querySelectorAll('.jp-InputPrompt')].some(e => e.innerText.includes('*'))", timeout=60_000)
+    assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    endpoint.scroll_into_view_if_needed()
+    page.screenshot(path=PICTURES / "jupyterlab.png")
+    assert (PICTURES / "jupyterlab.png").stat().st_size > 20_000
+    page.close()
+
+def drop(page, name: str, data: bytes):
+    "A file let fall on the panel"
+    files = page.evaluate_handle("""([name, data]) => { const files = new DataTransfer();
+        files.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name)); return files; }""", [name, base64.b64encode(data).decode()])
+    page.locator(".zz-zone").dispatch_event("drop", {"dataTransfer": files})
+
+@pytest.mark.browser
+def test_panel_in_jupyterlab(lab, browser, photo):
+    "Every button pressed, under load where it counts; a worker that is killed, a server that is killed, a kernel that is restarted"
+    from test_magics import Load
+    page, others = opened(browser, lab, "panel.ipynb"), {s.folder for s in running_servers()}
+    page.get_by_title("File Browser").first.click()         # the notebook gets the width
+    run_all_cells(page)
+    live, see = page.locator(".zz-panel"), lambda text, n=20: page.locator(".zz-panel").get_by_text(text).first.wait_for(timeout=n * 1000)
+    press = lambda name: live.get_by_role("button", name=name, exact=True).click()
+    live.locator(".zz-card").wait_for(timeout=120_000)
+    [server] = [s for s in running_servers() if s.folder not in others]
+    endpoint = server.endpoint("classify")
+
+    drop(page, "officer.jpg", photo.read_bytes())
+    see('"version": 1')
+    assert live.locator(".zz-thumb").evaluate("e => e.naturalWidth") > 100 and "answered in" in live.locator(".zz-answer").inner_text()
+    drop(page, "broken.json", b'{"a": ')
+    see("broken.json is not JSON")
+    drop(page, "boom.bin", b"boom")
+    see("ZeroDivisionError: division by zero")
+    live.locator("summary").first.click()
+    assert "if b\"boom\" in map(bytes, requests): 1 / 0" in live.locator("details pre").first.inner_text()
+
+    press("+")
+    see("2 of 2 workers", 30)
+    assert [w["status"] for w in endpoint.info["workers"]] == ["READY"] * 2
+    with Load(endpoint, photo.read_bytes(), clients=4) as load:
+        press("Reload")
+        see("version 2 serves", 60)
+        see("version 2 · 2 of 2 workers")
+        drop(page, "officer.jpg", photo.read_bytes())
+        live.locator(".zz-stages").wait_for(timeout=10_000)
+        live.screenshot(path=PICTURES / "panel.png")
+    assert not load.failures and len(load.answers) > 20
+
+    os.kill(endpoint.processes()["workers"][0], signal.SIGKILL)
+    see("a worker died: exit code 137, killed: out of memory?")
+    see(re.compile("restarting|^ready$"))
+    endpoint.wait_ready()
+    psutil.Process(server.java.pid).kill()
+    see("TorchServe has ended by itself.")
+    see("its process was ended by SIGKILL")
+    assert live.locator(".zz-card .zz-state").inner_text() == "down"
+    live.screenshot(path=PICTURES / "panel-died.png")
+    press("Start again")
+    see("it serves again", 60)
+    [again] = [s for s in running_servers() if s.folder not in others]
+    assert again.endpoint("classify").predict(photo) == {"version": 1, "class": 400} and len(again.endpoint("classify").info["workers"]) == 2
+
+    page.get_by_role("menuitem", name="Settings", exact=True).click()
+    page.locator(".lm-Menu-item", has_text=re.compile("^Theme$")).hover()
+    page.locator(".lm-Menu-item", has_text="JupyterLab Dark").first.click()
+    press("Stop server")
+    see("Stop TorchServe and every model on it?")
+    live.screenshot(path=PICTURES / "panel-dark.png")
+    live.locator(".zz-yes:visible").click()
+    see("Nothing is served.")
+    assert not again.running
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.locator(".lm-Menu-item[data-command='kernelmenu:restart']").click()
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.locator(".zz-still").get_by_text("Not live").wait_for(timeout=20_000)
+    assert not live.locator(".zz-zone").is_visible()
+    wait_for_kernel(*lab, "panel.ipynb")        # a JupyterLab that is ended while a kernel starts does not end
+    page.close()

@@ -204,6 +204,7 @@ class View:
     cores: float = 0.0               # busy, of TorchServe's own Java
     memory: float = 0.0              # MiB
     machine: float = 0.0             # busy share of all cores
+    all_cores: int = 1
     gpus: tuple[dict[str, float], ...] = ()
     course: dict[str, list[float | None]] = field(default_factory=dict)     # of the busiest GPU
 
@@ -271,7 +272,7 @@ class Watch:
         busiest = max(sample.gpus, key=lambda g: g.get("gpu", 0.0), default={})
         _remember(self._course, now, **busiest)
         share = cores.get("machine", 0) / max(0.01, cores.get("machine", 0) + cores.get("idle", 1))
-        return View("running", tuple(seen), "", cores.get("frontend", 0), sample.memory.get("frontend", 0), share, tuple(sample.gpus), _courses(self._course, now))
+        return View("running", tuple(seen), "", cores.get("frontend", 0), sample.memory.get("frontend", 0), share, usable_cores(), tuple(sample.gpus), _courses(self._course, now))
 
     def _measured(self, groups: dict[str, list[int]]) -> tuple[Sample, dict[str, float]]:
         "A sample, and busy cores of each group since the last one; none where the processes are others than then"
@@ -424,7 +425,7 @@ STYLE = """<style>
 .zz-answer { display: flex; gap: 14px; margin-top: 10px; align-items: flex-start } .zz-answer > div { flex: 1; min-width: 0 } .zz-thumb { max-width: 132px; max-height: 132px; border-radius: 5px; display: block }
 .zz-panel button.jupyter-button { height: 28px; line-height: 26px; padding: 0 11px; border-radius: 5px; border: 1px solid var(--zz-line); background: var(--zz-back); color: var(--zz-ink); box-shadow: none; width: auto; font-size: 12px; margin: 0 0 0 6px }
 .zz-panel button.jupyter-button:hover:not(:disabled) { border-color: var(--zz-hue); color: var(--zz-hue) } .zz-panel button.jupyter-button:disabled { opacity: .4 } .zz-panel button.zz-stop:hover:not(:disabled), .zz-panel button.zz-yes { border-color: var(--zz-bad) !important; color: var(--zz-bad) !important }
-.zz-panel button.zz-step { width: 28px; padding: 0; font-size: 15px } .zz-top { align-items: flex-start; flex-wrap: nowrap } .zz-top > .widget-html { flex: 1 1 auto; min-width: 0 } .zz-server { font-size: 12px; line-height: 28px; color: var(--zz-dim) } .zz-server b { color: var(--zz-ink) }
+.zz-panel button.zz-step { width: 28px; padding: 0; font-size: 15px } .zz-top { align-items: flex-start; flex-wrap: nowrap } .zz-top > .widget-html { flex: 1 1 auto; min-width: 0 } .zz-server { font-size: 12px; line-height: 28px; color: var(--zz-dim) } .zz-foot { padding: 0 15px; box-sizing: border-box }
 .zz-zone { border: 1.5px dashed var(--jp-border-color1, #bdbdbd); border-radius: 6px; color: var(--zz-dim); text-align: center; padding: 9px; margin-top: 12px; cursor: pointer; font-size: 12px }
 .zz-zone:hover, .zz-zone:focus-visible, .zz-zone.zz-over { border-color: var(--zz-hue); color: var(--zz-hue); outline: none } .zz-zone.zz-over { background: var(--zz-soft) }
 .zz-panel.jupyter-widgets-disconnected > .jupyter-widgets:not(.zz-style), .zz-panel.jupyter-widgets-disconnected::before, .zz-panel .jupyter-widgets-disconnected::before { display: none } .zz-past .zz-card, .zz-past .zz-server { filter: grayscale(1); opacity: .7 } .jp-OutputArea:has(.zz-panel:not(.jupyter-widgets-disconnected)) .zz-still { display: none }
@@ -455,7 +456,7 @@ def figures_html(seen: Seen, view: View) -> str:
     p, c = seen.pace, seen.course
     took, unit = duration(p.latency).split() if p.rate else ("–", "")
     found = [figure_html("Requests", amount(p.rate), "/s", c.get("rate", []), 1), figure_html("Latency, mean", took, unit, c.get("latency", []), 0.01),
-             figure_html("Waiting", amount(seen.service.queued), "requests", c.get("queue", []), 4), figure_html("CPU", f"{seen.cores:.1f}", f"of {usable_cores()} cores", c.get("cores", []), 1),
+             figure_html("Waiting", amount(seen.service.queued), "requests", c.get("queue", []), 4), figure_html("CPU", f"{seen.cores:.1f}", f"of {view.all_cores} cores", c.get("cores", []), 1),
              _memory_html("Memory", seen.memory, c.get("memory", []))]
     busiest = max(view.gpus, key=lambda g: g.get("gpu", 0.0), default={})
     if "gpu" in busiest: found.append(figure_html("GPU", f"{busiest['gpu']:.0f}", "%", view.course.get("gpu", []), 100))
@@ -482,7 +483,7 @@ def failures_html(failures: Sequence[Failure]) -> str:
 def server_html(view: View) -> str:
     "A line for the server itself"
     if view.state not in ("running", "stopping"): return f"<div class='zz-head zz-server'>{state_html(view.state)}<span>TorchServe</span></div>"
-    what = f"frontend {view.cores:.1f} cores, {mebibytes(view.memory)} · machine {view.machine:.0%} of {usable_cores()} cores busy"
+    what = f"frontend {view.cores:.1f} cores, {mebibytes(view.memory)} · machine {view.machine:.0%} of {view.all_cores} cores busy"
     return f"<div class='zz-head zz-server'>{state_html(view.state)}<span>TorchServe · {what}</span></div>"
 
 _NOTES = {"stopped": "Nothing is served. <code>%%serve NAME</code> starts a server.", "gone": "The server belonged to another process, and has ended. Start it there again.",
@@ -716,6 +717,7 @@ class _Section:
         self.actions = _Actions({"stop": _Action("Stop server", "Stop it, after the requests in flight", self._stop, "Stop TorchServe and every model on it? Requests in flight are finished first.", "zz-stop")}, pressed)
         head, foot = w.HBox([self.note, self.again.bar]), w.HBox([self.line, self.actions.bar])
         for row in (head, foot): row.add_class("zz-top")
+        for row in (foot, self.actions.line): row.add_class("zz-foot")
         self.box = w.VBox([head, self.again.line, self.body, foot, self.actions.line])
 
     def look(self) -> bool:
