@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Successfully|ERROR|error:)' | cut -c1-110
+SUITE  := not faults and not image and not deploy
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -35,8 +36,9 @@ test: $(VENV)/dev.ok
 	@zz export --check
 	@echo "── 2/4  notebooks: every one runs, alone; 3/4  types, beside"
 	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing $(if $(wildcard /usr/sbin/haproxy),--flags haproxy); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
-	@echo "── 4/4  tests against a real TorchServe"
-	@pytest
+	@echo "── 4/4  tests against a real TorchServe: two at a time, then those that measure"
+	@pytest -n 2 --dist loadfile -m "$(SUITE) and not alone"
+	@pytest -m "$(SUITE) and alone"
 
 # checkov pins old versions of half the index: it gets an environment of its own
 deploy-check: $(VENV)/dev.ok

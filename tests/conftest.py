@@ -18,6 +18,14 @@ def pytest_addoption(parser):
     parser.addoption("--record", metavar="JSON", help="write what the gpu tests measure to this file")
 
 
+ALONE = ("test_bench", "test_cli", "test_lab", "test_magics", "test_panel")     # they measure, or count every server of this user
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for i in items:
+        if i.module.__name__ in ALONE: i.add_marker("alone")
+
+
 def missing(what: str):
     "Skip loudly, except in CI, where nothing may be missing"
     if os.environ.get("CI"): pytest.fail(f"{what}, and CI must have it")
