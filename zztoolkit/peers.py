@@ -210,13 +210,14 @@ class Kind:
     body: Callable[[bytes], tuple[bytes, str]] = _as_it_is
     headers: dict[str, str] = field(default_factory=dict)
     own_python: str = ""                 # name of its environment beside this one
+    may_halt: bool = True                # does it go on as if nothing had been?
 
 PEERS = {k.name: k for k in (
     Kind("LitServe", "litserve", serve_litserve, "/predict", partial(_as_file, "request")),
     Kind("mosec", "mosec", serve_mosec, "/inference"),
     Kind("BentoML", "bentoml", serve_bentoml, "/classify", partial(_as_file, "image")),
     Kind("Ray Serve", "ray", serve_ray, "/"),
-    Kind("Triton", "nvidia-pytriton", serve_triton, "/v2/models/model/infer", _as_tensor, {"Inference-Header-Content-Length": str(_TRITON_HEAD)}, "triton"))}
+    Kind("Triton", "nvidia-pytriton", serve_triton, "/v2/models/model/infer", _as_tensor, {"Inference-Header-Content-Length": str(_TRITON_HEAD)}, "triton", may_halt=False))}
 
 def python_of(kind: Kind) -> str:
     "The Python that has it; '' if none does"
@@ -282,5 +283,5 @@ class Peer:
     def go_on(self): self._signal(signal.SIGCONT)
 
     def _signal(self, number: int):
-        for p in self._tree():
+        for p in self._tree() if self.kind.may_halt else ():
             with suppress(ProcessLookupError): os.kill(p.pid, number)
