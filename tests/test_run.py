@@ -118,8 +118,9 @@ def test_java_that_dies_and_drain_without_a_front(store, tmp_path):
     "No front: TorchServe answers by itself, and its own queue says when nothing is in flight. kill -9 of Java ends the pod with 1"
     config = tmp_path / "run.yaml"
     config.write_text("front: false\ntoken_auth: false\nendpoint_wait: 0\nmodels: [echo.mar]\n")
-    with Pod(tmp_path / "log", store, "--config", config) as pod:
+    with Pod(tmp_path / "log", store, "--config", config) as pod, Pod(tmp_path / "second", store, "--config", config) as second:
         pod.wait_ready()
+        second.wait_ready().java().kill()
         ask = lambda **x: pod.http.post(pod.url(1, "/predictions/echo"), json=x).status_code
         with ThreadPoolExecutor(2) as pool:
             long = [pool.submit(ask, sleep=1) for _ in range(2)]
@@ -127,8 +128,4 @@ def test_java_that_dies_and_drain_without_a_front(store, tmp_path):
             pod.process.terminate()
             assert [r.result() for r in long] == [200, 200]
         assert pod.process.wait(20) == 0
-    with Pod(tmp_path / "second", store, "--config", config) as pod:
-        pod.wait_ready()
-        java = pod.java()
-        java.kill()
-        assert pod.process.wait(10) == 1 and "TorchServe ended by itself\nexit code -9" in pod.said()
+        assert second.process.wait(10) == 1 and "TorchServe ended by itself\nexit code -9" in second.said()
