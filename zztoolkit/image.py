@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import zztoolkit
 from .archive import open_mar
 from .core import ToolkitError, sha256
 from .signing import signature_of
@@ -24,7 +25,7 @@ def _pip(*args: str | Path):
 
 def own_wheel(folder: Path) -> Path:
     "The wheel of this toolkit, put into `folder`: made from the project it runs from, else from the package index"
-    root = Path(__file__).resolve().parent.parent
+    root = Path(zztoolkit.__file__).resolve().parent.parent
     if not (root / "setup.py").exists(): _pip("download", "-q", "--no-deps", "-d", folder, f"zztoolkit=={importlib.metadata.version('zztoolkit')}")
     else:
         with tempfile.TemporaryDirectory() as tmp:      # the project's own `build` may hold what is no more
@@ -82,5 +83,5 @@ def image_context(
 
 def dockerfile() -> str:
     "The Dockerfile, for the Python that runs here"
-    text = Path(__file__).with_name("container").joinpath("Dockerfile").read_text()
+    text = Path(zztoolkit.__file__).with_name("container").joinpath("Dockerfile").read_text()
     return text.replace("{python}", "{}.{}".format(*sys.version_info))
