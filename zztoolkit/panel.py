@@ -760,7 +760,7 @@ class Panel:
         self._wake, self._closed = threading.Event(), False
         self._thread: threading.Thread | None = None
         self._seen_at = self._changed_at = time.monotonic()
-        self._found_at = 0.0
+        self._found_at, self._own = 0.0, False
         self._body, self._trouble = w.VBox(), w.HTML()
         style = w.HTML(STYLE)
         style.add_class("zz-style")
@@ -780,8 +780,9 @@ class Panel:
         return happened
 
     def _servers(self) -> list[LocalServer]:
-        "The given one, or while it has not been started those of other processes, looked for four times a minute"
-        if self.server.process: return [self.server]
+        "The given one, or until it is started those of other processes, looked for four times a minute"
+        self._own = self._own or self.server.process is not None
+        if self._own: return [self.server]
         if time.monotonic() - self._found_at < 15: return [s.watch.server for s in self._sections]
         self._found_at = time.monotonic()
         return [*running_servers()] or [self.server]
