@@ -158,10 +158,10 @@ def _draw_rates(l: Ladder, ax: Any):
 def _draw_stages(l: Ladder, ax: Any):
     rungs = l.of("rung")
     left = [0.0] * len(rungs)
-    for name in dict.fromkeys(k for s in rungs for t in s.turns for k in t.stages):
+    for name in STAGE_COLOURS:
         wide = [max(0.0, statistics.median(t.stages.get(name, 0.0) for t in s.turns)) for s in rungs]
         if max(wide) < 1: continue
-        ax.barh(range(len(rungs)), wide, left=left, color=STAGE_COLOURS.get(name, "#555555"), label=name, height=0.6)
+        ax.barh(range(len(rungs)), wide, left=left, color=STAGE_COLOURS[name], label=name, height=0.6)
         left = [a + w for a, w in zip(left, wide)]
     ax.set(title="a mean request", xlabel="milliseconds", yticks=range(len(rungs)), yticklabels=[s.name for s in rungs])
     ax.invert_yaxis()
