@@ -127,8 +127,8 @@ command = [str(store) if a == f"{folder}/store" else a for a in plan["command"]]
 os.chdir(folder)
 os.execve(command[0], command, plan["environment"])
 """
-        self.log, self.host, self.ports, self.http = log, host, ports, httpx.Client(trust_env=False, timeout=30)
-        with open(log, "ab") as out: self.process = subprocess.Popen(["ip", "netns", "exec", netns, sys.executable, "-c", code, str(store), host], stdout=out, stderr=subprocess.STDOUT)
+        self.log, self.host, self.ports = log, host, ports
+        self.begin(["ip", "netns", "exec", netns, sys.executable, "-c", code, str(store), host], {})
 
     @property
     def ready(self) -> bool:

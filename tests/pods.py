@@ -1,7 +1,7 @@
 "`zz run` as the tests meet it: on this machine, or each in a network namespace of its own."
 from __future__ import annotations
 
-import os, subprocess, sys, textwrap, time
+import os, shutil, subprocess, sys, tempfile, textwrap, time
 from pathlib import Path
 
 import httpx, psutil
@@ -40,8 +40,12 @@ class Pod:
         self.log, self.host, self.ports = log, host, ports or free_ports(5)
         command = [str(Path(sys.executable).with_name("zz")), "run", *map(str, args), "--ports", ",".join(map(str, self.ports)), "--host", host]
         inside = ["ip", "netns", "exec", netns] if netns else []
-        with open(log, "ab") as out: self.process = subprocess.Popen([*inside, *command], stdout=out, stderr=subprocess.STDOUT, env=os.environ | (env or {}))
-        self.http = httpx.Client(trust_env=False, timeout=30)
+        self.begin([*inside, *command], env or {})
+
+    def begin(self, command: list[str], env: dict[str, str]):
+        "Its temporary files go with it, even if it is killed"
+        self.tmp, self.http = Path(tempfile.mkdtemp(prefix="zz-")), httpx.Client(trust_env=False, timeout=30)
+        with open(self.log, "ab") as out: self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"TMPDIR": str(self.tmp)} | env)
 
     def url(self, port: int, path: str = "") -> str: return f"http://{self.host}:{self.ports[port]}{path}"
 
@@ -77,3 +81,4 @@ class Pod:
             self.process.wait()
             for p in psutil.wait_procs(family, 10)[1]: p.kill()
         self.http.close()
+        shutil.rmtree(self.tmp, ignore_errors=True)
