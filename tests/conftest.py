@@ -18,7 +18,7 @@ def pytest_addoption(parser):
     parser.addoption("--record", metavar="JSON", help="write what the gpu tests measure to this file")
 
 
-ALONE = ("test_bench", "test_cli", "test_lab", "test_magics", "test_panel")     # they measure, or count every server of this user
+ALONE = ("test_bench", "test_lab", "test_ladder")     # they measure, or count every server of this user
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):

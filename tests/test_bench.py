@@ -16,9 +16,10 @@ BUILT = """
 import time
 from zztoolkit import Handler
 from zztoolkit.core import InputError
+from zztoolkit.handler import as_json
 
 class Built(Handler):
-    def preprocess(self, requests): return list(requests)
+    def preprocess(self, requests): return list(map(as_json, requests))    # bytes over gRPC, which has no content type
     def inference(self, xs):
         if any(x.get("wrong") for x in xs): raise InputError("wrong")
         end = time.perf_counter() + sum(x.get("work", 0) for x in xs)
@@ -85,7 +86,7 @@ def test_open_loop_counts_waiting(built):
     assert 5 < len(over) / 2 < 26
 
 def test_errors_by_kind(built):
-    sent = send_for(target_of(built), [{"work": 0}, {"wrong": True}, b"\x00"], closed(3), 0.5)
+    sent = send_for(target_of(built), [{"work": 0}, {"wrong": True}, {"work": "x"}], closed(3), 0.5)
     assert set(sent.errors) == {"422 InputError", "500 InternalError"} and len(sent.latency) > 5
     assert set(send_for(Target(built.server.ports[0], "/predictions/built"), {}, closed(1), 0.3).errors) == {"400 InvalidKeyException"}
     with pytest.raises(ToolkitError, match="no request got a good answer"): bench(built, {"wrong": True}, (1,), seconds=4, warmup=0)
