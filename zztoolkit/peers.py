@@ -229,6 +229,10 @@ def python_of(kind: Kind) -> str:
 def installed_peers() -> list[str]: return [name for name, kind in PEERS.items() if python_of(kind)]
 
 # %% ../nbs/18_peers.ipynb #peer
+def _session_of(pid: int) -> int:
+    try: return os.getsid(pid)
+    except OSError: return 0
+
 class Peer:
     "A peer's processes: `with Peer('mosec', Job(...)) as p: p.target`"
     def __init__(self, name: str, job: Job):
@@ -236,7 +240,8 @@ class Peer:
         self.target = Target(job.port, self.kind.path, self.kind.headers)
 
     def __enter__(self) -> Peer:
-        environment = environment_without_secrets() | {"ZZ_PEER": json.dumps(asdict(self.job)), "RAY_DEDUP_LOGS": "0", "BENTOML_DO_NOT_TRACK": "true"}
+        self.home = tempfile.TemporaryDirectory(prefix="zz-peer-", ignore_cleanup_errors=True)
+        environment = environment_without_secrets() | {"ZZ_PEER": json.dumps(asdict(self.job)), "RAY_DEDUP_LOGS": "0", "BENTOML_DO_NOT_TRACK": "true", "PYTRITON_HOME": self.home.name}
         code = f"from zztoolkit.peers import PEERS, Job; PEERS[{self.kind.name!r}].serve(Job.here())"
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen([python_of(self.kind), "-c", code], env=environment, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -254,6 +259,7 @@ class Peer:
         psutil.wait_procs(tree, 5)
         self.process.wait()
         self.log.close()
+        self.home.cleanup()
 
     def wait_ready(self, body: bytes, timeout: float = 90):
         "Until it answers. Raises `ToolkitError` with its last words"
@@ -274,10 +280,11 @@ class Peer:
     def counted(self) -> Counted: return Counted()
 
     def _tree(self) -> list[psutil.Process]:
+        "Its processes: those of its session, which are known even when the first has ended, and the children of that one"
         import psutil
-        try: root = psutil.Process(self.process.pid)
-        except psutil.NoSuchProcess: return []
-        return [root, *root.children(recursive=True)]
+        found = {p.pid: p for p in psutil.process_iter() if _session_of(p.pid) == self.process.pid}
+        with suppress(psutil.NoSuchProcess): found |= {p.pid: p for p in psutil.Process(self.process.pid).children(recursive=True)}
+        return list(found.values())
 
     def halt(self): self._signal(signal.SIGSTOP)
     def go_on(self): self._signal(signal.SIGCONT)
