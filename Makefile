@@ -35,9 +35,9 @@ test: $(VENV)/dev.ok
 	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
 	@zz export --check
 	@echo "── 2/4  notebooks: every one runs, alone; 3/4  types, beside"
-	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 3 --timing $(if $(wildcard /usr/sbin/haproxy),--flags haproxy); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
-	@echo "── 4/4  tests against a real TorchServe: three at a time, since they wait a lot, then those that measure"
-	@pytest -n 3 --dist loadfile -m "$(SUITE) and not alone"
+	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing $(if $(wildcard /usr/sbin/haproxy),--flags haproxy); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
+	@echo "── 4/4  tests against a real TorchServe: two at a time, then those that measure"
+	@pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(SUITE) and not alone"
 	@pytest -m "$(SUITE) and alone"
 
 # checkov pins old versions of half the index: it gets an environment of its own
