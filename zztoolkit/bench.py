@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json, re, time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from .core import Steps, ToolkitError, figure, usable_cores
+from .core import ToolkitError, figure, usable_cores
 from .load import Load, Plan, Sent, Target, check_grpc, closed, open_loop, payloads
 from .sampling import Sampler, Usage
 from .serve import Counted, Endpoint
@@ -20,9 +20,9 @@ from .serve import Counted, Endpoint
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'STAGE_COLOURS', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady', 'window_length',
-           'stage_times', 'Setup', 'Level', 'Pressed', 'measure', 'target_of', 'Verdict', 'verdict', 'others',
-           'Benchmark', 'bench', 'setup_of', 'Change', 'Comparison', 'compare']
+__all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'T', 'STAGE_COLOURS', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady',
+           'window_length', 'stage_times', 'Setup', 'Level', 'Pressed', 'measure', 'target_of', 'Verdict', 'verdict',
+           'others', 'Benchmark', 'save_record', 'load_record', 'bench', 'setup_of', 'Change', 'Comparison', 'compare']
 
 # %% ../nbs/07_bench.ipynb #words
 def seconds_of(
@@ -348,19 +348,31 @@ class Benchmark:
 
     def save(self, path: str | Path) -> Path:
         "Keep it as JSON"
-        Path(path).write_text(json.dumps(_rounded(asdict(self))) + "\n")
-        return Path(path)
+        return save_record(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Benchmark:
         "Read what `save` has written. Raises `ToolkitError`"
-        try:
-            d = json.loads(Path(path).read_text())
-            return cls(Setup(**d["setup"]), tuple(_level_from(l) for l in d["levels"]), d["slo"], d["measured"])
-        except (OSError, ValueError, KeyError, TypeError) as e: raise ToolkitError(f"no benchmark in {path}", found=f"{type(e).__name__}: {e}", do="a file that Benchmark.save has written") from None
+        return load_record(path, "benchmark", "Benchmark", lambda d: cls(Setup(**d["setup"]), tuple(_level_from(l) for l in d["levels"]), d["slo"], d["measured"]))
 
 def _level_from(d: dict) -> Level:
     return Level(**d | {"windows": tuple(Window(**w) for w in d["windows"]), "total": Window(**d["total"]), "usage": Usage(**d["usage"])})
+
+T = TypeVar("T")
+
+def save_record(
+    record: Any,              # a dataclass
+    path: str | Path,
+    indent: int | None = None,
+) -> Path:
+    "Keep what was measured as JSON, with five digits that count"
+    Path(path).write_text(json.dumps(_rounded(asdict(record)), indent=indent) + "\n")
+    return Path(path)
+
+def load_record(path: str | Path, what: str, kind: str, of: Callable[[dict], T]) -> T:
+    "What `of` makes of a file's JSON. Raises `ToolkitError` for a file that `kind.save` has not written"
+    try: return of(json.loads(Path(path).read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as e: raise ToolkitError(f"no {what} in {path}", found=f"{type(e).__name__}: {e}", do=f"a file that {kind}.save has written") from None
 
 def _rounded(x: Any) -> Any:
     "Numbers with five digits that count: more is noise, and long to read"

@@ -5,10 +5,10 @@
 # %% ../nbs/19_ladder.ipynb #imports
 from __future__ import annotations
 
-import json, multiprocessing, platform, re, statistics, time
+import multiprocessing, platform, re, statistics, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from html import escape
 from importlib.metadata import version
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from .archive import archive
 from .artifact import Artifact
-from .bench import CROWD, STAGE_COLOURS, Level, Setup, measure, others
+from .bench import CROWD, STAGE_COLOURS, Level, Setup, load_record, measure, others, save_record
 from .compile import compile_model
-from .core import Steps, ToolkitError, figure, usable_cores
+from .core import ToolkitError, figure, usable_cores
 from .demo import HANDLERS, efficientnet_lite0, handler_module, imagenet_labels, large_photographs, lite_weights
 from .load import Plan, Target, closed
 from .peers import PEERS, Job, Peer, installed_peers, our_handler
@@ -129,17 +129,12 @@ class Ladder:
 
     def save(self, path: str | Path) -> Path:
         "Keep it as JSON"
-        rounded = json.loads(json.dumps(asdict(self)), parse_float=lambda x: float(f"{float(x):.5g}"))
-        Path(path).write_text(json.dumps(rounded, indent=1) + "\n")
-        return Path(path)
+        return save_record(self, path, indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> Ladder:
         "Read what `save` has written. Raises `ToolkitError`"
-        try:
-            d = json.loads(Path(path).read_text())
-            return cls(tuple(Side(s["name"], s["kind"], tuple(Turn(**t) for t in s["turns"])) for s in d["sides"]), d["about"])
-        except (OSError, ValueError, KeyError, TypeError) as e: raise ToolkitError(f"no ladder in {path}", found=f"{type(e).__name__}: {e}", do="a file that Ladder.save has written") from None
+        return load_record(path, "ladder", "Ladder", lambda d: cls(tuple(Side(s["name"], s["kind"], tuple(Turn(**t) for t in s["turns"])) for s in d["sides"]), d["about"]))
 
 # %% ../nbs/19_ladder.ipynb #draw
 _COLOURS = {"ceiling": "#bdbdbd", "rung": "#1e88e5", "stock": "#ffb74d", "ours": "#81c784"}

@@ -5,15 +5,15 @@
 # %% ../nbs/20_soak.ipynb #imports
 from __future__ import annotations
 
-import json, time
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bench import Window, bench, target_of, window
-from .core import ToolkitError, figure
+from .bench import Window, bench, load_record, save_record, target_of, window
+from .core import figure
 from .demo import large_photographs, serve_ours
 from .load import Load, open_loop, payloads
 from .sampling import Sampler
@@ -91,16 +91,12 @@ class Soak:
 
     def save(self, path: str | Path) -> Path:
         "Keep it as JSON"
-        Path(path).write_text(json.dumps(json.loads(json.dumps(asdict(self)), parse_float=lambda x: float(f"{float(x):.5g}"))) + "\n")
-        return Path(path)
+        return save_record(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Soak:
         "Read what `save` has written. Raises `ToolkitError`"
-        try:
-            d = json.loads(Path(path).read_text())
-            return cls(**d | {"minutes": tuple(Window(**w) for w in d["minutes"]), "at": tuple(d["at"]), "memory": {k: tuple(v) for k, v in d["memory"].items()}})
-        except (OSError, ValueError, KeyError, TypeError) as e: raise ToolkitError(f"no soak in {path}", found=f"{type(e).__name__}: {e}", do="a file that Soak.save has written") from None
+        return load_record(path, "soak", "Soak", lambda d: cls(**d | {"minutes": tuple(Window(**w) for w in d["minutes"]), "at": tuple(d["at"]), "memory": {k: tuple(v) for k, v in d["memory"].items()}}))
 
 # %% ../nbs/20_soak.ipynb #run
 def soak(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .archive import CONFIG_DEFAULTS, Mar, default_store, open_mar, reconfigured
 from .artifact import Artifact, load_artifact
-from .bench import CROWD, OUTSIDE, Level, Window, measure, others, seconds_of, setup_of
+from .bench import CROWD, OUTSIDE, Level, Window, load_record, measure, others, seconds_of, setup_of
 from .core import ToolkitError, check_whole, figure, usable_cores
 from .handler import artifact_folder, worker_threads
 from .load import closed, payloads
@@ -461,8 +461,7 @@ class Tuning:
     @classmethod
     def load(cls, path: str | Path) -> Tuning:
         "Read what `save` has written. Raises `ToolkitError`"
-        try: return cls.of(json.loads(Path(path).read_text()))
-        except (OSError, ValueError, KeyError, TypeError) as e: raise ToolkitError(f"no tuning in {path}", found=f"{type(e).__name__}: {e}", do="a file that Tuning.save has written") from None
+        return load_record(path, "tuning", "Tuning", cls.of)
 
     @classmethod
     def of(cls, d: Mapping[str, Any]) -> Tuning:
