@@ -5,7 +5,7 @@
 # %% ../nbs/08a_panel.ipynb #imports
 from __future__ import annotations
 
-import base64, functools, io, itertools, json, re, tempfile, threading, time, zipfile
+import base64, functools, io, itertools, json, re, tempfile, threading, time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,15 +14,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .archive import Mar
-from .core import ToolkitError, ending, sha256, usable_cores
+from .archive import Mar, packed, reconfigured
+from .core import ToolkitError, ending, usable_cores
 from .sampling import Sample, Sampler, usage
 from .serve import Counted, LocalServer, Management, PredictionError, Progress, counted, deploy, exit_codes, exit_words, RunningServer, next_version, printed_by, running_servers, tracebacks
 
 # %% auto #0
 __all__ = ['STYLE', 'DROP', 'Service', 'service', 'services', 'StageTime', 'Pace', 'pace', 'bound_of', 'binned', 'sparkline',
            'amount', 'duration', 'mebibytes', 'Failure', 'with_failure', 'unfinished', 'NewLines', 'Seen', 'View',
-           'Watch', 'unpacked', 'packed', 'reload', 'start_again', 'body_of', 'thumbnail', 'answer_html', 'tell',
+           'Watch', 'unpacked', 'renewed', 'reload', 'start_again', 'body_of', 'thumbnail', 'answer_html', 'tell',
            'state_html', 'head_html', 'figure_html', 'figures_html', 'stages_html', 'failures_html', 'server_html',
            'note_html', 'still_html', 'pause', 'Panel', 'panel']
 
@@ -326,32 +326,21 @@ def unpacked(server: LocalServer, name: str, version: str) -> Path:
         if (model["modelName"], model.get("modelVersion", "1.0")) == (name, version): return manifest.parents[1]
     raise ToolkitError(f"the files of {name} version {version} are gone", found=f"looked under {server.folder / 'tmp'}", do="run the %%serve cell again")
 
-def packed(
+def renewed(
     folder: Path, # an unpacked archive
     to: Path,     # folder for the archive
     version: str, # its new one
     now: Service, # workers, batch size and delay go into its configuration
 ) -> Mar:
     "The archive of a folder that is served"
-    import yaml
-    settings = folder / "model-config.yaml"
-    config = (yaml.safe_load(settings.read_text()) or {}) if settings.exists() else {}
-    config |= {"minWorkers": max(1, now.wanted), "maxWorkers": max(1, now.wanted), "batchSize": now.batch_size, "maxBatchDelay": now.delay}
-    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())
-    manifest["model"] |= {"modelVersion": version, "configFile": settings.name}
-    own = {settings.name: yaml.safe_dump(config, sort_keys=True), "MAR-INF/MANIFEST.json": json.dumps(manifest, indent=1)}
-    path = to / f"{now.name}.mar"
-    with zipfile.ZipFile(path, "w") as z:
-        for file in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-            if (inner := file.relative_to(folder).as_posix()) not in own: z.write(file, inner)
-        for inner, text in own.items(): z.writestr(inner, text)
-    return Mar(path, now.name, version, sha256(path))
+    workers = max(1, now.wanted)
+    return reconfigured(packed(folder, to), to, version, minWorkers=workers, maxWorkers=workers, batchSize=now.batch_size, maxBatchDelay=now.delay)
 
 def reload(server: LocalServer, now: Service, progress: Progress = lambda step: None) -> str:
     "Serve the same archive as a new version, in new workers, without a failed request; its version"
     with tempfile.TemporaryDirectory(prefix="zz-reload-") as work:
         progress("pack what is served")
-        mar = packed(unpacked(server, now.name, now.version), Path(work), next_version(server, now.name), now)
+        mar = renewed(unpacked(server, now.name, now.version), Path(work), next_version(server, now.name), now)
         deploy(server, mar, progress)
         return mar.version
 
@@ -360,8 +349,7 @@ def start_again(server: LocalServer, were: Sequence[Service], progress: Progress
     with tempfile.TemporaryDirectory(prefix="zz-again-") as work:
         mars = []
         for s in were:
-            Path(work, s.name).mkdir()
-            mars.append(packed(unpacked(server, s.name, s.version), Path(work, s.name), s.version, s))
+            mars.append(renewed(unpacked(server, s.name, s.version), Path(work, s.name), s.version, s))
         progress("start TorchServe")
         server.start()
         for mar in mars: deploy(server, mar, lambda step: progress(f"{mar.name}: {step}"))
