@@ -1,7 +1,7 @@
 "Fixtures: real weights, real photographs, a real TorchServe."
 from __future__ import annotations
 
-import os
+import os, signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,10 @@ ROOT = Path(__file__).parent.parent
 def pytest_addoption(parser):
     parser.addoption("--record", metavar="JSON", help="write what the gpu tests measure to this file")
 
+
+def pytest_configure():
+    "A suite that a script has begun in the background ignores SIGINT, and so would all that it starts"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALONE = ("test_bench", "test_lab", "test_ladder")     # they measure, or count every server of this user
 
