@@ -31,7 +31,7 @@ def plain(name: str, labels: str, values: str) -> dict: return dict(series=f"{na
 ALERTS = {
     "ZzErrorBudgetBurnsFast": ([counter("zz_responses_total", 'code="2xx"', (60, 600), (30, 500), (450, 600)), counter("zz_responses_total", 'code="5xx"', (60, 0), (30, 100), (450, 0))], 55, 85, 200),
     "ZzErrorBudgetBurnsSlowly": ([counter("zz_responses_total", 'code="2xx"', (60, 600), (900, 598), (600, 600)), counter("zz_responses_total", 'code="5xx"', (60, 0), (900, 2), (600, 0))], 55, 900, 1500),
-    "ZzLatencyOverObjective": ([counter("ts_inference_requests_total", MODEL, (120, 60)), counter("ts_inference_latency_microseconds", MODEL, (30, 60 * 5e4), (30, 60 * 9e5), (60, 60 * 5e4))], 29, 55, 80),
+    "ZzLatencyOverObjective": ([counter("zz_request_seconds_bucket", MODEL + f',le="{le}"', (30, within), (30, then), (60, within)) for le, within, then in (("0.5", 60, 57), ("1", 60, 58), ("2", 60, 60), ("+Inf", 60, 60))], 29, 55, 80),
     "ZzQueueGrows": ([counter("ts_inference_requests_total", MODEL, (120, 60)), counter("ts_queue_latency_microseconds", MODEL, (30, 60 * 1e4), (30, 60 * 5e5), (60, 60 * 1e4))], 29, 50, 80),
     "ZzQueueNearlyFull": ([gauge("zz_queued_requests", VERSION, (30, 3), (10, 90), (30, 0))], 29, 35, 45),
     "ZzModelDown": ([gauge("zz_ready_workers", VERSION, (30, 2), (10, 0), (30, 2))], 29, 35, 45),

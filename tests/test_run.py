@@ -40,7 +40,8 @@ def test_a_pod_from_start_to_end(store, tmp_path):
         rotated(ask, tokens)
         nothing_can_be_registered(pod)
         told = pod.get("/metrics").text
-        assert 'zz_ready_workers{model_name="shop",model_version="1.0"} 1' in told and f'digest="{sha256(store / "echo.mar")}",signed_by="release.pub"' in told and 'zz_responses_total{code="5xx"} 0' in told
+        assert 'zz_ready_workers{model_name="shop",model_version="1.0"} 1' in told and f'digest="{sha256(store / "echo.mar")}",model_name="shop",model_version="1.0",signed_by="release.pub"' in told and 'zz_responses_total{code="5xx"} 0' in told
+        every_answer_is_timed(pod)
         assert "ts_inference_requests_total" in pod.get("/metrics", 3).text
         no_secret(pod, answer["names"])
         finishes(pod, ask)
@@ -64,6 +65,13 @@ def nothing_can_be_registered(pod: Pod):
     assert pod.http.delete(pod.url(2, "/models/shop")).status_code == 405
     site.settimeout(1)
     with site, pytest.raises(TimeoutError): site.accept()      # nobody has asked
+
+def every_answer_is_timed(pod: Pod):
+    "The histogram has the answers that haproxy counts itself, and only series of what is served"
+    pod.predict({}, NEW, "made-up")
+    said = lambda: dict(l.rsplit(" ", 1) for l in pod.get("/metrics").text.splitlines() if not l.startswith("#"))
+    wait_until(lambda: (m := said())['zz_request_seconds_count{model_name="shop"}'] == m['zz_responses_total{code="2xx"}'] > "0", 5)
+    assert "made-up" not in str(said())
 
 def no_secret(pod: Pod, names: list[str]):
     "In no worker's environment, on no command line, in no log, in no file of the server's own folder"

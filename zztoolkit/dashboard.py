@@ -39,6 +39,8 @@ def _stage(stage: str) -> str:
     grew = lambda part: f'sum (rate(zz_stage_seconds_{part}{{{_OF},stage="{stage}"}}[$__rate_interval]))'
     return f"{grew('sum')} / {grew('count')}"
 
+def _quantile(q: float, buckets: str, by: str) -> str: return f"histogram_quantile({q:g}, sum by (le, {by}) (rate({buckets}{{{_OF}}}[$__rate_interval])))"
+
 _LATENCY, _QUEUE = _mean("ts_inference_latency_microseconds", scale=" / 1e6"), _mean("ts_queue_latency_microseconds", scale=" / 1e6")
 
 def panels() -> dict[str, list[Panel]]:
@@ -47,7 +49,7 @@ def panels() -> dict[str, list[Panel]]:
         "What callers feel": [
             Panel("Answers", "reqps", {"{{code}}": f"sum by (code) (rate(zz_responses_total{{{_OF}}}[$__rate_interval]))"}, stacked=True, about="by class of status, at the front that every request passes"),
             Panel("Failed", "percentunit", {"5xx": f'sum (rate(zz_responses_total{{{_OF},code="5xx"}}[$__rate_interval])) / sum (rate(zz_responses_total{{{_OF},code=~"2xx|5xx"}}[$__rate_interval]))'}),
-            Panel("A request, in the mean", "s", {"{{model_name}}": _mean("ts_inference_latency_microseconds", by="model_name", scale=" / 1e6"), "{{model_name}} in the queue": _mean("ts_queue_latency_microseconds", by="model_name", scale=" / 1e6")}),
+            Panel("A request", "s", {f"{{{{model_name}}}} p{q}": _quantile(q / 100, "zz_request_seconds_bucket", "model_name") for q in (50, 99)} | {"{{model_name}} mean in the queue": _mean("ts_queue_latency_microseconds", by="model_name", scale=" / 1e6")}, about="from its first byte to the last of its answer, at the front"),
             Panel("In flight", "short", {"{{pod}}": f"zz_requests_in_flight{{{_OF}}}"}, about="let in and not answered"),
             Panel("Waiting for a worker", "short", {"{{pod}} {{model_name}}": f"zz_queued_requests{{{_OF}}}"}),
             Panel("Replicas that serve", "short", {"ready": f"count (min by (pod) (zz_ready_workers{{{_OF}}}) > 0) or vector(0)", "draining": f"sum (zz_draining{{{_OF}}})", "all": f"count (up{{{_OF}}} == 1) / 2"}, about="a replica is ready when each of its models has a worker"),
@@ -55,7 +57,7 @@ def panels() -> dict[str, list[Panel]]:
         "Where the time of a request goes": [
             Panel("Stages, in the mean", "s", {"queue": _QUEUE} | {s: _stage(s) for s in STAGES} | {"the rest": f"clamp_min({_LATENCY} - {_QUEUE} - ({' + '.join(f'({_stage(s)})' for s in STAGES)}), 0)"},
                   stacked=True, width=12, about="a request takes as long as its batch; the rest is TorchServe, and the way to the worker and back"),
-            Panel("Stages, 99th percentile of batches", "s", {"{{stage}}": f"histogram_quantile(0.99, sum by (le, stage) (rate(zz_stage_seconds_bucket{{{_OF}}}[$__rate_interval])))"}, width=12),
+            Panel("Stages, 99th percentile of batches", "s", {"{{stage}}": _quantile(0.99, "zz_stage_seconds_bucket", "stage")}, width=12),
             Panel("Requests in a batch", "short", {"{{model_name}}": f'sum by (model_name) (rate(ts_inference_requests_total{{{_OF}}}[$__rate_interval])) / sum by (model_name) (rate(zz_stage_seconds_count{{{_OF},stage="{STAGES[0]}"}}[$__rate_interval]))'}, about="near 1 under load: batches do not fill, and the batch delay is only waited for"),
             Panel("Workers busy", "percentunit", {"{{model_name}}": f"sum by (model_name) (rate(zz_stage_seconds_sum{{{_OF}}}[$__rate_interval])) / sum by (model_name) (zz_ready_workers{{{_OF}}})"}, about="share of the time that a worker has a batch", most=1),
             Panel("Workers that ended", "short", {"{{pod}} code {{code}}": f"sum by (pod, code) (increase(zz_worker_exits_total{{{_OF}}}[15m]))"}, about="in 15 minutes, by exit code: 137 is out of memory"),

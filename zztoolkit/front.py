@@ -5,10 +5,11 @@
 # %% ../nbs/10a_front.ipynb #imports
 from __future__ import annotations
 
-import csv, hashlib, re, resource, shutil, signal, socket, subprocess, time
+import csv, hashlib, re, resource, shutil, signal, socket, subprocess, threading, time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .core import ToolkitError, usable_cores
 from .serve import start_child
@@ -37,7 +38,7 @@ def read_certificate(folder: Path) -> str:
 
 # %% ../nbs/10a_front.ipynb #config
 _CONFIG = """global
-  log stdout format raw local0 notice
+  log stdout format raw local0
   stats socket {folder}/front.sock mode 600 level admin
   maxconn {connections}
   ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets
@@ -45,7 +46,7 @@ _CONFIG = """global
 defaults
   mode http
   log global
-  option dontlog-normal
+  option dontlognull
   timeout connect 5s
   timeout http-request 20s
   timeout client {timeout}s
@@ -55,6 +56,8 @@ defaults
 frontend front
   bind {host}:{port}{tls}
   monitor-uri /front
+  http-request set-var(txn.model) path,field(3,/)
+  log-format "answer %ST %Ta %[var(txn.model)]"
   http-after-response set-header connection close if {{ str(closing) -m str -f {folder}/front.state }}
   http-response wait-for-body time 1s if {{ status 500 507 }}
   http-response set-status 503 reason "Worker died" if {{ status 500 507 }} {{ res.body -m sub "Worker died." }}
@@ -98,18 +101,30 @@ class Front:
             (folder / name).write_text("\n".join(lines) + "\n" * bool(lines))
             (folder / name).chmod(0o600)
 
-    def start(self) -> Front:
+    def start(self,
+        answered: Callable[[str, int, float], None] = lambda model, status, seconds: None,   # told of every answer; the model's name is the caller's
+    ) -> Front:
         "Start it and wait until it answers. Raises `ToolkitError`"
         haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/sbin")
         if not haproxy: raise ToolkitError("haproxy is not installed", do="apt install haproxy, or --no-front: then nothing asks for a token but TorchServe itself, and clients who hold connections open can lose requests at a stop")
-        self.process = start_child([haproxy, "-db", "-q", "-f", str(self.folder / "front.cfg")])
+        self.process = start_child([haproxy, "-db", "-f", str(self.folder / "front.cfg")], stdout=subprocess.PIPE, text=True, errors="replace")
+        self.listener = threading.Thread(target=self._listen, args=(self.process.stdout, answered), daemon=True)
+        self.listener.start()
         end = time.monotonic() + 10
         while self.process.poll() is None and time.monotonic() < end:
             with suppress(OSError):
                 self.ask("show info")
                 return self
             time.sleep(0.02)
+        self.stop()
         raise ToolkitError("haproxy did not start", found=f"exit code {self.process.poll()}; it has said why above", do="is its port taken?")
+
+    @staticmethod
+    def _listen(lines: IO[str], answered: Callable[[str, int, float], None]):
+        "What haproxy says: answers go to whoever counts them, all else to our own output"
+        for line in lines:
+            if said := re.match(r"answer (\d+) (\d+) (.*)", line): answered(said[3], int(said[1]), int(said[2]) / 1000)
+            else: print(line, end="", flush=True)
 
     @property
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
@@ -172,3 +187,4 @@ class Front:
         if self.process:
             self.process.kill()
             self.process.wait()
+            self.listener.join(2)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import re, shutil, signal, tempfile, threading, time, warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from .archive import Mar, check_name, open_mar
 from .core import ToolkitError
@@ -24,8 +28,8 @@ from .signing import public_keys, signature_of, verify
 if TYPE_CHECKING: import subprocess
 
 # %% auto #0
-__all__ = ['Wanted', 'wanted', 'Ports', 'Pod', 'Taken', 'take_in', 'take_all', 'Workers', 'say', 'Server', 'metrics', 'probes',
-           'run']
+__all__ = ['Wanted', 'wanted', 'Ports', 'Pod', 'Taken', 'take_in', 'take_all', 'Latency', 'Workers', 'say', 'Server', 'Collected',
+           'metrics', 'probes', 'run']
 
 # %% ../nbs/10_run.ipynb #pod
 @dataclass(frozen=True)
@@ -119,6 +123,19 @@ def take_all(pod: Pod, folder: Path) -> list[Taken]:
     if twice: raise ToolkitError("two archives are the same version of one model", found=", ".join(f"{n} {v}" for n, v in twice), do="give one of them another version, or another name")
     return taken
 
+# %% ../nbs/10_run.ipynb #latency
+_SECONDS = (.005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 1.5, 2, 3, 5, 10, 30)
+
+class Latency:
+    "How long answers took, by model"
+    def __init__(self, models: Sequence[str]):
+        self.histogram = Histogram("zz_request_seconds", "from the first byte of a request to the last of its answer, of answers with a 2xx", ["model_name"], buckets=_SECONDS, registry=None)
+        self.of = {m: self.histogram.labels(m) for m in models}
+
+    def answered(self, model: str, status: int, seconds: float):
+        "Count an answer, if it went well; what callers make up as a model's name makes no series"
+        if model in self.of and status < 300: self.of[model].observe(seconds)
+
 # %% ../nbs/10_run.ipynb #server
 @dataclass(frozen=True)
 class Workers:
@@ -144,6 +161,7 @@ class Server:
         self.java: subprocess.Popen | None = None
         self.management = Management(folder, f"http://127.0.0.1:{pod.ports.management}", pod.own_tokens, timeout=5)
         self.front = Front(folder, pod.host, pod.ports.front, pod.ports.inference, pod.tokens, pod.settings.response_timeout + 10, pod.tls) if pod.front else None
+        self.latency = Latency([])
         self.exits_told, self.news = 0, set[str]()     # what `say` has said already
 
     def start(self, taken: list[Taken]):
@@ -151,7 +169,8 @@ class Server:
         self.taken = taken
         plan = lay_out(self.folder, self._properties(), echo=True)
         self.java = start_child(plan["command"], cwd=self.folder, env=plan["environment"])
-        if self.front: self.front.start()
+        self.latency = Latency(list({t.name for t in taken}))
+        if self.front: self.front.start(self.latency.answered)
 
     def _properties(self) -> str:
         pod, p = self.pod, self.pod.ports
@@ -181,7 +200,7 @@ class Server:
     @property
     def ready(self) -> bool:
         "Has every version a worker, and may requests come?"
-        if self.draining or not self.java or (self.front and not self.front.running): return False
+        if not self.served or self.draining or (self.front and not self.front.running): return False
         with suppress(ToolkitError): return all(w.ready for w in self.workers())
         return False
 
@@ -211,7 +230,7 @@ def _await_first(server: Server):
     except ToolkitError: return     # not up yet
     for w, t in zip(states, server.taken):
         if not w.wanted: raise ToolkitError(f"TorchServe does not take {t.mar.path.name}", found=_complaints(server.folder), do="pack it anew with zz archive")
-    if not server.ready: return
+    if not all(w.ready for w in states): return
     server.served = True
     for t in server.taken: t.mar.path.unlink()      # TorchServe has unpacked it
     say("ready")
@@ -219,7 +238,7 @@ def _await_first(server: Server):
 # %% ../nbs/10_run.ipynb #drain
 def _drain(server: Server, hurry: threading.Event) -> bool:
     "Let every request finish that was let in; did they, within the drain timeout?"
-    wait, timeout = server.pod.endpoint_wait if server.served or server.ready else 0, server.pod.settings.drain_timeout
+    wait, timeout = server.pod.endpoint_wait if server.served else 0, server.pod.settings.drain_timeout
     server.draining, end = True, time.monotonic() + wait
     if server.front:
         with suppress(OSError): server.front.closing()
@@ -231,27 +250,39 @@ def _drain(server: Server, hurry: threading.Event) -> bool:
     return all([wait_idle(server.management, t.name, t.mar.version, end - time.monotonic()) for t in server.taken])
 
 # %% ../nbs/10_run.ipynb #probes
-def _metric(name: str, kind: str, about: str, values: dict[str, float]) -> str:
-    "A metric as Prometheus reads it: values by their labels"
-    return f"# HELP {name} {about}\n# TYPE {name} {kind}\n" + "".join(f"{name}{{{labels}}} {value:g}\n" if labels else f"{name} {value:g}\n" for labels, value in values.items())
+def _family(kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, about: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+    family = kind(name, about, labels=labels)
+    for of, value in values.items(): family.add_metric(of, value)
+    return family
+
+class Collected:
+    "What TorchServe does not tell, gathered when Prometheus asks"
+    def __init__(self, server: Server): self.server = server
+
+    def collect(self) -> Iterator[Metric]:
+        gauge, counter, of = partial(_family, GaugeMetricFamily), partial(_family, CounterMetricFamily), ("model_name", "model_version")
+        server, states = self.server, list[Workers]()
+        with suppress(ToolkitError): states = server.workers()
+        yield gauge("zz_draining", "1 from SIGTERM on", (), {(): server.draining})
+        yield gauge("zz_model_info", "what is served", (*of, "digest", "signed_by"), {(t.name, t.mar.version, t.mar.digest, t.signed_by): 1 for t in server.taken})
+        yield counter("zz_worker_exits", "workers that ended, by exit code", ("code",), {(str(c),): n for c, n in sorted(Counter(exit_codes(server.folder / "exits").values()).items())})
+        yield gauge("zz_ready_workers", "workers that can take a request", of, {(w.name, w.version): w.ready for w in states})
+        yield gauge("zz_wanted_workers", "workers there should be", of, {(w.name, w.version): w.wanted for w in states})
+        yield gauge("zz_queued_requests", "requests that wait for a worker", of, {(w.name, w.version): w.queued for w in states})
+        if server.front: yield from self._of_front(server.front)
+
+    def _of_front(self, front: Front) -> Iterator[Metric]:
+        yield from self.server.latency.histogram.collect()
+        with suppress(OSError, KeyError):
+            numbers = front.numbers()
+            yield _family(GaugeMetricFamily, "zz_requests_in_flight", "requests that were let in and are not answered", (), {(): numbers["in_flight"]})
+            yield _family(CounterMetricFamily, "zz_responses", "answers of the front by class of status", ("code",), {(c,): numbers[c] for c in ("2xx", "4xx", "5xx")})
 
 def metrics(server: Server) -> str:
-    "What TorchServe does not tell, in Prometheus' text"
-    states, numbers = list[Workers](), dict[str, int]()
-    with suppress(ToolkitError): states = server.workers()
-    with suppress(OSError, KeyError): numbers = server.front.numbers() if server.front else {}
-    of = lambda name, version: f'model_name="{name}",model_version="{version}"'
-    text = [
-        _metric("zz_draining", "gauge", "1 from SIGTERM on", {"": server.draining}),
-        _metric("zz_model_info", "gauge", "what is served", {of(t.name, t.mar.version) + f',digest="{t.mar.digest}",signed_by="{t.signed_by}"': 1 for t in server.taken}),
-        _metric("zz_worker_exits_total", "counter", "workers that ended, by exit code", {f'code="{c}"': n for c, n in sorted(Counter(exit_codes(server.folder / "exits").values()).items())}),
-        _metric("zz_ready_workers", "gauge", "workers that can take a request", {of(w.name, w.version): w.ready for w in states}),
-        _metric("zz_wanted_workers", "gauge", "workers there should be", {of(w.name, w.version): w.wanted for w in states}),
-        _metric("zz_queued_requests", "gauge", "requests that wait for a worker", {of(w.name, w.version): w.queued for w in states})]
-    if numbers: text += [
-        _metric("zz_requests_in_flight", "gauge", "requests that were let in and are not answered", {"": numbers["in_flight"]}),
-        _metric("zz_responses_total", "counter", "answers of the front by class of status", {f'code="{c}"': numbers[c] for c in ("2xx", "4xx", "5xx")})]
-    return "".join(text)
+    "What `/metrics` answers"
+    registry = CollectorRegistry()
+    registry.register(Collected(server))
+    return generate_latest(registry).decode()
 
 @contextmanager
 def probes(server: Server, host: str, port: int) -> Iterator[None]:
@@ -266,7 +297,7 @@ def probes(server: Server, host: str, port: int) -> Iterator[None]:
             status, text = routes.get(self.path.partition("?")[0], lambda: (404, " ".join(routes) + "\n"))()
             self.send_response(status)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-            self.send_header("Content-Length", str(len(text)))
+            self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
             self.wfile.write(text.encode())
 
