@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
-	@echo "make deploy-check  checkov's rules on the rendered chart, in every shape (installs checkov in .venv-checkov)"
+	@echo "make deploy-check  checkov's rules on the rendered chart, and its S3 store (installs checkov and the AWS CLI apart)"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every operation on images and tables on both engines"
 	@echo "make faults        replicas behind a proxy, broken in every way, requests counted; as root, with Debian's haproxy and iproute2"
 	@echo "make image         the image of a pod, built and run with Debian's podman and runc, as root; BASE=debootstrap where no registry is"
@@ -40,9 +40,10 @@ test: $(VENV)/dev.ok
 	@pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(SUITE) and not alone"
 	@pytest -m "$(SUITE) and alone"
 
-# checkov pins old versions of half the index: it gets an environment of its own
+# checkov and the AWS CLI pin old versions of half the index: each gets an environment of its own
 deploy-check: $(VENV)/dev.ok
 	@test -x .venv-checkov/bin/checkov || { $(PYTHON) -m venv --clear .venv-checkov && .venv-checkov/bin/python -m pip install -q $(call ini,checkov_requirements); }
+	@test -x .venv-aws/bin/aws || { $(PYTHON) -m venv --clear .venv-aws && .venv-aws/bin/python -m pip install -q $(call ini,aws_requirements); }
 	@pytest -m deploy
 
 gpu: $(VENV)/dev.ok
@@ -120,4 +121,4 @@ $(VENV)/peers.ok: $(VENV)/demo.ok
 	@test ! -e $(VENV)/triton || $(BIN)/python -c "from zztoolkit.peers import join_environment; join_environment('$(VENV)/triton')"
 
 clean:
-	rm -rf $(VENV) .venv-checkov build *.egg-info .mypy_cache .pytest_cache test-artefacts
+	rm -rf $(VENV) .venv-checkov .venv-aws build *.egg-info .mypy_cache .pytest_cache test-artefacts

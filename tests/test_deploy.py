@@ -10,8 +10,10 @@ from pods import Pod, wait_until
 from watching import Prometheus, serve_text
 from zztoolkit import demo, deploy as d
 from zztoolkit.archive import archive
-from zztoolkit.core import ToolkitError
+from zztoolkit.core import ToolkitError, sha256
 from zztoolkit.dashboard import dashboard_json, panels
+from zztoolkit.serve import free_ports
+from zztoolkit.signing import new_key, sign
 
 CHART, HERE = ROOT / "zztoolkit" / "chart", Path(__file__).parent
 DIGEST, OTHER = "sha256:" + "0123456789abcdef" * 4, "sha256:" + "fedcba9876543210" * 4
@@ -22,7 +24,7 @@ CASES = dict(
     gpu=dict(gpu=dict(count=1, products=["NVIDIA-A100-SXM4-80GB"]), strategy=dict(maxUnavailable=1, maxSurge=0), podDisruptionBudget=dict(maxUnavailable="25%")),
     mig=dict(gpu=dict(count=1, resource="nvidia.com/mig-1g.10gb", runtimeClassName="nvidia"), topologySpread=dict(whenUnsatisfiable="DoNotSchedule")),
     hpa=dict(autoscaling=dict(kind="hpa")),
-    keda=dict(autoscaling=dict(kind="keda")),
+    keda=dict(autoscaling=dict(kind="keda"), monitoring=dict(serviceMonitor=dict(enabled=True))),
     tls=dict(tls=dict(enabled=True, certManager=dict(enabled=True, issuer=dict(name="ours"), dnsNames=["models.example"])), service=dict(port=443)),
     canary=dict(route=dict(enabled=True, parentRefs=[dict(name="public", namespace="gateways")], hostnames=["models.example"], canary=dict(service="film-canary", weight=10))),
     gateway_authenticates=dict(auth=dict(enabled=False, existingSecret=""), networkPolicy=dict(clients=[dict(namespaceSelector=dict(matchLabels=dict(name="gateways")))])),
@@ -33,8 +35,8 @@ CASES = dict(
     pvc=dict(store=dict(kind="pvc", pvc=dict(storageClass="nfs"))),
     own_claim=dict(store=dict(kind="pvc", pvc=dict(existingClaim="models", upload=dict(enabled=False)))),
     s3=dict(store=dict(kind="s3", s3=dict(uri="s3://models/film", endpoint="http://minio.storage:9000", existingSecret="minio", image=f"registry.example/aws-cli@{OTHER}"))),
-    oci=dict(store=dict(kind="oci", oci=dict(image=f"registry.example/film-models@{OTHER}"))),
-    image_volume=dict(store=dict(kind="oci", oci=dict(image=f"registry.example/film-models@{OTHER}", mount="volume"))))
+    oci=dict(store=dict(kind="oci", image=f"registry.example/film-models@{OTHER}")),
+    image_volume=dict(store=dict(kind="oci", image=f"registry.example/film-models@{OTHER}", oci=dict(mount="volume"))))
 
 
 def over(base: dict, more: dict) -> dict:
@@ -127,8 +129,9 @@ def test_what_each_shape_says(tmp_path):
     assert of_kind(render("tls"), "Service")[1]["spec"]["ports"][0] == {"name": "https", "port": 443, "targetPort": "http"}
     assert not of_kind(render("kserve"), "Deployment") and not [s for s in of_kind(render("kserve"), "Service") if not s["metadata"]["name"].endswith("-metrics")]
     assert of_kind(render("cpu"), "NetworkPolicy")[0]["spec"]["egress"] == []
+    assert len(of_kind(template(tmp_path, dict(networkPolicy=dict(monitoring=[]))), "NetworkPolicy")[0]["spec"]["ingress"]) == 1     # nobody scrapes, rather than everybody
     assert of_kind(render("s3"), "NetworkPolicy")[0]["spec"]["egress"][1] == {"ports": [{"port": 9000}]}
-    assert of_kind(render("pvc"), "Job")[0]["metadata"]["name"] == f"film-zztoolkit-upload-{d.set_of(MODELS[:1])}"     # chart and library name a set alike
+    assert of_kind(render("pvc"), "Deployment")[0]["spec"]["template"]["metadata"]["annotations"]["zztoolkit/models"] == d.set_of(MODELS[:1])     # chart and library name a set alike
     assert "mountPath: /models" in yaml.safe_dump(server_of(render("pvc"))["volumeMounts"])
     watched, monitor = render("monitored"), of_kind(render("monitored"), "ServiceMonitor")[0]["spec"]
     [scraped] = [o for o in of_kind(watched, "Service") if monitor["selector"]["matchLabels"].items() <= o["metadata"]["labels"].items()]
@@ -153,7 +156,7 @@ def test_zz_run_takes_what_the_chart_says(tmp_path):
     ({"server": {"drain": 3}}, "Additional property drain is not allowed"),
     ({"store": {"kind": "ftp"}}, 'store.kind must be one of the following: "image", "pvc", "s3", "oci"'),
     ({"store": {"kind": "s3", "s3": {"uri": "s3://b"}}}, "store.s3.image"),
-    ({"store": {"kind": "oci", "oci": {"image": "models:latest"}}}, "store.oci.image"),
+    ({"store": {"kind": "oci", "image": "models:latest"}}, "store.image"),
     ({"models": [MODELS[0] | {"sha256": "abc"}]}, "models.0.sha256"),
     ({"models": [MODELS[0] | {"file": "../../etc/x.mar"}]}, "models.0.file"),
     ({"models": []}, "zz deploy render"),
@@ -166,6 +169,8 @@ def test_zz_run_takes_what_the_chart_says(tmp_path):
     ({"route": {"enabled": True}}, "name the Gateway"),
     ({"route": {"canary": {"weight": 101}}}, "less than or equal to 100"),
     ({"route": {"canary": {"weight": 5}}}, "Service of the canary release"),
+    ({"autoscaling": {"kind": "keda"}}, "monitoring.serviceMonitor.enabled"),
+    ({"tls": {"enabled": True, "certManager": {"enabled": True}}}, "tls.certManager.issuer.name"),
     ({"autoscaling": {"minReplicas": 9}}, "minReplicas is more than maxReplicas"),
     ({"monitoring": {"objectives": {"availability": 99.9}}}, "availability")])
 def test_wrong_values_are_refused(wrong, says, tmp_path):
@@ -181,27 +186,64 @@ def test_chart_by_itself():
     assert not undocumented
 
 
-def sh(script: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["sh", str(CHART / "files" / script)], cwd=cwd, env={"PATH": "/usr/bin:/bin"} | env, capture_output=True, text=True)
+def script(name: str, **env: str) -> list[str]:
+    "A script of the chart as its container runs it"
+    return ["env", "-i", f"PATH={env.pop('PATH', '/usr/bin:/bin')}", *(f"{k}={v}" for k, v in env.items()), "sh", "-c", (CHART / "files" / name).read_text()]
+
+def sh(name: str, **env: str) -> subprocess.CompletedProcess: return subprocess.run(script(name, **env), capture_output=True, text=True)
 
 def test_upload_and_wait(tmp_path):
-    "The scripts of the claim: whole archives arrive at once, what is there is not copied again, other bytes are refused, and who waits sees it"
+    "The scripts of the claim: whole archives arrive at once, what is there is not copied again but for its signature, other bytes are refused, and who waits sees it"
     source, store = tmp_path / "models", tmp_path / "claim"
     for folder in (source, store): folder.mkdir()
     (source / "a-1.mar").write_bytes(b"archive")
     (source / "a-1.mar.sig").write_text("signature")
-    digest = subprocess.run(["sha256sum", "a-1.mar"], cwd=source, capture_output=True, text=True, check=True).stdout
-    (tmp_path / "SHA256SUMS").write_text(digest)
-    env = dict(SOURCE=str(source), STORE=str(store), SUMS=str(tmp_path / "SHA256SUMS"))
-    assert sh("await.sh", tmp_path, **env, WAIT="0").returncode == 1
-    waiting = subprocess.Popen(["sh", str(CHART / "files" / "await.sh")], env=env | {"WAIT": "20", "PATH": "/usr/bin:/bin"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert sh("upload.sh", tmp_path, **env).returncode == 0 and waiting.wait(20) == 0
+    env = dict(SOURCE=str(source), STORE=str(store), SHA256SUMS=f"{sha256(source / 'a-1.mar')}  a-1.mar")
+    assert sh("await.sh", **env, WAIT="0").returncode == 1
+    waiting = subprocess.Popen(script("await.sh", **env, WAIT="20"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert sh("upload.sh", **env).returncode == 0 and waiting.wait(20) == 0
     assert sorted(p.name for p in store.iterdir()) == ["a-1.mar", "a-1.mar.sig"]
-    assert "is there" in sh("upload.sh", tmp_path, **env).stdout
+    (source / "a-1.mar.sig").write_text("signed anew")
+    assert "is there" in sh("upload.sh", **env).stdout and (store / "a-1.mar.sig").read_text() == "signed anew"
     (store / "a-1.mar").unlink()
     (source / "a-1.mar").write_bytes(b"another")
-    refused = sh("upload.sh", tmp_path, **env)
+    refused = sh("upload.sh", **env)
     assert refused.returncode and not (store / "a-1.mar").exists(), refused.stderr
+
+def test_each_revision_has_its_own_archives(tmp_path):
+    "What an init container or the upload goes by stands in its own template: neither a later release nor a changed image touches a pod or a Job that is there"
+    for case in ("pvc", "s3"):
+        old, new = (template(tmp_path, over(CASES[case], dict(models=[m]))) for m in MODELS)
+        assert not of_kind(old, "ConfigMap")[1:] and MODELS[0]["sha256"] in yaml.safe_dump(pod_specs(old)) and MODELS[1]["sha256"] not in yaml.safe_dump(pod_specs(old))
+    image = dict(image=dict(repository="registry.example/zz", digest=OTHER))
+    jobs = [of_kind(template(tmp_path, over(CASES["pvc"], more)), "Job")[0] for more in ({}, {}, image, dict(commonLabels=dict(team="shop")))]
+    assert [j["spec"] == jobs[0]["spec"] for j in jobs] == [j["metadata"]["name"] == jobs[0]["metadata"]["name"] for j in jobs] == [True, True, False, False]
+
+@pytest.mark.deploy
+def test_fetch_from_s3(tmp_path):
+    "The script of the s3 store with the real AWS CLI, from a server that speaks S3: archives, and signatures where they are asked for; what is not there is an error"
+    bin = ROOT / ".venv-aws" / "bin"
+    if not (bin / "aws").exists(): missing("the AWS CLI is not installed: make deploy-check does that, in an environment of its own")
+    [port] = free_ports(1)
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = shop\naws_secret_access_key = not-a-secret-of-anybody\n")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "a-1.mar").write_bytes(b"archive")
+    env = dict(PATH=f"{bin}:/usr/bin:/bin", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_SHARED_CREDENTIALS_FILE=str(tmp_path / "credentials"), AWS_DEFAULT_REGION="eu-central-1", HOME=str(tmp_path),
+               URI="s3://models/film", STORE=str(tmp_path / "store"), SHA256SUMS=f"{sha256(tmp_path / 'a-1.mar')}  a-1.mar")
+    aws = lambda *args: subprocess.run(["aws", "s3", *map(str, args)], env=env, capture_output=True, text=True, check=True)
+    server = subprocess.Popen([bin / "moto_server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: subprocess.run(["aws", "s3", "mb", "s3://models"], env=env, capture_output=True).returncode == 0)
+        aws("cp", tmp_path / "a-1.mar", "s3://models/film/a-1.mar")
+        assert (done := sh("fetch-s3.sh", **env)).returncode == 0, done.stderr
+        assert [(p.name, p.read_bytes()) for p in (tmp_path / "store").iterdir()] == [("a-1.mar", b"archive")]
+        assert (unsigned := sh("fetch-s3.sh", **env, SIGNED="yes")).returncode and "a-1.mar.sig" in unsigned.stderr
+        aws("cp", tmp_path / "credentials", "s3://models/film/a-1.mar.sig")
+        assert sh("fetch-s3.sh", **env, SIGNED="yes").returncode == 0 and len(list((tmp_path / "store").iterdir())) == 2
+        assert sh("fetch-s3.sh", **env | {"URI": "s3://models/elsewhere"}).returncode
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +304,32 @@ def test_check_finds_what_is_wrong(two_versions, tmp_path):
     (release.folder / "own-values.yaml").write_text("auth: {existingSecret: shop-tokens}\nreplicas: many\n")
     found = state()
     assert not found["helm lint"][0] and not found["objects"][0]
+
+def test_check_asks_for_signatures(two_versions, tmp_path):
+    "Where pods want signed archives, one that is not is found before any pod refuses it"
+    (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\nsignatures: {existingConfigMap: release-keys}\n")
+    mar = two_versions[0].move_to(tmp_path)
+    found = lambda: d.check(d.render([mar.path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml", examples={"counting": {"n": 1}}))
+    assert not found().ok and "no pod would start them" in str(found())
+    sign(mar, new_key(tmp_path / "release")[0])
+    assert found().ok and f"COPY {d.stored_name(mar)} {d.stored_name(mar)}.sha256 {d.stored_name(mar)}.sig /models/" in (tmp_path / "deploy" / "models.Dockerfile").read_text()
+
+@pytest.mark.parametrize("before", [True, False])
+def test_apply_goes_back(before, two_versions, tmp_path, monkeypatch):
+    "A prediction fails after the upgrade: the release before it serves again, and it is said; there is no cluster here, so it is the order of helm's commands that is looked at"
+    (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
+    release = d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
+    real, asked = d.helm, []
+
+    def helm(*args: str) -> str:
+        if args[0] in ("lint", "template"): return real(*args)
+        asked.append(args[0])
+        if args[0] == "test": raise ToolkitError("helm test failed", found="counting 1.0 FAILED: 500")
+        if args[0] == "get" and not before: raise ToolkitError("helm get failed", found="Error: release: not found")
+        return "manifest"
+    monkeypatch.setattr(d, "helm", helm)
+    with pytest.raises(ToolkitError, match="does not predict") as e: d.apply(release)
+    assert "FAILED: 500" in e.value.found and asked == ["get", "upgrade", "test", *["rollback"] * before] and ("serves again" in e.value.found) == before
 
 def test_helm_test_predicts(classifier, server, lite0, tmp_path, photo):
     "The script of `helm test` against a real server: it predicts, and it fails for a wrong token, a wrong version and a missing example"
@@ -348,7 +416,7 @@ def test_every_query_finds_data(lite0, photo, tmp_path):
         for c in clients: c.start()
         try:
             next(w for w in pod.workers() if w.cmdline()[0] != "/bin/sh").kill()
-            prometheus.wait('zz_worker_exits_total{pod="film-zztoolkit-1"} offset 3s')
+            prometheus.wait('zz_worker_exits_total{pod="film-zztoolkit-6d5f9c7b84-x2lkp"} offset 3s')
             prometheus.wait("sum(zz_ready_workers) == 2", 40)
             time.sleep(6)
             empty = [(p.title, legend) for row in panels().values() for p in row for legend, q in p.queries.items() if not finite(prometheus, in_grafana(q))]
@@ -365,7 +433,7 @@ def test_every_query_finds_data(lite0, photo, tmp_path):
 
 def in_grafana(query: str) -> str:
     "A panel's query with its variables chosen"
-    chosen = {"$namespace": "shop", "$service": "film-zztoolkit-metrics", "$pod": "film-zztoolkit-1", "$__rate_interval": "10s", "$GPU_NAMESPACE": "exported_namespace", "$GPU_POD": "exported_pod"}
+    chosen = {"$namespace": "shop", "$service": "film-zztoolkit-metrics", "$pod": "film-zztoolkit-6d5f9c7b84-x2lkp", "$__rate_interval": "10s", "$GPU_NAMESPACE": "exported_namespace", "$GPU_POD": "exported_pod"}
     for k in sorted(chosen, key=len, reverse=True): query = query.replace(k, chosen[k])
     return query
 
@@ -400,7 +468,6 @@ def test_tls_and_its_rotation(tmp_path):
     "The front speaks HTTPS alone; a renewed certificate is shown to the next caller, and one without its key changes nothing"
     from cryptography import x509
     from zztoolkit.front import Front
-    from zztoolkit.serve import free_ports
     if not (shutil.which("haproxy") or Path("/usr/sbin/haproxy").exists()): missing("Debian's haproxy is not installed")
     certificate(tmp_path / "tls", 1)
     site, [port] = serve_text("answered\n", tmp_path), free_ports(1)
@@ -429,7 +496,7 @@ def test_render_writes_the_container_build(two_versions, tmp_path):
     "Without an image there is one to build: Dockerfile, a lock with digests, our wheel, and this release's archives alone"
     for mar in two_versions: release = d.render([mar.path], tmp_path / "deploy", examples={"counting": {"n": 1}})
     build = release.folder / "container"
-    assert {"Dockerfile", "models.Dockerfile", "requirements.lock"} < {p.name for p in build.iterdir()} and len(list(build.glob("zztoolkit-*.whl"))) == 1
+    assert {"Dockerfile", "requirements.lock"} < {p.name for p in build.iterdir()} and len(list(build.glob("zztoolkit-*.whl"))) == 1
     assert [p.name for p in (build / "models").glob("*.mar")] == [d.stored_name(two_versions[1])] and len(list((release.folder / "archives").glob("*.mar"))) == 2
     assert all("--hash=sha256:" in l for l in (build / "requirements.lock").read_text().splitlines())
     assert release.values["image"] == dict(repository="counting", tag=d.set_of(release.models))

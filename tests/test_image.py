@@ -84,6 +84,13 @@ def test_predicts_and_stops(home):
             assert [r.result().status_code for r in long] == [200, 200]
         assert c.state()["ExitCode"] == 0 and "every request was answered" in c.logs()
 
+def test_told_to_stop_while_it_starts(home):
+    "SIGTERM before Python has loaded anything: it ends at once, not at the end of the grace period"
+    with Container(home) as c:
+        begun = time.monotonic()
+        podman("stop", c.id)
+        assert time.monotonic() - begun < 20 and c.state()["ExitCode"] in (0, 143), c.logs()
+
 def test_tampered_archive_is_refused(home, tmp_path):
     tmp_path.chmod(0o755)
     store = Path(shutil.copytree(home / "store", tmp_path / "store"))

@@ -279,7 +279,7 @@ def run(
 def image(
     folder: Annotated[Path, typer.Argument(help="made for podman build")],
     archives: Annotated[Optional[list[Path]], typer.Argument(help="to bake in [default: none, the pod mounts them at /models]")] = None,
-    extra: Annotated[Optional[list[str]], typer.Option("--require", help="package that a handler imports; may be repeated")] = None,
+    extra: Annotated[Optional[list[str]], typer.Option("--package", "-p", help="that handlers import; may be repeated")] = None,
 ):
     "Write a Dockerfile, a lock of the packages that are installed here, and all that podman build needs beside them"
     from zztoolkit.image import image_context
@@ -460,12 +460,14 @@ def render(
     example: Annotated[Optional[list[str]], typer.Option("--example", "-e", help="NAME=FILE: what helm test sends to a model; may be repeated")] = None,
     build: Annotated[Optional[bool], typer.Option("--build/--no-build", help="write a container build [default: unless --image is given]")] = None,
     package: Annotated[Optional[list[str]], typer.Option("--package", "-p", help="that handlers import, for that build; may be repeated")] = None,
+    models_image: Annotated[str, typer.Option(help="registry/name@sha256:DIGEST that models.Dockerfile made: where pods get archives that are not in --image")] = "",
 ):
     "Write a container build and a Helm chart for archives"
     from zztoolkit.deploy import render as write, told_image
     if odd := [e for e in example or [] if "=" not in e]: raise ToolkitError("an example is given as NAME=FILE", found=odd[0])
-    release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []), build, package or [])
+    release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []), build, package or [], models_image)
     typer.echo(str(release))
+    if not models_image and release.own.get("store", {}).get("kind") in ("oci", "pvc"): typer.echo(f"podman build -t NAME -f {to}/models.Dockerfile {to}/archives")
     if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.values['image'])} {to}/container")
     typer.echo(f"zz deploy check {to}")
 

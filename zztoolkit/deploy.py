@@ -19,10 +19,10 @@ from .image import image_context
 from .signing import signature_of
 
 # %% auto #0
-__all__ = ['GIB', 'FRONTEND_BYTES', 'WORKER_BYTES', 'find_archive', 'stored_name', 'model_values', 'cores', 'worker_memory',
-           'resources', 'on_gpu', 'example_of', 'chart_folder', 'set_of', 'image_values', 'told_image', 'render',
-           'helm', 'Release', 'told', 'objects_in', 'schema_errors', 'newest_minors', 'check', 'diff_objects',
-           'diff_models', 'diff', 'apply']
+__all__ = ['GIB', 'FRONTEND_BYTES', 'WORKER_BYTES', 'find_archive', 'stored_name', 'model_values', 'cores', 'unpacked',
+           'worker_memory', 'work_size', 'resources', 'on_gpu', 'example_of', 'chart_folder', 'set_of', 'image_values',
+           'told_image', 'render', 'helm', 'Release', 'told', 'objects_in', 'schema_errors', 'newest_minors', 'check',
+           'diff_objects', 'diff_models', 'diff', 'apply']
 
 # %% ../nbs/10c_deploy.ipynb #find-archive
 def find_archive(
@@ -56,10 +56,17 @@ def cores(mar: Mar) -> int:
     "That its workers' threads use"
     return int(mar.config.get("minWorkers", 1)) * int(mar.config.get("threads") or 1)
 
+def unpacked(mar: Mar) -> int:
+    "Bytes of its files"
+    with zipfile.ZipFile(mar.path) as z: return sum(i.file_size for i in z.infolist())
+
 def worker_memory(mar: Mar) -> int:
     "Bytes that its workers need, by the rule of thumb"
-    with zipfile.ZipFile(mar.path) as z: unpacked = sum(i.file_size for i in z.infolist())
-    return int(mar.config.get("minWorkers", 1)) * (WORKER_BYTES + 3 * unpacked)
+    return int(mar.config.get("minWorkers", 1)) * (WORKER_BYTES + 3 * unpacked(mar))
+
+def work_size(mars: Sequence[Mar]) -> str:
+    "Of the folder where a pod writes: its archives packed and unpacked, and 2 GiB for logs and what handlers keep"
+    return f"{2 + math.ceil(sum(m.path.stat().st_size + unpacked(m) for m in mars) / GIB)}Gi"
 
 def resources(mars: Sequence[Mar]) -> dict[str, Any]:
     "Requests of the server, which are its limits too"
@@ -143,22 +150,25 @@ def _keep(mar: Mar, folder: Path):
     if not file.exists() or sha256(file) != mar.digest: shutil.copyfile(mar.path, file)
     file.with_name(file.name + ".sha256").write_text(f"{mar.digest}  {file.name}\n")
     if signature_of(mar.path).exists() and mar.path != file: shutil.copyfile(signature_of(mar.path), signature_of(file))
+    for made in folder.glob(f"{file.name}*"): made.chmod(0o644)      # a pod's user reads them, whoever packed them
 
-def _build(folder: Path, archives: Sequence[Path], packages: Sequence[str]):
-    "The container build with archives baked in, and one of the archives alone"
-    image_context(folder, archives, packages)
-    (folder / "models.Dockerfile").write_text(_MODELS_IMAGE)
-
-_MODELS_IMAGE = """# The archives alone, for store.kind oci or the upload to a claim: podman build -f models.Dockerfile --build-arg BASE=busybox@sha256:... .
-ARG BASE=scratch
+_MODELS_IMAGE = """# The archives alone, for `store.image`: podman build -f models.Dockerfile -t NAME archives
+# BASE has the `sh` and the `cp` that copy them out; `scratch` will do where they are mounted as an image volume.
+ARG BASE=busybox:stable
 FROM ${BASE}
-COPY models/ /models/
+COPY FILES /models/
 """
 
-def _values(name: str, image: str, mars: Sequence[Mar], models: list[dict]) -> str:
+def _models_dockerfile(archives: Path, models: Sequence[Mapping[str, Any]]) -> str:
+    "Builds an image of this release's archives, and of none that the folder keeps from earlier ones"
+    files = [p.name for m in models for p in sorted(archives.glob(f"{m['file']}*"))]
+    return _MODELS_IMAGE.replace("FILES", " ".join(files))
+
+def _values(name: str, image: str, models_image: str, mars: Sequence[Mar], models: list[dict]) -> str:
     "values.yaml of a release"
     import yaml
-    values = dict(image=image_values(image or f"{name}:{set_of(models)}"), models=models, resources=resources(mars))
+    values = dict(image=image_values(image or f"{name}:{set_of(models)}"), models=models, resources=resources(mars), server={"workSize": work_size(mars)})
+    if models_image: values["store"] = {"image": models_image}
     if any(map(on_gpu, mars)): values["gpu"] = {"count": 1}
     return f"# Written by `zz deploy render`. What is yours goes into a file of its own: --values FILE.\n{yaml.safe_dump(values, sort_keys=False)}"
 
@@ -171,6 +181,7 @@ def render(
     examples: Mapping[str, Any] | None = None,  # by model: what `helm test` sends, as `Endpoint.predict` takes it
     build: bool | None = None,                # write a container build; default: unless an image is named
     packages: Sequence[str] = (),             # that handlers import, for that build, as pip takes them
+    models_image: str = "",                   # that models.Dockerfile made of an earlier render, by digest: where the pods get the archives that are not in `image`
 ) -> Release:
     "Write a container build and a chart for these archives"
     to = Path(to)
@@ -182,8 +193,9 @@ def render(
     with tempfile.TemporaryDirectory(prefix=".rendering-", dir=to) as work:
         _chart(Path(work, "chart"), models, found)
         for mar in mars: _keep(mar, kept)
-        if build or (build is None and not image): _build(Path(work, "container"), [kept / m["file"] for m in models], packages)
-        Path(work, "values.yaml").write_text(_values(name, image, mars, models))
+        if build or (build is None and not image): image_context(Path(work, "container"), [kept / m["file"] for m in models], packages)
+        Path(work, "models.Dockerfile").write_text(_models_dockerfile(kept, models))
+        Path(work, "values.yaml").write_text(_values(name, image, models_image, mars, models))
         if values: shutil.copyfile(values, Path(work, "own-values.yaml"))
         Path(work, "release.json").write_text(json.dumps({"name": name}) + "\n")
         _replace(Path(work), to)
@@ -193,7 +205,7 @@ def _replace(made: Path, to: Path):
     "What was made takes the place of what stands in `to`, all but its archives"
     for old in to.iterdir():
         if old.name in ("chart", "container"): shutil.rmtree(old)
-        elif old.name in ("values.yaml", "own-values.yaml", "release.json"): old.unlink()
+        elif old.name in ("values.yaml", "own-values.yaml", "release.json", "models.Dockerfile"): old.unlink()
     for new in made.iterdir(): new.rename(to / new.name)
 
 # %% ../nbs/10c_deploy.ipynb #helm
@@ -228,6 +240,13 @@ class Release:
         return yaml.safe_load((self.folder / "values.yaml").read_text())
 
     @property
+    def own(self) -> dict[str, Any]:
+        "What was given besides"
+        import yaml
+        file = self.folder / "own-values.yaml"
+        return (yaml.safe_load(file.read_text()) if file.exists() else None) or {}
+
+    @property
     def models(self) -> list[dict[str, Any]]: return self.values["models"]
 
     @property
@@ -257,6 +276,12 @@ def _archives(release: Release) -> Finding:
             except ToolkitError as e: wrong.append(e.problem)
             else: wrong += [f"{place}/{m['file']} is {mar.digest[:12]}, the values pin {m['sha256'][:12]}"] * (mar.digest != m["sha256"])
     return Finding("archives", not wrong, "; ".join(wrong) or ", ".join(map(told, release.models)), "zz deploy render it again", required=True)
+
+def _signed(release: Release) -> list[Finding]:
+    "Are the archives signed, where pods ask for it? Nothing is said where they do not"
+    if not release.own.get("signatures", {}).get("existingConfigMap"): return []
+    without = [m["file"] for m in release.models if not signature_of(release.folder / "archives" / m["file"]).exists()]
+    return [Finding("signatures", not without, f"none of {', '.join(without)}: no pod would start them" if without else "every archive has one", "zz sign ARCHIVE --key NAME.key, and zz deploy render it again", required=True)]
 
 def _lint(release: Release) -> Finding:
     try: helm("lint", "--strict", *release.args)
@@ -299,7 +324,7 @@ def _pinned(release: Release) -> Finding:
 
 def check(release: Release) -> Report:
     "Is a rendered folder fit to be applied?"
-    return Report((_archives(release), _lint(release), _schemas(release), _tested(release), _pinned(release)))
+    return Report((_archives(release), *_signed(release), _lint(release), _schemas(release), _tested(release), _pinned(release)))
 
 # %% ../nbs/10c_deploy.ipynb #diff
 def _lines(o: Mapping[str, Any]) -> list[str]:
@@ -353,7 +378,16 @@ def apply(
     timeout: str = "20m",   # for the new pods to get ready; helm's words
     test: bool = True,      # predict with every model afterwards
 ) -> str: # what helm said
-    "Put a release into the cluster. Raises `ToolkitError` if it is not fit, no cluster answers, or it does not get ready"
+    "Put a release into the cluster. Raises `ToolkitError` if it is not fit, no cluster answers, it does not get ready, or does not predict"
     if not (found := check(release)).ok: raise ToolkitError(f"{release.folder} is not fit to be applied", found=str(found), do="zz deploy render it again")
+    before = _in_cluster(release.name, namespace)
     said = helm("upgrade", "--install", release.name, *release.args, "-n", namespace, "--create-namespace", "--atomic", "--timeout", timeout)
-    return said + (helm("test", release.name, "-n", namespace, "--logs") if test else "")
+    return said + (_predicts(release.name, namespace, timeout, bool(before)) if test else "")
+
+def _predicts(name: str, namespace: str, timeout: str, go_back: bool) -> str:
+    "Run helm's test; where it fails and there is a release to go back to, that serves again. Raises `ToolkitError`"
+    try: return helm("test", name, "-n", namespace, "--logs")
+    except ToolkitError as e:
+        if go_back: helm("rollback", name, "-n", namespace, "--wait", "--timeout", timeout)
+        raise ToolkitError(f"{name} does not predict", found=f"{e.found}\n{'The release before it serves again.' if go_back else 'It is the first release, and stays for you to look at.'}",
+                           do="the server's log has the handler's traceback: kubectl logs deployment/NAME") from None

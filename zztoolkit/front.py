@@ -78,7 +78,7 @@ def _connections() -> int:
 def front_config(folder: Path, host: str, port: int, target: int, timeout: int, tokens: bool, tls: bool = False) -> str:
     "haproxy.cfg: from `host`:`port` to TorchServe's inference port on this machine; `timeout` seconds for an answer"
     return _CONFIG.format(folder=folder, host=host, port=port, target=target, timeout=timeout, connections=_connections(), threads=min(4, usable_cores()),
-                          tls=f" ssl crt {folder}/front.pem alpn h2,http/1.1" if tls else "", access=_ACCESS.format(folder=folder) if tokens else "")
+                          tls=f" ssl crt {folder}/front.pem alpn http/1.1" if tls else "", access=_ACCESS.format(folder=folder) if tokens else "")
 
 # %% ../nbs/10a_front.ipynb #front
 class Front:
@@ -143,16 +143,17 @@ class Front:
         except ToolkitError as e: return f"the tokens stay as they were: {e}"
         if now == self.known: return ""
         try: self._let_in(now)
-        except OSError as e: return f"the tokens stay as they were: haproxy does not answer ({type(e).__name__})"
+        except OSError as e: return f"the tokens stay as they were: haproxy does not take them ({e!r})"
         self.known = now
         return f"{len(now)} tokens count from now on" + ("" if now else ": nobody is let in")
 
     def _let_in(self, now: list[str]):
         "These and no others, all at once"
         file = self.folder / "front.tokens"
-        version = self.ask(f"prepare acl {file}").split()[-1]
-        for token in now: self.ask(f"add acl @{version} {file} {token}")
-        self.ask(f"commit acl @{version} {file}")
+        begun = self.ask(f"prepare acl {file}")
+        if not (version := re.search(r"version created: (\d+)", begun)): raise OSError(begun.strip())
+        for change in (*(f"add acl @{version[1]} {file} {token}" for token in now), f"commit acl @{version[1]} {file}"):
+            if said := self.ask(change).strip(): raise OSError(said)
 
     def renew_certificate(self) -> str: # what happened, '' for nothing
         "Show callers the certificate that the folder holds now; one that does not belong to its key changes nothing"
@@ -164,7 +165,8 @@ class Front:
             said = self.ask(f"set ssl cert {file} <<\n{now}\n") + self.ask(f"commit ssl cert {file}")
             if "Success" in said: return "another certificate is shown from now on"
             self.ask(f"abort ssl cert {file}")
-        except OSError as e: said = f"haproxy does not answer ({type(e).__name__})"
+        except OSError as e:
+            self.shown, said = "", f"haproxy does not answer ({e!r}), and is asked again"
         return f"the certificate stays as it was: {' '.join(said.split())}"
 
     def numbers(self) -> dict[str, int]:

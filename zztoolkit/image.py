@@ -76,6 +76,7 @@ def image_context(
     for mar in map(open_mar, archives):
         mar.move_to(folder / "models")
         if signature_of(mar.path).exists(): shutil.copy(signature_of(mar.path), folder / "models")
+    for made in (folder / "models").iterdir(): made.chmod(0o644)     # a pod's user reads them, whoever packed them
     wheel = own_wheel(folder)
     (folder / "requirements.lock").write_text("\n".join(lock(wheel, *extra)) + "\n")
     (folder / "Dockerfile").write_text(dockerfile())

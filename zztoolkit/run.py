@@ -97,7 +97,9 @@ def _copied(file: Path, folder: Path) -> Path:
     "A copy of an archive, with what stands beside it"
     if not file.is_file(): raise ToolkitError(f"no archive at {file}", found=", ".join(sorted(p.name for p in file.parent.glob("*.mar"))) or "the store is empty", do="put it there, or name another")
     for beside in (file, file.with_name(file.name + ".sha256"), signature_of(file)):
-        if beside.is_file(): shutil.copyfile(beside, folder / beside.name)
+        try:
+            if beside.is_file(): shutil.copyfile(beside, folder / beside.name)
+        except OSError as e: raise ToolkitError(f"{beside.name} cannot be copied", found=str(e), do="let this user read it, and give --work room for the archives twice: packed and unpacked") from None
     return folder / file.name
 
 def take_in(want: Wanted, store: Path, folder: Path, keys: Sequence[Path]) -> Taken:
@@ -232,7 +234,7 @@ def _await_first(server: Server):
         if not w.wanted: raise ToolkitError(f"TorchServe does not take {t.mar.path.name}", found=_complaints(server.folder), do="pack it anew with zz archive")
     if not all(w.ready for w in states): return
     server.served = True
-    for t in server.taken: t.mar.path.unlink()      # TorchServe has unpacked it
+    for t in server.taken: t.mar.path.unlink(missing_ok=True)      # TorchServe has unpacked it; one archive may have two names
     say("ready")
 
 # %% ../nbs/10_run.ipynb #drain
@@ -264,6 +266,7 @@ class Collected:
         server, states = self.server, list[Workers]()
         with suppress(ToolkitError): states = server.workers()
         yield gauge("zz_draining", "1 from SIGTERM on", (), {(): server.draining})
+        yield gauge("zz_in_service", "1 from the first time it was ready to SIGTERM", (), {(): server.served and not server.draining})
         yield gauge("zz_model_info", "what is served", (*of, "digest", "signed_by"), {(t.name, t.mar.version, t.mar.digest, t.signed_by): 1 for t in server.taken})
         yield counter("zz_worker_exits", "workers that ended, by exit code", ("code",), {(str(c),): n for c, n in sorted(Counter(exit_codes(server.folder / "exits").values()).items())})
         yield gauge("zz_ready_workers", "workers that can take a request", of, {(w.name, w.version): w.ready for w in states})

@@ -1,7 +1,8 @@
-#!/bin/sh
-# Brings the archives of SHA256SUMS from $URI to /store, each with its signature where there is one.
+# Brings the archives of $SHA256SUMS from $URI to $STORE, each with its signature where $SIGNED says that there is one to be asked for.
 set -eu
 while read -r _ file; do
-  aws s3 cp --only-show-errors "$URI/$file" "/store/$file"
-  aws s3 cp --only-show-errors "$URI/$file.sig" "/store/$file.sig" 2>/dev/null || true
-done < /etc/zztoolkit/models/SHA256SUMS
+  aws s3 cp --only-show-errors "$URI/$file" "$STORE/$file"
+  [ -z "${SIGNED:-}" ] || aws s3 cp --only-show-errors "$URI/$file.sig" "$STORE/$file.sig"
+done <<SUMS
+$SHA256SUMS
+SUMS

@@ -48,6 +48,9 @@ app.kubernetes.io/component: server
 
 {{- define "zz.claim" -}}{{ default (printf "%s-models" (include "zz.fullname" .)) .Values.store.pvc.existingClaim }}{{- end }}
 {{- define "zz.tlsSecret" -}}{{ default (printf "%s-tls" (include "zz.fullname" .)) .Values.tls.existingSecret }}{{- end }}
+{{/* Of the server, from inside the cluster; KServe makes a Service of its own. */}}
+{{- define "zz.host" -}}{{ include "zz.fullname" . }}{{ ternary "-predictor" "" (eq .Values.output "kserve") }}{{- end }}
+{{- define "zz.url" -}}{{ include "zz.scheme" . }}://{{ include "zz.host" . }}.{{ .Release.Namespace }}:{{ ternary 80 .Values.service.port (eq .Values.output "kserve") }}{{- end }}
 {{- define "zz.scheme" -}}{{ ternary "https" "http" .Values.tls.enabled }}{{- end }}
 
 {{/* Endpoint wait, drain, the slowest request, and 20 s for what ends a process. */}}
@@ -89,6 +92,8 @@ limits: {cpu: "1", memory: 256Mi}
 {{- if and (has (toString $v.strategy.maxUnavailable) (list "0" "0%")) (has (toString $v.strategy.maxSurge) (list "0" "0%")) }}{{ fail "strategy: maxUnavailable and maxSurge are both 0, so no pod could ever be replaced" }}{{ end }}
 {{- if and $v.route.enabled (not $v.route.parentRefs) }}{{ fail "route.parentRefs: name the Gateway that the route belongs to" }}{{ end }}
 {{- if and (gt (int $v.route.canary.weight) 0) (not $v.route.canary.service) }}{{ fail "route.canary.service: name the Service of the canary release" }}{{ end }}
+{{- if and $v.tls.certManager.enabled (not $v.tls.certManager.issuer.name) }}{{ fail "tls.certManager.issuer.name: name the Issuer or ClusterIssuer that signs" }}{{ end }}
+{{- if and (eq $v.output "deployment") (eq $v.autoscaling.kind "keda") (not $v.monitoring.serviceMonitor.enabled) }}{{ fail "autoscaling.kind keda asks Prometheus: set monitoring.serviceMonitor.enabled, or its query finds no series" }}{{ end }}
 {{- if gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas) }}{{ fail "autoscaling: minReplicas is more than maxReplicas" }}{{ end }}
 {{- end }}
 
@@ -97,7 +102,7 @@ limits: {cpu: "1", memory: 256Mi}
 
 {{- define "zz.queueQuery" -}}
 {{- $of := include "zz.series" . -}}
-sum(rate(ts_queue_latency_microseconds{ {{- $of -}} }[2m])) / clamp_min(sum(rate(ts_inference_requests_total{ {{- $of -}} }[2m])), 0.001) / 1000
+sum(rate(ts_queue_latency_microseconds{ {{- $of -}} }[2m])) / clamp_min(sum(rate(ts_inference_requests_total{ {{- $of -}} }[2m])), 0.001) / 1000 or 0 * sum(up{ {{- $of -}} })
 {{- end }}
 
 {{/* Up at once, down slowly: a model takes long to load. */}}
@@ -116,13 +121,14 @@ scaleDown: {stabilizationWindowSeconds: {{ .Values.autoscaling.scaleDownWindowSe
 {{- define "zz.rules" -}}
 {{- $m := .Values.monitoring }}
 {{- $name := include "zz.fullname" . }}
-{{- $pods := printf "namespace=\"%s\",pod=~\"%s-.+\"" .Release.Namespace $name }}
+{{- $pod := printf "%s-(predictor-)?[a-z0-9]+-[a-z0-9]{5}" $name }}     {{- /* what a Deployment calls its pods; not those of a release whose name goes on */}}
+{{- $pods := printf "namespace=\"%s\",pod=~\"%s\"" .Release.Namespace $pod }}
 {{- $words := list
   "$OF" (include "zz.series" .)
   "$LABELS" (printf "{namespace: %s, service: %s-metrics}" .Release.Namespace $name)
   "$AVAILABILITY" (toString $m.objectives.availability) "$LATENCY" (toString $m.objectives.latencySeconds) "$QUEUE" (toString $m.objectives.queueSeconds)
   "$JOBS" (toString .Values.server.jobQueueSize)
-  "$GPU_OF" (printf "%s=\"%s\",%s=~\"%s-.+\"" $m.gpu.namespaceLabel .Release.Namespace $m.gpu.podLabel $name)
+  "$GPU_OF" (printf "%s=\"%s\",%s=~\"%s\"" $m.gpu.namespaceLabel .Release.Namespace $m.gpu.podLabel $pod)
   "$GPU_POD" $m.gpu.podLabel "$GPU_NAMESPACE" $m.gpu.namespaceLabel
   "$CONTAINER" (printf "%s,container=~\"server|kserve-container\"" $pods)
   "$PODS" $pods }}

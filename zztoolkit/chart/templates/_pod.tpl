@@ -39,14 +39,11 @@ initContainers: {{- . | nindent 2 }}
 {{- end }}
 containers: {{- include "zz.serverContainer" . | trim | nindent 2 }}
 volumes:
-  - {name: work, emptyDir: {sizeLimit: 8Gi}}
+  - {name: work, emptyDir: {sizeLimit: {{ $v.server.workSize }}}}
   - {name: tmp, emptyDir: {sizeLimit: 2Gi}}
   - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ $v.sharedMemory }}}}
   {{- with include "zz.modelsVolume" .root }}
   {{- . | nindent 2 }}
-  {{- end }}
-  {{- if include "zz.scripts" .root }}
-  - {name: release, configMap: {name: {{ $name }}-models}}
   {{- end }}
   {{- with include "zz.s3Secret" .root }}
   - {name: s3, secret: {secretName: {{ . }}, defaultMode: 0440}}
@@ -100,10 +97,11 @@ volumes:
     - {name: http, containerPort: 8000}     # first, since KServe sends to the first port of its container
     - {name: metrics, containerPort: 8082}
     - {name: supervisor, containerPort: 8083}
-  # TorchServe's own /ping says Healthy while models load, and with every worker dead: the supervisor looks at the workers.
-  startupProbe: {httpGet: {path: /readyz, port: supervisor}, periodSeconds: 5, failureThreshold: {{ div (add $v.server.startupSeconds 4) 5 }}, timeoutSeconds: 3}
-  readinessProbe: {httpGet: {path: /readyz, port: supervisor}, periodSeconds: 5, failureThreshold: 2, timeoutSeconds: 3}
-  livenessProbe: {httpGet: {path: /livez, port: supervisor}, periodSeconds: 10, failureThreshold: 6, timeoutSeconds: 3}
+  # Each waits for as long as the supervisor may wait for TorchServe. TorchServe's own /ping says Healthy while models load, and with every worker dead: the supervisor looks at the workers.
+  startupProbe: {httpGet: {path: /readyz, port: supervisor}, periodSeconds: 5, failureThreshold: {{ div (add $v.server.startupSeconds 4) 5 }}, timeoutSeconds: 6}
+  readinessProbe: {httpGet: {path: /readyz, port: supervisor}, periodSeconds: 5, failureThreshold: 2, timeoutSeconds: 6}
+  livenessProbe: {httpGet: {path: /livez, port: supervisor}, periodSeconds: 10, failureThreshold: 6, timeoutSeconds: 6}
+  terminationMessagePolicy: FallbackToLogsOnError     # its last lines say why it ended
   resources: {{- include "zz.resources" .root | nindent 4 }}
   securityContext: {{- include "zz.securityContext" .root | nindent 4 }}
   volumeMounts:

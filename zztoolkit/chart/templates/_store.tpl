@@ -4,7 +4,7 @@
 {{- if eq $s.kind "pvc" -}}
 - {name: models, persistentVolumeClaim: {claimName: {{ include "zz.claim" . }}, readOnly: true}}
 {{- else if and (eq $s.kind "oci") (eq $s.oci.mount "volume") -}}
-- {name: models, image: {reference: {{ $s.oci.image | quote }}, pullPolicy: IfNotPresent}}
+- {name: models, image: {reference: {{ $s.image | quote }}, pullPolicy: IfNotPresent}}
 {{- else if has $s.kind (list "s3" "oci") -}}
 - {name: models, emptyDir: {sizeLimit: {{ $s.sizeLimit }}}}
 {{- end }}
@@ -12,8 +12,13 @@
 
 {{- define "zz.s3Secret" -}}{{ if eq .Values.store.kind "s3" }}{{ .Values.store.s3.existingSecret }}{{ end }}{{- end }}
 
-{{/* Do init containers run scripts of ours? */}}
-{{- define "zz.scripts" -}}{{ if has .Values.store.kind (list "pvc" "s3") }}yes{{ end }}{{- end }}
+{{/* A script of ours and the archives it is for. Both stand in the pod's own template and in no ConfigMap: a pod of the revision before that starts anew must find its own. */}}
+{{- define "zz.script" -}}
+command: [sh, -c, {{ .root.Files.Get (print "files/" .file) | quote }}]
+env:
+  - {name: SHA256SUMS, value: {{ include "zz.sums" .root | trim | quote }}}
+  - {name: STORE, value: /store}
+{{- end }}
 
 {{/* The init container that brings the archives, or waits for them. */}}
 {{- define "zz.fetch" -}}
@@ -21,15 +26,17 @@
 {{- if eq $s.kind "pvc" -}}
 - name: await-models
   image: {{ include "zz.image" . }}
-  command: [sh, /etc/zztoolkit/models/await.sh]
-  env: [{name: WAIT, value: {{ $s.waitSeconds | quote }}}]
+  {{- include "zz.script" (dict "root" . "file" "await.sh") | nindent 2 }}
+    - {name: WAIT, value: {{ $s.waitSeconds | quote }}}
   {{- include "zz.fetchRest" (dict "root" . "readOnly" true) | nindent 2 }}
 {{- else if eq $s.kind "s3" -}}
 - name: fetch-models
   image: {{ $s.s3.image }}
-  command: [sh, /etc/zztoolkit/models/fetch-s3.sh]
-  env:
+  {{- include "zz.script" (dict "root" . "file" "fetch-s3.sh") | nindent 2 }}
     - {name: HOME, value: /tmp}
+    {{- if .Values.signatures.existingConfigMap }}
+    - {name: SIGNED, value: "yes"}
+    {{- end }}
     - {name: URI, value: {{ trimSuffix "/" $s.s3.uri | quote }}}
     {{- with $s.s3.endpoint }}
     - {name: AWS_ENDPOINT_URL, value: {{ . | quote }}}
@@ -40,7 +47,7 @@
   {{- include "zz.fetchRest" (dict "root" . "readOnly" false) | nindent 2 }}
 {{- else if and (eq $s.kind "oci") (eq $s.oci.mount "copy") -}}
 - name: fetch-models
-  image: {{ $s.oci.image }}
+  image: {{ $s.image }}
   command: [sh, -c, cp /models/*.mar* /store/]
   {{- include "zz.fetchRest" (dict "root" . "readOnly" false) | nindent 2 }}
 {{- end }}
@@ -56,7 +63,36 @@ volumeMounts:
   {{- if include "zz.s3Secret" .root }}
   - {name: s3, mountPath: /etc/zztoolkit/s3, readOnly: true}
   {{- end }}
-  {{- if include "zz.scripts" .root }}
-  - {name: release, mountPath: /etc/zztoolkit/models, readOnly: true}
-  {{- end }}
 {{- end }}
+
+{{/* The Job that fills the claim. Its name holds its own digest, since a Job cannot be changed: whatever changes makes another. */}}
+{{- define "zz.uploadSpec" -}}
+backoffLimit: 3
+ttlSecondsAfterFinished: 3600     # one that failed is made anew by the next `helm upgrade`
+template:
+  metadata:
+    labels: {{- include "zz.labels" . | nindent 6 }}
+      app.kubernetes.io/component: upload
+  spec:
+    restartPolicy: Never
+    serviceAccountName: {{ include "zz.fullname" . }}
+    automountServiceAccountToken: false
+    enableServiceLinks: false
+    securityContext: {{- include "zz.podSecurityContext" . | nindent 6 }}
+    {{- with .Values.image.pullSecrets }}
+    imagePullSecrets: {{- toYaml . | nindent 6 }}
+    {{- end }}
+    containers:
+      - name: upload
+        image: {{ default (include "zz.image" .) .Values.store.image }}
+        imagePullPolicy: {{ .Values.image.pullPolicy }}
+        {{- include "zz.script" (dict "root" . "file" "upload.sh") | nindent 8 }}
+          - {name: SOURCE, value: /models}
+        resources: {{- include "zz.smallResources" . | nindent 10 }}
+        securityContext: {{- include "zz.securityContext" . | nindent 10 }}
+        volumeMounts:
+          - {name: claim, mountPath: /store}
+    volumes:
+      - {name: claim, persistentVolumeClaim: {claimName: {{ include "zz.claim" . }}}}
+{{- end }}
+{{- define "zz.uploadName" -}}{{ include "zz.fullname" . }}-upload-{{ include "zz.uploadSpec" . | sha256sum | trunc 12 }}{{- end }}
