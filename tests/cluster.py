@@ -1,13 +1,14 @@
 "Replicas in network namespaces, and haproxy before them: as a gateway (every request is balanced) and as a Service (connections are, and stay where they are)."
 from __future__ import annotations
 
-import subprocess, sys, time
+import json, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx, numpy as np
 
 from pods import Pod
+from zztoolkit import deploy as d
 from zztoolkit.load import Load, Sent, Target, closed, open_loop, payloads
 from zztoolkit.serve import free_ports
 
@@ -70,12 +71,21 @@ _RETRIES = """  retries 3
   option http-buffer-request
   retry-on conn-failure empty-response response-timeout 503"""
 
+def of_the_chart() -> tuple[list[str], int]:
+    "How the chart's pods begin and end: the options of their command line that say so, and the grace period"
+    models = [dict(name="echo", version="1.0", file="echo.mar", sha256="0" * 64)]
+    objects = d.objects_in(d.helm("template", "zz", str(d.chart_folder()), "--set-json", f"models={json.dumps(models)}", "--set", "auth.enabled=false"))
+    pod = next(o for o in objects if o["kind"] == "Deployment")["spec"]["template"]["spec"]
+    said = [a for a in pod["containers"][0]["args"] if a.startswith(("--endpoint-wait", "--drain-timeout", "--startup-timeout", "--job-queue-size", "--max-request-size"))]
+    return said, pod["terminationGracePeriodSeconds"]
+
 class Cluster:
     "Replicas behind haproxy; `naive` ones are plain TorchServe, whose /ping says when they are ready"
     def __init__(self, folder: Path, names: list[str], *args, naive: bool = False, retry: bool = False):
         self.folder, self.names, self.args, self.naive, self.retry = folder, names, args, naive, retry
         self.gateway, self.service = free_ports(2)
         self.pods: dict[str, Pod] = {}
+        self.chart_args, self.grace = of_the_chart()
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Cluster:
@@ -96,17 +106,18 @@ class Cluster:
     def address(self, name: str) -> str: return f"{NET}.{11 + self.names.index(name)}"
 
     def start(self, name: str, *args, log: str = "") -> Pod:
-        kind = Naive if self.naive else Pod
-        self.pods[name] = kind(self.folder / f"{log or name}.log", *(args or self.args), netns=name, host=self.address(name), ports=PORTS)
+        kind, chart_args = (Naive, []) if self.naive else (Pod, self.chart_args)
+        self.pods[name] = kind(self.folder / f"{log or name}.log", *(args or self.args), *chart_args, netns=name, host=self.address(name), ports=PORTS)
         return self.pods[name]
 
     def await_ready(self, name: str): self.pods[name].wait_ready(90)
 
     def restart(self, name: str):
-        "As a rolling update does it: told to end, waited for within the grace period, begun again, ready, and given time to be found"
+        "As a rolling update does it: told to end, killed after the grace period, begun again, ready, and given time to be found"
         pod = self.pods[name]
         pod.process.terminate()
-        code = pod.process.wait(120)
+        try: code = pod.process.wait(self.grace)
+        except subprocess.TimeoutExpired: pod.process.kill(); code = pod.process.wait()
         if not self.naive: assert code == 0, pod.said()
         pod.__exit__()
         self.start(name)

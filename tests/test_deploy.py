@@ -233,7 +233,8 @@ def test_fetch_from_s3(tmp_path):
     aws = lambda *args: subprocess.run(["aws", "s3", *map(str, args)], env=env, capture_output=True, text=True, check=True)
     server = subprocess.Popen([bin / "moto_server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: subprocess.run(["aws", "s3", "mb", "s3://models"], env=env, capture_output=True).returncode == 0)
+        wait_until(lambda: subprocess.run(["aws", "s3", "ls"], env=env, capture_output=True).returncode == 0)
+        aws("mb", "s3://models")
         aws("cp", tmp_path / "a-1.mar", "s3://models/film/a-1.mar")
         assert (done := sh("fetch-s3.sh", **env)).returncode == 0, done.stderr
         assert [(p.name, p.read_bytes()) for p in (tmp_path / "store").iterdir()] == [("a-1.mar", b"archive")]
@@ -512,8 +513,8 @@ def test_sizing_reads_the_ladder(tmp_path):
     from zztoolkit.ladder import Ladder, Side, Turn
     from zztoolkit.sizing import Measured, Terms, bends, size
     turns = tuple(Turn(rate, 20.0, 40.0, 0, dict(workers=1.5, frontend=0.25, generator=0.1), 1024.0, stages=dict(decode=20.0, preprocess=4.0, inference=6.0)) for rate in (40.0, 50.0, 90.0))
-    Ladder((Side("stock", "rung", turns[:1]), Side("tuned", "rung", turns))).save(tmp_path / "ladder.json")
-    m = Measured.rung(tmp_path / "ladder.json", cores=2, payload=1e6)
+    Ladder((Side("stock", "rung", turns[:1]), Side("tuned", "rung", turns)), about=dict(cores=2)).save(tmp_path / "ladder.json")
+    m = Measured.rung(tmp_path / "ladder.json", payload=1e6)
     s = size(1000, m, Terms(core_hour=1.0, used=0.5, spare=0.1))
     assert (m.rate, m.memory, s.replicas, s.cores, s.gbit, s.frontend_cores) == (50.0, 1024.0, 44, 88, 8.0, 5.0)
     assert round(s.stage_cores("decode"), 6) == 20.0 and "24 cores busy, inference 6" in bends(s)["decode"]

@@ -133,7 +133,7 @@ def test_a_full_disk(tmp_path, names, store):
     try:
         with pods(tmp_path, names, store) as c:
             c.pods["zz1"].process.terminate()
-            assert c.pods["zz1"].process.wait(60) == 0
+            assert c.pods["zz1"].process.wait(c.grace) == 0
             c.start("zz1", store, "--no-token-auth", "--work", work)
             c.await_ready("zz1")
             time.sleep(2)
@@ -142,7 +142,7 @@ def test_a_full_disk(tmp_path, names, store):
                 assert os.statvfs(work).f_bavail == 0
                 time.sleep(6)
                 c.pods["zz1"].process.terminate()
-                assert c.pods["zz1"].process.wait(60) == 0, c.pods["zz1"].said()
+                assert c.pods["zz1"].process.wait(c.grace) == 0, c.pods["zz1"].said()
             all_ = note("a full disk, then a drain", p)
         assert all_["lost"] == all_["failed"] == 0
     finally: sh("umount", str(work))

@@ -40,9 +40,11 @@ class Measured:
         return cls(level.total.rate, b.setup.cores, memory, len(level.usage.gpus), b.setup.payload_bytes, busy, level.stages, f"{source}, {level.load}")
 
     @classmethod
-    def rung(cls, ladder: str | Path, cores: int, payload: float, side: str = "tuned", gpus: int = 0) -> Measured:
-        "The median over the rounds of one side of a ladder's record, which was made on so many cores with requests of so many bytes"
-        try: turns = next(s for s in json.loads(Path(ladder).read_text())["sides"] if s["name"] == side)["turns"]
+    def rung(cls, ladder: str | Path, payload: float, side: str = "tuned", gpus: int = 0) -> Measured:
+        "The median over the rounds of one side of a ladder's record, which was made with requests of so many bytes"
+        try:
+            record = json.loads(Path(ladder).read_text())
+            turns, cores = next(s for s in record["sides"] if s["name"] == side)["turns"], int(record["about"]["cores"])
         except (OSError, ValueError, KeyError, StopIteration) as e: raise ToolkitError(f"no side {side!r} in {ladder}", found=f"{type(e).__name__}: {e}", do="zz ladder writes the record") from None
         median = lambda get: statistics.median(map(get, turns))
         busy = {k: median(lambda t: t["cores"].get(k, 0.0)) for k in ("workers", "frontend")}
@@ -149,7 +151,7 @@ def bends(s: Size) -> dict[str, str]:
         said["frontend"] = f"{s.frontend_cores:,.1f} cores for TorchServe's frontends; one core of it carries {m.rate / m.busy['frontend']:,.0f}/s of such requests, and a replica that is to be faster needs more of them, not more workers"
     said["cold start"] = f"{s.starting:,} replicas are missing when the steepest minute ({t.growth:.0%}) meets {t.startup:.0f} s of start: " + (
         "the unused part of the others takes it" if s.starting <= s.replicas * (1 - t.used) else "more headroom, faster starts, or scale before the hour comes")
-    said["the cluster"] = f"{s.replicas:,} pods on {s.nodes:,} machines: " + (
+    said["the cluster"] = f"{s.replicas:,} pods on {s.nodes:,} machine{'s' * (s.nodes > 1)}: " + (
         "one Service, one Deployment" if s.replicas <= 500 else "several releases behind one route, each with some hundred replicas, so that a rollout, an endpoint list or a mistake has an end" if s.nodes <= 1000 else "several clusters")
     return said
 
