@@ -48,7 +48,7 @@ deploy-check: $(VENV)/dev.ok
 
 gpu: $(VENV)/dev.ok
 	@$(PIP) install -e '.[gpu,rapids]'
-	@pytest -m gpu --record nbs/records/gpu_vision.json
+	@pytest -m gpu --record=nbs/records/gpu_vision.json
 
 ladder: $(VENV)/peers.ok
 	@zz ladder --paces --save nbs/records/paces.json
@@ -68,7 +68,7 @@ bench-frame: $(VENV)/bench.ok
 
 faults: $(VENV)/dev.ok
 	@command -v ip >/dev/null && test -x /usr/sbin/haproxy || { echo "faults need Debian packages: apt install haproxy iproute2"; exit 1; }
-	@pytest -m faults -s --record nbs/records/faults.json
+	@pytest -m faults -s --record=nbs/records/faults.json
 
 # BASE: an image with this Python, or `debootstrap` to make one of Debian packages. BUILD: more words for podman build.
 BASE  ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-slim-bookworm
