@@ -42,8 +42,8 @@ test: $(VENV)/dev.ok
 
 # checkov and the AWS CLI pin old versions of half the index: each gets an environment of its own
 deploy-check: $(VENV)/dev.ok
-	@test -x .venv-checkov/bin/checkov || { $(PYTHON) -m venv --clear .venv-checkov && .venv-checkov/bin/python -m pip install -q $(call ini,checkov_requirements); }
-	@test -x .venv-aws/bin/aws || { $(PYTHON) -m venv --clear .venv-aws && .venv-aws/bin/python -m pip install -q $(call ini,aws_requirements); }
+	@test -x .venv-checkov/bin/checkov || { $(PYTHON) -m venv --clear .venv-checkov && .venv-checkov/bin/python -m pip install -q $(foreach p,$(call ini,checkov_requirements),'$(p)'); }
+	@test -x .venv-aws/bin/aws || { $(PYTHON) -m venv --clear .venv-aws && .venv-aws/bin/python -m pip install -q $(foreach p,$(call ini,aws_requirements),'$(p)'); }
 	@pytest -m deploy
 
 gpu: $(VENV)/dev.ok
@@ -77,7 +77,7 @@ CONTEXT := build/image
 image: $(VENV)/dev.ok
 	@command -v podman >/dev/null && command -v runc >/dev/null || { echo "the image needs Debian packages: apt install podman runc, and debootstrap for BASE=debootstrap"; exit 1; }
 	@$(BIN)/zz image $(CONTEXT)
-	@test "$(BASE)" != debootstrap || podman image exists localhost/debootstrap || { debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm build/base http://deb.debian.org/debian >/dev/null && tar -C build/base -c . | podman import -q - localhost/debootstrap; }
+	@test "$(BASE)" != debootstrap || podman image exists localhost/debootstrap || { debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm build/base http://deb.debian.org/debian >/dev/null && tar -C build/base -c . | podman import -q - localhost/debootstrap && rm -r build/base; }
 	@podman build -q --network host --build-arg BASE=$(if $(filter debootstrap,$(BASE)),localhost/debootstrap,$(BASE)) $(BUILD) -t $(IMAGE) $(CONTEXT)
 	@IMAGE=$(IMAGE) pytest -m image
 

@@ -352,7 +352,8 @@ def test_helm_test_predicts(classifier, server, lite0, tmp_path, photo):
 def test_wheel_brings_the_chart(tmp_path):
     "An installed package renders too: every file of the chart is in the wheel"
     tree = tmp_path / "tree"
-    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".venv*", ".git", "model_store", "__pycache__", ".mypy_cache", "test-artefacts", "nbs", "*.egg-info", "build"))
+    shutil.copytree(ROOT / "zztoolkit", tree / "zztoolkit", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("settings.ini", "setup.py", "pyproject.toml", "README.md"): shutil.copy(ROOT / file, tree)
     done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", str(tree), "-w", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as z: has = set(z.namelist())
