@@ -157,6 +157,8 @@ def test_zz_run_takes_what_the_chart_says(tmp_path):
     ({"store": {"kind": "ftp"}}, 'store.kind must be one of the following: "image", "pvc", "s3", "oci"'),
     ({"store": {"kind": "s3", "s3": {"uri": "s3://b"}}}, "store.s3.image"),
     ({"store": {"kind": "oci", "image": "models:latest"}}, "store.image"),
+    ({"store": {"kind": "oci"}}, "--models-image"),
+    ({"store": {"image": f"models@{OTHER}"}}, "store.kind is oci or pvc"),
     ({"models": [MODELS[0] | {"sha256": "abc"}]}, "models.0.sha256"),
     ({"models": [MODELS[0] | {"file": "../../etc/x.mar"}]}, "models.0.file"),
     ({"models": []}, "zz deploy render"),
@@ -304,7 +306,18 @@ def test_check_finds_what_is_wrong(two_versions, tmp_path):
     assert archives().ok and kept.read_bytes() == whole      # rendered again, as it says
     (release.folder / "own-values.yaml").write_text("auth: {existingSecret: shop-tokens}\nreplicas: many\n")
     found = state()
-    assert not found["helm lint"][0] and not found["objects"][0]
+    assert not found["helm lint"][0] and "replicas" in found["helm lint"][1] and "objects" not in found     # said once
+
+@pytest.mark.parametrize("own, says", [("a: [", "no values in"), ("- a\n- b\n", "a list"), ("models: []\n", "names models"), ("\0", "no values in")])
+def test_own_values_are_read_before_anything_is_written(own, says, two_versions, tmp_path):
+    (tmp_path / "ours.yaml").write_text(own)
+    with pytest.raises(ToolkitError, match=says): d.render([two_versions[0].path], tmp_path / "deploy", image="zz:1", values=tmp_path / "ours.yaml")
+    assert not (tmp_path / "deploy").exists()
+
+@pytest.mark.parametrize("what", [dict(image="a@sha256:123"), dict(image="a:b:c"), dict(image="UPPER/x/Y:1"), dict(image="https://reg/x:1"), dict(name="Not_A_Name")])
+def test_names_are_looked_at(what, two_versions, tmp_path):
+    with pytest.raises(ToolkitError): d.render([two_versions[0].path], tmp_path / "deploy", **what, build=False)
+    assert not (tmp_path / "deploy" / "values.yaml").exists()
 
 def test_check_asks_for_signatures(two_versions, tmp_path):
     "Where pods want signed archives, one that is not is found before any pod refuses it"

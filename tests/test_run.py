@@ -8,7 +8,9 @@ import psutil, pytest
 from conftest import missing
 from pods import ECHO, Pod, echo, wait_until
 from zztoolkit.core import sha256
+from zztoolkit.serve import free_ports
 from zztoolkit.signing import new_key, sign
+from zztoolkit.vision import sample_photo
 
 OLD, NEW = "old-token-of-the-shop", "new-token-of-the-shop"
 
@@ -38,6 +40,7 @@ def test_a_pod_from_start_to_end(store, tmp_path):
         assert answer["x"] == 1 and pod.get("/livez").status_code == 200
         assert [ask(t).status_code for t in (NEW, "", OLD + "x")] == [401] * 3
         rotated(ask, tokens)
+        no_form_is_no_error_of_ours(pod)
         nothing_can_be_registered(pod)
         told = pod.get("/metrics").text
         assert 'zz_ready_workers{model_name="shop",model_version="1.0"} 1' in told and f'digest="{sha256(store / "echo.mar")}",model_name="shop",model_version="1.0",signed_by="release.pub"' in told and 'zz_responses_total{code="5xx"} 0' in told
@@ -55,6 +58,13 @@ def rotated(ask, tokens: Path):
     tokens.write_text(NEW)
     wait_until(lambda: ask(OLD, x=1).status_code == 401, 5)
     assert ask(NEW, x=1).status_code == 200
+
+def no_form_is_no_error_of_ours(pod: Pod):
+    "A body whose sender calls it a form is the sender's mistake, and no error of the server's"
+    of = lambda code: re.search(rf'zz_responses_total{{code="{code}"}} (\S+)', pod.get("/metrics").text)[1]
+    before = of("5xx")
+    form = pod.http.post(pod.url(0, "/predictions/shop"), content=sample_photo().read_bytes(), headers={"Content-Type": "application/x-www-form-urlencoded", "Authorization": f"Bearer {NEW}"})
+    assert (form.status_code, form.json()["code"]) == (415, 415) and "octet-stream" in form.json()["message"] and of("5xx") == before
 
 def nothing_can_be_registered(pod: Pod):
     "Neither by an address of this machine's own (SSRF: nobody is asked), nor by a file; and the front lets nobody near management"
@@ -103,6 +113,13 @@ def refusal(store: Path, tmp_path: Path, *args) -> str:
         assert pod.process.wait(30) == 1
         assert "Model server started" not in pod.said() and "Traceback" not in pod.said()
         return pod.said()
+
+def test_a_taken_port_is_named_at_once(store, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = free_ports(4)
+        for place, name in enumerate(("front", "inference", "management", "metrics", "probes")):
+            with Pod(tmp_path / "log", store, ports=[*free[:place], taken.getsockname()[1], *free[place:]]) as pod: assert pod.process.wait(20) == 1
+            assert f"({name}) is not to be had" in pod.said().splitlines()[-3] and "java" not in pod.said()
 
 def test_tampered_archives_are_refused(store, tmp_path):
     "With the digest left, with the digest changed too, and with a stranger's signature"

@@ -94,7 +94,7 @@ def check_name(name: str) -> str:
     "`name`, if TorchServe takes it as a model's name"
     if name.startswith("token"): raise ToolkitError(f"{name} cannot be served", found="TorchServe takes every address with /token in it for its key service", do="begin the name otherwise")
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_\-.]*", name): return name
-    raise ToolkitError("not a model name", found=repr(name), do="use letters, digits, _ - and . and begin with a letter or digit")
+    raise ToolkitError("no name for a model or a version", found=repr(name), do="use letters, digits, _ - and . and begin with a letter or digit")
 
 def check_handler_file(path: str | Path) -> Path:
     "`path`, if its name can be imported and is nobody else's module"

@@ -129,13 +129,15 @@ def main(version: Annotated[bool, typer.Option("--version", help="show the versi
     raise typer.Exit()
 
 def command(f: Callable, on: Optional[typer.Typer] = None) -> Callable:
-    "A command (of `on`, else of `zz` itself) whose `ToolkitError` is a message and exit code 1, not a traceback"
+    "A command (of `on`, else of `zz` itself) whose `ToolkitError` is a message and exit code 1, not a traceback, and whose warnings are lines"
     @functools.wraps(f)
     def wrapped(*args, **kwargs):
-        try: return f(*args, **kwargs)
-        except ToolkitError as e:
-            typer.secho(str(e), fg="red", err=True)
-            raise typer.Exit(1) from None
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda said, *_, **__: typer.secho(f"! {said}", fg="yellow", err=True)
+            try: return f(*args, **kwargs)
+            except ToolkitError as e:
+                typer.secho(str(e), fg="red", err=True)
+                raise typer.Exit(1) from None
     return (on or app).command()(wrapped)
 
 # %% ../nbs/12_cli.ipynb #doctor-command
@@ -203,7 +205,13 @@ def verify(
     from zztoolkit.archive import open_mar
     from zztoolkit.signing import public_keys, verify as verify_one
     believed = public_keys(keys)
-    for path in archives: typer.echo(f"{open_mar(path)}, signed with {verify_one(path, believed).name}")
+    refused = False
+    for path in archives:
+        try: typer.echo(f"✓ {open_mar(path)}, signed with {verify_one(path, believed).name}")
+        except ToolkitError as e:
+            typer.secho(f"✗ {e}", fg="red", err=True)
+            refused = True
+    if refused: raise typer.Exit(1)
 
 # %% ../nbs/12_cli.ipynb #serve-command
 @command
@@ -240,6 +248,7 @@ def _from_config(ctx: typer.Context, path: Optional[Path]) -> Optional[Path]:
     import yaml
     try: given = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as e: raise typer.BadParameter(f"{path} cannot be read: {e}") from None
+    if not isinstance(given, dict): raise typer.BadParameter(f"{path} holds a {type(given).__name__}, not options by their names")
     known = {p.name for p in ctx.command.params} - {"config"}
     if odd := set(given) - known: raise typer.BadParameter(f"{path} has unknown options: {', '.join(sorted(odd))}; there are {', '.join(sorted(filter(None, known)))}")
     if isinstance(given.get("models"), list): given["models"] = ",".join(given["models"])
@@ -266,7 +275,7 @@ def run(
     max_request_size: Annotated[int, typer.Option(min=1, help="bytes", envvar="ZZ_MAX_REQUEST_SIZE")] = 64 << 20,
     job_queue_size: Annotated[int, typer.Option(min=1, help="requests that wait for one model", envvar="ZZ_JOB_QUEUE_SIZE")] = 100,
 ):
-    "What a pod begins with: check the archives, serve them, and let every request finish at SIGTERM"
+    "What a pod begins with: check the archives, serve them, and let every request finish at SIGTERM. Exit code 0: all were answered; 75: some were cut off; 1: it cannot serve, and its last lines say why"
     from zztoolkit.run import Pod, Ports, run as supervise, wanted
     from zztoolkit.serve import Settings
     numbers = ports.split(",")
@@ -464,12 +473,14 @@ def render(
 ):
     "Write a container build and a Helm chart for archives"
     from zztoolkit.deploy import render as write, told_image
+    if build or (build is None and not image): typer.echo("finding the digests of all packages for the container build …", err=True)
     if odd := [e for e in example or [] if "=" not in e]: raise ToolkitError("an example is given as NAME=FILE", found=odd[0])
     release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []), build, package or [], models_image)
     typer.echo(str(release))
-    if not models_image and release.own.get("store", {}).get("kind") in ("oci", "pvc"): typer.echo(f"podman build -t NAME -f {to}/models.Dockerfile {to}/archives")
-    if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.values['image'])} {to}/container")
-    typer.echo(f"zz deploy check {to}")
+    if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.image)} {to}/container")
+    if not models_image and release.own.get("store", {}).get("kind") in ("oci", "pvc"):
+        typer.echo(f"podman build -t NAME -f {to}/models.Dockerfile {to}/archives, push it, and render again with --models-image NAME@sha256:DIGEST")
+    else: typer.echo(f"zz deploy check {to}")
 
 @deploy_command
 def check(folder: Folder = Path("deploy")):

@@ -5,7 +5,7 @@
 # %% ../nbs/10c_deploy.ipynb #imports
 from __future__ import annotations
 
-import difflib, hashlib, json, math, shutil, subprocess, sys, tempfile, zipfile
+import base64, difflib, hashlib, json, math, re, shutil, subprocess, sys, tempfile, zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from typing import Any
 from .archive import Mar, default_example, default_store, load_unpacked, open_mar
 from .core import Finding, Report, ToolkitError, environment_without_secrets, installed, sha256
 from .handler import to_body
-from .image import image_context
+from .image import compiled_for, image_context
 from .signing import signature_of
 
 # %% auto #0
 __all__ = ['GIB', 'FRONTEND_BYTES', 'WORKER_BYTES', 'find_archive', 'stored_name', 'model_values', 'cores', 'unpacked',
-           'worker_memory', 'work_size', 'resources', 'on_gpu', 'example_of', 'chart_folder', 'set_of', 'image_values',
+           'worker_memory', 'work_size', 'resources', 'example_of', 'chart_folder', 'set_of', 'image_values',
            'told_image', 'render', 'helm', 'Release', 'told', 'objects_in', 'schema_errors', 'newest_minors', 'check',
            'diff_objects', 'diff_models', 'diff', 'apply']
 
@@ -32,6 +32,7 @@ def find_archive(
     "The one archive that is meant. Raises `ToolkitError` for none, or more than one"
     if str(what).endswith(".mar"): return open_mar(what)
     name, _, digest = str(what).partition("@sha256:")
+    if "/" in name: raise ToolkitError(f"{what} is no archive", do="give a .mar, or the name of a model")
     have = {m.digest: m for store in stores for p in sorted(store.glob("*.mar")) if (m := open_mar(p)).name == name}
     meant = [m for d, m in have.items() if d.startswith(digest)]
     if len(meant) == 1: return meant[0]
@@ -74,11 +75,6 @@ def resources(mars: Sequence[Mar]) -> dict[str, Any]:
     size = {"cpu": str(1 + sum(map(cores, mars))), "memory": f"{math.ceil(2 * memory / GIB) * 512}Mi"}
     return {"requests": size, "limits": dict(size)}
 
-def on_gpu(mar: Mar) -> bool:
-    "Is its artifact compiled for one?"
-    with zipfile.ZipFile(mar.path) as z:
-        return "artifact/artifact.json" in z.namelist() and json.loads(z.read("artifact/artifact.json"))["device"] == "cuda"
-
 # %% ../nbs/10c_deploy.ipynb #examples
 def _write_example(folder: str, out: str):
     "Run in a fresh interpreter: a request for an unpacked archive's handler, its content type on the first line; nothing if none is known"
@@ -118,6 +114,7 @@ def set_of(models: Sequence[Mapping[str, Any]]) -> str:
 
 def image_values(image: str) -> dict[str, str]:
     "`registry/name:tag` or `registry/name@sha256:...` as the chart's `image`"
+    if not re.fullmatch(r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", image): raise ToolkitError("not an image", found=image, do="registry/name@sha256:DIGEST with all its 64 digits, or registry/name:tag")
     name, _, digest = image.partition("@")
     if digest: return dict(repository=name, digest=digest)
     repository, colon, tag = name.rpartition(":")
@@ -126,7 +123,7 @@ def image_values(image: str) -> dict[str, str]:
 
 def told_image(values: Mapping[str, str]) -> str:
     "The chart's `image` as podman names it"
-    return f"{values['repository']}@{values['digest']}" if "digest" in values else f"{values['repository']}:{values['tag']}"
+    return f"{values['repository']}@{values['digest']}" if values.get("digest") else f"{values['repository']}:{values['tag']}"
 
 def _different(mars: list[Mar]) -> list[Mar]:
     "The same archives. Raises `ToolkitError` for none, or two of one version"
@@ -169,7 +166,7 @@ def _values(name: str, image: str, models_image: str, mars: Sequence[Mar], model
     import yaml
     values = dict(image=image_values(image or f"{name}:{set_of(models)}"), models=models, resources=resources(mars), server={"workSize": work_size(mars)})
     if models_image: values["store"] = {"image": models_image}
-    if any(map(on_gpu, mars)): values["gpu"] = {"count": 1}
+    if any(compiled_for(m)[1] == "cuda" for m in mars): values["gpu"] = {"count": 1}
     return f"# Written by `zz deploy render`. What is yours goes into a file of its own: --values FILE.\n{yaml.safe_dump(values, sort_keys=False)}"
 
 def render(
@@ -187,9 +184,11 @@ def render(
     to = Path(to)
     kept = to / "archives"
     mars = _different([find_archive(a, [default_store(), kept]) for a in archives])
-    if values and not Path(values).is_file(): raise ToolkitError(f"no values at {values}")
-    name, models, found = name or mars[0].name.lower().replace("_", "-").replace(".", "-"), [model_values(m) for m in mars], _examples(mars, examples or {})
-    kept.mkdir(parents=True, exist_ok=True)
+    if values: _own_values(Path(values))
+    name = _release_name(name or mars[0].name.lower().replace("_", "-").replace(".", "-"))
+    models, found = [model_values(m) for m in mars], _examples(mars, examples or {})
+    try: kept.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ToolkitError(f"{to} is no folder to render into", found=str(e)) from None
     with tempfile.TemporaryDirectory(prefix=".rendering-", dir=to) as work:
         _chart(Path(work, "chart"), models, found)
         for mar in mars: _keep(mar, kept)
@@ -200,6 +199,19 @@ def render(
         Path(work, "release.json").write_text(json.dumps({"name": name}) + "\n")
         _replace(Path(work), to)
     return Release(to, name)
+
+def _own_values(file: Path) -> dict[str, Any]:
+    "Values that a person wrote. Raises `ToolkitError` for what is not YAML of the chart's kind, and for models: these come from the archives"
+    import yaml
+    try: own = yaml.safe_load(file.read_text()) or {}
+    except (OSError, ValueError, yaml.YAMLError) as e: raise ToolkitError(f"no values in {file}", found=str(e), do="YAML, as the chart's values.yaml has it") from None
+    if not isinstance(own, dict): raise ToolkitError(f"no values in {file}", found=f"a {type(own).__name__}", do="YAML, as the chart's values.yaml has it")
+    if "models" in own: raise ToolkitError(f"{file} names models", do="leave `models` out: they are what the archives say, and are compared with them")
+    return own
+
+def _release_name(name: str) -> str:
+    if re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?", name): return name
+    raise ToolkitError("no name for a release", found=name, do="--name, with a-z, 0-9 and -, 53 letters at most: Kubernetes takes no others")
 
 def _replace(made: Path, to: Path):
     "What was made takes the place of what stands in `to`, all but its archives"
@@ -217,7 +229,7 @@ def helm(
     if not found: raise ToolkitError("helm is not installed", do="pip install 'zztoolkit[deploy]'")
     done = subprocess.run([found, *args], capture_output=True, text=True)
     if not done.returncode: return done.stdout
-    said = "\n".join(l for l in (done.stdout + done.stderr).splitlines() if l and not l.startswith(("Use --debug", "==>", "engine.go")))
+    said = "\n".join(l for l in (done.stdout + done.stderr).splitlines() if l and not l.startswith(("Use --debug", "==>", "engine.go", "[INFO]")))
     if "cluster unreachable" in said.lower(): raise ToolkitError("no Kubernetes cluster answers", found=said, do="name one: KUBECONFIG=FILE, or kubectl config use-context NAME")
     raise ToolkitError(f"helm {args[0]} failed", found=said)
 
@@ -242,9 +254,13 @@ class Release:
     @property
     def own(self) -> dict[str, Any]:
         "What was given besides"
-        import yaml
         file = self.folder / "own-values.yaml"
-        return (yaml.safe_load(file.read_text()) if file.exists() else None) or {}
+        return _own_values(file) if file.exists() else {}
+
+    @property
+    def image(self) -> dict[str, str]:
+        "The server's, as the chart takes it: what was given goes before what was rendered"
+        return self.values["image"] | self.own.get("image", {})
 
     @property
     def models(self) -> list[dict[str, Any]]: return self.values["models"]
@@ -281,11 +297,13 @@ def _signed(release: Release) -> list[Finding]:
     "Are the archives signed, where pods ask for it? Nothing is said where they do not"
     if not release.own.get("signatures", {}).get("existingConfigMap"): return []
     without = [m["file"] for m in release.models if not signature_of(release.folder / "archives" / m["file"]).exists()]
-    return [Finding("signatures", not without, f"none of {', '.join(without)}: no pod would start them" if without else "every archive has one", "zz sign ARCHIVE --key NAME.key, and zz deploy render it again", required=True)]
+    return [Finding("signatures", not without, f"none of {', '.join(without)}: no pod would start them" if without else "every archive has one; pods compare it with their keys", "zz sign ARCHIVE --key NAME.key, and zz deploy render it again", required=True)]
+
+_MEND = "mend it in a file of your own, and zz deploy render it again with --values FILE"
 
 def _lint(release: Release) -> Finding:
     try: helm("lint", "--strict", *release.args)
-    except ToolkitError as e: return Finding("helm lint", False, e.found, "mend the values you gave", required=True)
+    except ToolkitError as e: return Finding("helm lint", False, e.found, _MEND, required=True)
     return Finding("helm lint", True, "strict", required=True)
 
 def schema_errors(objects: Sequence[Mapping[str, Any]], version: str) -> tuple[list[str], set[str]]:
@@ -306,25 +324,26 @@ def newest_minors(n: int = 3) -> list[str]:
 
 def _schemas(release: Release) -> Finding:
     try: objects = release.objects()
-    except ToolkitError as e: return Finding("objects", False, e.found, "mend the values you gave", required=True)
+    except ToolkitError as e: return Finding("objects", False, e.found, _MEND, required=True)
     if not installed("kubernetes-validate"): return Finding("objects", False, f"{len(objects)} render, not compared with Kubernetes' schemas", "pip install 'zztoolkit[deploy]'")
     versions = newest_minors()
     results = [schema_errors(objects, v) for v in versions]
     wrong, unknown = sorted({w for r in results for w in r[0]}), sorted({k for r in results for k in r[1]})
     said = f"{len(objects)} fit Kubernetes {', '.join(v.rpartition('.')[0] for v in versions)}" + (f"; of other makers, not compared: {', '.join(unknown)}" if unknown else "")
-    return Finding("objects", not wrong, "; ".join(wrong) or said, "mend the values you gave", required=True)
+    return Finding("objects", not wrong, "; ".join(wrong) or said, _MEND, required=True)
 
 def _tested(release: Release) -> Finding:
     without = [m["name"] for m in release.models if "example" not in m]
-    return Finding("helm test", not without, f"no example for {', '.join(without)}" if without else "predicts once with every model", "--example NAME=FILE")
+    return Finding("helm test", not without, f"no example for {', '.join(without)}" if without else "has a request for every model", "--example NAME=FILE")
 
 def _pinned(release: Release) -> Finding:
-    image = release.values["image"]
-    return Finding("image", "digest" in image, told_image(image) + ("" if "digest" in image else ", by a tag: other bytes may get its name"), "--image NAME@sha256:DIGEST, once it is built")
+    image = release.image
+    return Finding("image", bool(image.get("digest")), told_image(image) + ("" if image.get("digest") else ", by a tag: other bytes may get its name"), "--image NAME@sha256:DIGEST, once it is built")
 
 def check(release: Release) -> Report:
     "Is a rendered folder fit to be applied?"
-    return Report((_archives(release), *_signed(release), _lint(release), _schemas(release), _tested(release), _pinned(release)))
+    lint = _lint(release)
+    return Report((_archives(release), *_signed(release), lint, *([_schemas(release)] if lint.ok else []), _tested(release), _pinned(release)))
 
 # %% ../nbs/10c_deploy.ipynb #diff
 def _lines(o: Mapping[str, Any]) -> list[str]:
@@ -334,9 +353,14 @@ def _lines(o: Mapping[str, Any]) -> list[str]:
     Dumper.add_representer(str, lambda d, text: d.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None))
     return yaml.dump(o, Dumper=Dumper, width=1000).splitlines()
 
+def _short(o: Mapping[str, Any]) -> Mapping[str, Any]:
+    "With digests in the place of bytes that nobody can read"
+    told = {k: f"sha256 {hashlib.sha256(base64.b64decode(v)).hexdigest()[:12]}" for k, v in o.get("binaryData", {}).items()}
+    return {**o, "binaryData": told} if told else o
+
 def _keyed(objects: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     "Objects as lines, by kind and name; what helm runs only on demand is left out, since a cluster does not keep it"
-    return {f"{o['kind']}/{o['metadata']['name']}": _lines(o) for o in objects if "helm.sh/hook" not in o["metadata"].get("annotations", {})}
+    return {f"{o['kind']}/{o['metadata']['name']}": _lines(_short(o)) for o in objects if "helm.sh/hook" not in o["metadata"].get("annotations", {})}
 
 def diff_objects(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> str:
     "A unified diff of each object that differs, '' if none does"

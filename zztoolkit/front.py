@@ -5,7 +5,7 @@
 # %% ../nbs/10a_front.ipynb #imports
 from __future__ import annotations
 
-import csv, hashlib, re, resource, shutil, signal, socket, subprocess, threading, time
+import csv, hashlib, json, re, resource, shutil, signal, socket, subprocess, threading, time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -52,7 +52,7 @@ defaults
   timeout client {timeout}s
   timeout server {timeout}s
   timeout http-keep-alive 75s
-  http-error status 503 content-type application/json string '{{"code": 503, "type": "ServiceUnavailable", "message": "the model server is not up"}}'
+{errors}
 frontend front
   bind {host}:{port}{tls}
   monitor-uri /front
@@ -61,15 +61,25 @@ frontend front
   http-after-response set-header connection close if {{ str(closing) -m str -f {folder}/front.state }}
   http-response wait-for-body time 1s if {{ status 500 507 }}
   http-response set-status 503 reason "Worker died" if {{ status 500 507 }} {{ res.body -m sub "Worker died." }}
+  http-response return status 415 content-type application/json string '{no_form}' if {{ status 500 }} {{ res.body -m sub ErrorDataDecoderException }}
 {access}  default_backend torchserve
 backend torchserve
   server torchserve 127.0.0.1:{target}
 """
 
 _ACCESS = """  acl known req.fhdr(authorization),word(2,' '),sha2(256),hex -m str -i -f {folder}/front.tokens
-  http-request return status 401 content-type application/json string '{{"code": 401, "type": "Unauthorized", "message": "give a token: Authorization: Bearer TOKEN"}}' hdr WWW-Authenticate Bearer unless known
+  http-request return status 401 content-type application/json string '{no_token}' hdr WWW-Authenticate Bearer unless known
   http-request del-header authorization
 """
+
+def _told(code: int, kind: str, message: str) -> str:
+    "An error as TorchServe words its own"
+    return json.dumps({"code": code, "type": kind, "message": message})
+
+_ERRORS = {408: ("RequestTimeout", "the request did not come to its end"), 500: ("InternalError", "the front failed"),
+           502: ("BadGateway", "the model server broke off"), 503: ("ServiceUnavailable", "the model server is not up"), 504: ("GatewayTimeout", "no answer in time")}
+_NO_FORM = _told(415, "UnsupportedMediaType", "the body is no form, which is what curl calls it unless told: send it with Content-Type: application/octet-stream, or application/json")
+_NO_TOKEN = _told(401, "Unauthorized", "give a token: Authorization: Bearer TOKEN")
 
 def _connections() -> int:
     "How many clients the limit on open files leaves room for: each costs two"
@@ -77,8 +87,9 @@ def _connections() -> int:
 
 def front_config(folder: Path, host: str, port: int, target: int, timeout: int, tokens: bool, tls: bool = False) -> str:
     "haproxy.cfg: from `host`:`port` to TorchServe's inference port on this machine; `timeout` seconds for an answer"
-    return _CONFIG.format(folder=folder, host=host, port=port, target=target, timeout=timeout, connections=_connections(), threads=min(4, usable_cores()),
-                          tls=f" ssl crt {folder}/front.pem alpn http/1.1" if tls else "", access=_ACCESS.format(folder=folder) if tokens else "")
+    errors = "\n".join(f"  http-error status {code} content-type application/json string '{_told(code, *said)}'" for code, said in _ERRORS.items())
+    return _CONFIG.format(folder=folder, errors=errors, no_form=_NO_FORM, host=host, port=port, target=target, timeout=timeout, connections=_connections(), threads=min(4, usable_cores()),
+                          tls=f" ssl crt {folder}/front.pem alpn http/1.1" if tls else "", access=_ACCESS.format(folder=folder, no_token=_NO_TOKEN) if tokens else "")
 
 # %% ../nbs/10a_front.ipynb #front
 class Front:
@@ -117,14 +128,14 @@ class Front:
                 return self
             time.sleep(0.02)
         self.stop()
-        raise ToolkitError("haproxy did not start", found=f"exit code {self.process.poll()}; it has said why above", do="is its port taken?")
+        raise ToolkitError("haproxy did not start", found=f"exit code {self.process.poll()}; it has said why above", do="mend what it names: a port that is taken, or a certificate that is none")
 
     @staticmethod
     def _listen(lines: IO[str], answered: Callable[[str, int, float], None]):
         "What haproxy says: answers go to whoever counts them, all else to our own output"
         for line in lines:
             if said := re.match(r"answer (\d+) (\d+) (.*)", line): answered(said[3], int(said[1]), int(said[2]) / 1000)
-            else: print(line, end="", flush=True)
+            elif line.startswith("["): print(line, end="", flush=True)      # what it logs besides, it says twice
 
     @property
     def running(self) -> bool: return self.process is not None and self.process.poll() is None

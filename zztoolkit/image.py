@@ -5,18 +5,18 @@
 # %% ../nbs/10b_image.ipynb #imports
 from __future__ import annotations
 
-import importlib.metadata, json, shutil, subprocess, sys, tempfile
+import importlib.metadata, json, shutil, subprocess, sys, tempfile, zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import zztoolkit
-from .archive import open_mar
+from .archive import Mar, open_mar
 from .core import ToolkitError, sha256
 from .signing import signature_of
 
 # %% auto #0
-__all__ = ['OWN_JAVA', 'own_wheel', 'lock', 'image_context', 'dockerfile']
+__all__ = ['OWN_JAVA', 'own_wheel', 'lock', 'compiled_for', 'extras', 'image_context', 'dockerfile']
 
 # %% ../nbs/10b_image.ipynb #pip
 def _pip(*args: str | Path):
@@ -64,6 +64,18 @@ def lock(
     return sorted(_pinned(p) for p in packages if p["metadata"]["name"] not in (OWN_JAVA, "zztoolkit"))
 
 # %% ../nbs/10b_image.ipynb #context
+def compiled_for(mar: Mar) -> tuple[str, str]:
+    "Engine and device of its artifact; '' for an archive that has none"
+    with zipfile.ZipFile(mar.path) as z:
+        if "artifact/artifact.json" not in z.namelist(): return "", ""
+        said = json.loads(z.read("artifact/artifact.json"))
+    return said["engine"], said["device"]
+
+def extras(mars: Sequence[Mar]) -> list[str]:
+    "Of this toolkit's extras, those that the archives' engines and devices need"
+    found = [x for m in mars for engine, device in [compiled_for(m)] for x in (engine, "gpu" if device == "cuda" else "")]
+    return sorted({x for x in found if x in ("openvino", "tensorrt", "gpu")})
+
 def image_context(
     folder: Path,                    # made, or its files replaced
     archives: Sequence[Path] = (),   # to bake in; none: the pod mounts them
@@ -73,12 +85,12 @@ def image_context(
     (folder / "models").mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.whl"), *(folder / "models").iterdir()): old.unlink()
     (folder / "models" / "README").write_text("Archives of the image, or of the volume that is mounted here.\n")
-    for mar in map(open_mar, archives):
+    for mar in (mars := [open_mar(a) for a in archives]):
         mar.move_to(folder / "models")
         if signature_of(mar.path).exists(): shutil.copy(signature_of(mar.path), folder / "models")
     for made in (folder / "models").iterdir(): made.chmod(0o644)     # a pod's user reads them, whoever packed them
     wheel = own_wheel(folder)
-    (folder / "requirements.lock").write_text("\n".join(lock(wheel, *extra)) + "\n")
+    (folder / "requirements.lock").write_text("\n".join(lock(f"{wheel}[{','.join(extras(mars))}]", *extra)) + "\n")
     (folder / "Dockerfile").write_text(dockerfile())
     return folder
 

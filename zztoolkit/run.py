@@ -5,11 +5,11 @@
 # %% ../nbs/10_run.ipynb #imports
 from __future__ import annotations
 
-import re, shutil, signal, tempfile, threading, time, warnings
+import re, shutil, signal, socket, tempfile, threading, time, warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -306,8 +306,7 @@ def probes(server: Server, host: str, port: int) -> Iterator[None]:
 
         def log_message(self, *_): pass
 
-    try: http = ThreadingHTTPServer((host, port), Answers)
-    except OSError as e: raise ToolkitError(f"port {port} is not to be had", found=str(e), do="choose another (--ports)") from None
+    http = ThreadingHTTPServer((host, port), Answers)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     try: yield
     finally:
@@ -327,11 +326,19 @@ def _own_folder(work: Path | None) -> Iterator[Path]:
     try: yield folder
     finally: shutil.rmtree(folder, ignore_errors=True)
 
+def _all_free(pod: Pod):
+    "Are the ports that TorchServe and the front will want? Java says it late, and at length. Raises `ToolkitError`"
+    for name, port in asdict(pod.ports).items():
+        if name == "front" and not pod.front: continue
+        try: socket.create_server(("127.0.0.1" if name in ("inference", "management") else pod.host, port)).close()
+        except OSError as e: raise ToolkitError(f"port {port} ({name}) is not to be had", found=str(e), do="choose another (--ports)") from None
+
 def run(pod: Pod) -> int:
     "Serve until a signal (a second one does not wait for the endpoints): 0, or `NOT_DRAINED`. Raises `ToolkitError` when an archive is refused or a process dies"
     stop, hurry = threading.Event(), threading.Event()
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: (hurry if stop.is_set() else stop).set())
     inherit_orphans()
+    _all_free(pod)
     with _own_folder(pod.work) as folder:
         server = Server(pod, folder)
         with probes(server, pod.host, pod.ports.probes):

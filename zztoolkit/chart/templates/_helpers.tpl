@@ -92,6 +92,8 @@ limits: {cpu: "1", memory: 256Mi}
 {{- if and (has (toString $v.strategy.maxUnavailable) (list "0" "0%")) (has (toString $v.strategy.maxSurge) (list "0" "0%")) }}{{ fail "strategy: maxUnavailable and maxSurge are both 0, so no pod could ever be replaced" }}{{ end }}
 {{- if and $v.route.enabled (not $v.route.parentRefs) }}{{ fail "route.parentRefs: name the Gateway that the route belongs to" }}{{ end }}
 {{- if and (gt (int $v.route.canary.weight) 0) (not $v.route.canary.service) }}{{ fail "route.canary.service: name the Service of the canary release" }}{{ end }}
+{{- if and $v.store.image (not (has $v.store.kind (list "oci" "pvc"))) }}{{ fail (printf "store.image is copied from where store.kind is oci or pvc, and it is %s" $v.store.kind) }}{{ end }}
+{{- if and (eq $v.store.kind "oci") (not $v.store.image) }}{{ fail "store.image: name the image that models.Dockerfile made (zz deploy render --models-image)" }}{{ end }}
 {{- if and $v.tls.certManager.enabled (not $v.tls.certManager.issuer.name) }}{{ fail "tls.certManager.issuer.name: name the Issuer or ClusterIssuer that signs" }}{{ end }}
 {{- if and (eq $v.output "deployment") (eq $v.autoscaling.kind "keda") (not $v.monitoring.serviceMonitor.enabled) }}{{ fail "autoscaling.kind keda asks Prometheus: set monitoring.serviceMonitor.enabled, or its query finds no series" }}{{ end }}
 {{- if gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas) }}{{ fail "autoscaling: minReplicas is more than maxReplicas" }}{{ end }}
