@@ -22,7 +22,7 @@ def pytest_configure():
     "A suite that a script has begun in the background ignores SIGINT, and so would all that it starts"
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ALONE = ("test_bench", "test_lab", "test_ladder")     # they measure, or count every server of this user
+ALONE = ("test_bench", "test_lab")     # they measure, or show every server of this user
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):

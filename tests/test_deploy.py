@@ -295,6 +295,7 @@ def test_check_finds_what_is_wrong(two_versions, tmp_path):
     release = d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
     state, archives = lambda: {f.name: (f.ok, f.detail) for f in d.check(release)}, lambda: d._archives(release)
     assert [n for n, (ok, _) in state().items() if not ok] == ["helm test"]      # which is advice: it may be applied all the same
+    assert d.diff(release, release).split() == ["counting", "stays", "1.0", f"({two_versions[0].digest[:12]})"]
     kept = release.folder / "archives" / d.stored_name(two_versions[0])
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1] + b"!")

@@ -355,7 +355,7 @@ def _lines(o: Mapping[str, Any]) -> list[str]:
 
 def _short(o: Mapping[str, Any]) -> Mapping[str, Any]:
     "With digests in the place of bytes that nobody can read"
-    told = {k: f"sha256 {hashlib.sha256(base64.b64decode(v)).hexdigest()[:12]}" for k, v in o.get("binaryData", {}).items()}
+    told = {k: f"sha256 {hashlib.sha256(base64.b64decode(v)).hexdigest()[:12]}" for k, v in (o.get("binaryData") or {}).items()}
     return {**o, "binaryData": told} if told else o
 
 def _keyed(objects: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
