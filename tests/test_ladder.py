@@ -1,10 +1,17 @@
 "Sides in turns, over a real TorchServe and in processes without one. How fast they are is for `make ladder` to say."
+from contextlib import suppress
+
 import psutil
+
 from zztoolkit.ladder import TUNED, Ladder, Rung, ladder
 
 def children() -> set[int]:
     "Processes of this one, but for the one with which multiprocessing tidies up at the end"
-    return {p.pid for p in psutil.Process().children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())}
+    found = set()
+    for p in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):        # it has ended meanwhile
+            if "resource_tracker" not in " ".join(p.cmdline()): found.add(p.pid)
+    return found
 
 def test_a_rung_and_the_ceilings(photos, tmp_path):
     before, told = children(), []

@@ -271,9 +271,12 @@ class Release:
         files = [f for n in ("values.yaml", "own-values.yaml") if (f := self.folder / n).exists()]
         return [str(self.folder / "chart"), *(a for f in files for a in ("-f", str(f)))]
 
-    def objects(self, namespace: str = "default") -> list[dict]:
+    def objects(self,
+        namespace: str = "default",
+        live: bool = False,     # let the chart look at the cluster, as an upgrade does: how many replicas its autoscaler wants
+    ) -> list[dict]:
         "Every object of Kubernetes that it stands for, tests too. Raises `ToolkitError` where values are wrong"
-        return objects_in(helm("template", self.name, *self.args, "-n", namespace))
+        return objects_in(helm("template", self.name, *self.args, "-n", namespace, *["--dry-run=server"] * live))
 
     def __str__(self) -> str: return f"{self.name} in {self.folder}: {', '.join(map(told, self.models))}"
 
@@ -384,9 +387,8 @@ def diff(
     namespace: str = "default",
 ) -> str:
     "What would change. Raises `ToolkitError` where no cluster answers"
-    new = release.objects(namespace)
-    if against is None: return diff_objects(objects_in(_in_cluster(release.name, namespace)), new)
-    return "\n".join(filter(None, [*diff_models(against.models, release.models), diff_objects(against.objects(namespace), new)]))
+    if against is None: return diff_objects(objects_in(_in_cluster(release.name, namespace)), release.objects(namespace, live=True))
+    return "\n".join(filter(None, [*diff_models(against.models, release.models), diff_objects(against.objects(namespace), release.objects(namespace))]))
 
 def _in_cluster(name: str, namespace: str) -> str:
     "The manifest of a release as helm keeps it, '' for one that it does not know"

@@ -264,9 +264,9 @@ class Search:
 
     def take(self, trial: optuna.Trial, t: Tried):
         "Keep what came of a proposal"
+        self.tried.append(t)        # first: Ctrl-C in the middle of it leaves what the journal may have already
         trial.set_user_attr("tried", asdict(t))
         self._tell(trial, t)
-        self.tried.append(t)
 
     def run(self,
         trials: int,                                         # with those that the journal has already
