@@ -19,16 +19,20 @@ def block_of_five() -> int:
         [p] = free_ports(1)
         if p < 65_000 and not {c.laddr.port for c in psutil.net_connections("inet") if c.laddr} & set(range(p, p + 5)): return p
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_archive_and_serve(tmp_path, lite0, photo, ending):
-    "Pack, pack again (the same bytes), serve, predict, Ctrl-C or SIGTERM: exit 0 and nothing left"
+@pytest.fixture(scope="module")
+def packed(lite0, tmp_path_factory) -> Path:
+    "An archive, packed twice: the same bytes"
     args = ("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", demo.imagenet_labels(), "-b", "8")
-    first, second = (zz(*args, "--store", tmp_path / s) for s in ("a", "b"))
+    first, second = (zz(*args, "--store", (store := tmp_path_factory.mktemp("store"))) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines()[0] == second.stdout.splitlines()[0] and "sha256" in first.stdout
+    return store / "imagenet_classifier.mar"
 
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_archive_and_serve(tmp_path, packed, photo, ending):
+    "Serve what was packed, predict, Ctrl-C or SIGTERM: exit 0 and nothing left"
     port = block_of_five()
-    server = subprocess.Popen([ZZ, "serve", str(tmp_path / "a" / "imagenet_classifier.mar"), "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([ZZ, "serve", str(packed), "--port", str(port)], stdout=subprocess.PIPE, text=True)
     try:
         said = []
         while not said or "Ctrl-C" not in said[-1]:
