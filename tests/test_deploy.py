@@ -309,13 +309,13 @@ def test_check_finds_what_is_wrong(two_versions, tmp_path):
     found = state()
     assert not found["helm lint"][0] and "replicas" in found["helm lint"][1] and "objects" not in found     # said once
 
-@pytest.mark.parametrize("own, says", [("a: [", "no values in"), ("- a\n- b\n", "a list"), ("models: []\n", "names models"), ("\0", "no values in")])
+@pytest.mark.parametrize("own, says", [("store:\n", "store"), ("image: foo\n", "image"), ("a: [", "no values in"), ("- a\n- b\n", "a list"), ("models: []\n", "names models"), ("\0", "no values in")])
 def test_own_values_are_read_before_anything_is_written(own, says, two_versions, tmp_path):
     (tmp_path / "ours.yaml").write_text(own)
     with pytest.raises(ToolkitError, match=says): d.render([two_versions[0].path], tmp_path / "deploy", image="zz:1", values=tmp_path / "ours.yaml")
     assert not (tmp_path / "deploy").exists()
 
-@pytest.mark.parametrize("what", [dict(image="a@sha256:123"), dict(image="a:b:c"), dict(image="UPPER/x/Y:1"), dict(image="https://reg/x:1"), dict(name="Not_A_Name")])
+@pytest.mark.parametrize("what", [dict(image="a@sha256:123"), dict(image="a:b:c"), dict(image="UPPER/x/Y:1"), dict(image="https://reg/x:1"), dict(name="Not_A_Name"), dict(name="3d")])
 def test_names_are_looked_at(what, two_versions, tmp_path):
     with pytest.raises(ToolkitError): d.render([two_versions[0].path], tmp_path / "deploy", **what, build=False)
     assert not (tmp_path / "deploy" / "values.yaml").exists()
@@ -329,8 +329,8 @@ def test_check_asks_for_signatures(two_versions, tmp_path):
     sign(mar, new_key(tmp_path / "release")[0])
     assert found().ok and f"COPY {d.stored_name(mar)} {d.stored_name(mar)}.sha256 {d.stored_name(mar)}.sig /models/" in (tmp_path / "deploy" / "models.Dockerfile").read_text()
 
-@pytest.mark.parametrize("before", [True, False])
-def test_apply_goes_back(before, two_versions, tmp_path, monkeypatch):
+@pytest.mark.parametrize("before, back", [(True, True), (True, False), (False, False)])
+def test_apply_goes_back(before, back, two_versions, tmp_path, monkeypatch):
     "A prediction fails after the upgrade: the release before it serves again, and it is said; there is no cluster here, so it is the order of helm's commands that is looked at"
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
     release = d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
@@ -340,11 +340,12 @@ def test_apply_goes_back(before, two_versions, tmp_path, monkeypatch):
         if args[0] in ("lint", "template"): return real(*args)
         asked.append(args[0])
         if args[0] == "test": raise ToolkitError("helm test failed", found="counting 1.0 FAILED: 500")
+        if args[0] == "rollback" and not back: raise ToolkitError("helm rollback failed", found="timed out")
         if args[0] == "get" and not before: raise ToolkitError("helm get failed", found="Error: release: not found")
         return "manifest"
     monkeypatch.setattr(d, "helm", helm)
     with pytest.raises(ToolkitError, match="does not predict") as e: d.apply(release)
-    assert "FAILED: 500" in e.value.found and asked == ["get", "upgrade", "test", *["rollback"] * before] and ("serves again" in e.value.found) == before
+    assert "FAILED: 500" in e.value.found and asked == ["get", "upgrade", "test", *["rollback"] * before] and ("is back" in e.value.found, "timed out" in e.value.found) == (back, before and not back)
 
 def test_helm_test_predicts(classifier, server, lite0, tmp_path, photo):
     "The script of `helm test` against a real server: it predicts, and it fails for a wrong token, a wrong version and a missing example"

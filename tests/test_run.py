@@ -115,6 +115,8 @@ def refusal(store: Path, tmp_path: Path, *args) -> str:
         return pod.said()
 
 def test_a_taken_port_is_named_at_once(store, tmp_path):
+    for wrong in ((8000, 8080, 8081, 8082, 8082), (70000, 8080, 8081, 8082, 8083)):
+        with Pod(tmp_path / "log", store, ports=wrong) as pod: assert pod.process.wait(20) == 1 and "five different numbers" in pod.said() and "Traceback" not in pod.said()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = free_ports(4)
         for place, name in enumerate(("front", "inference", "management", "metrics", "probes")):

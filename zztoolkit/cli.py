@@ -478,7 +478,8 @@ def render(
     release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []), build, package or [], models_image)
     typer.echo(str(release))
     if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.image)} {to}/container")
-    if not models_image and release.own.get("store", {}).get("kind") in ("oci", "pvc"):
+    store = {"image": models_image} | release.own.get("store", {})
+    if store.get("kind") == "oci" and not store["image"]:
         typer.echo(f"podman build -t NAME -f {to}/models.Dockerfile {to}/archives, push it, and render again with --models-image NAME@sha256:DIGEST")
     else: typer.echo(f"zz deploy check {to}")
 

@@ -123,7 +123,7 @@ def image_values(image: str) -> dict[str, str]:
 
 def told_image(values: Mapping[str, str]) -> str:
     "The chart's `image` as podman names it"
-    return f"{values['repository']}@{values['digest']}" if values.get("digest") else f"{values['repository']}:{values['tag']}"
+    return f"{values['repository']}@{values['digest']}" if values.get("digest") else f"{values['repository']}:{values.get('tag') or 'VERSION-OF-THE-CHART'}"
 
 def _different(mars: list[Mar]) -> list[Mar]:
     "The same archives. Raises `ToolkitError` for none, or two of one version"
@@ -206,12 +206,14 @@ def _own_values(file: Path) -> dict[str, Any]:
     try: own = yaml.safe_load(file.read_text()) or {}
     except (OSError, ValueError, yaml.YAMLError) as e: raise ToolkitError(f"no values in {file}", found=str(e), do="YAML, as the chart's values.yaml has it") from None
     if not isinstance(own, dict): raise ToolkitError(f"no values in {file}", found=f"a {type(own).__name__}", do="YAML, as the chart's values.yaml has it")
+    chart = yaml.safe_load((chart_folder() / "values.yaml").read_text())
+    if odd := [k for k, v in own.items() if isinstance(chart.get(k), dict) and not isinstance(v, dict)]: raise ToolkitError(f"{file} has a section without its values", found=", ".join(map(str, odd)), do="name them under it, as the chart's values.yaml does, or leave it out")
     if "models" in own: raise ToolkitError(f"{file} names models", do="leave `models` out: they are what the archives say, and are compared with them")
     return own
 
 def _release_name(name: str) -> str:
-    if re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?", name): return name
-    raise ToolkitError("no name for a release", found=name, do="--name, with a-z, 0-9 and -, 53 letters at most: Kubernetes takes no others")
+    if re.fullmatch(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?", name): return name
+    raise ToolkitError("no name for a release", found=name, do="--name, with a-z, 0-9 and -, a letter first, 53 at most: Kubernetes takes no others")
 
 def _replace(made: Path, to: Path):
     "What was made takes the place of what stands in `to`, all but its archives"
@@ -271,12 +273,9 @@ class Release:
         files = [f for n in ("values.yaml", "own-values.yaml") if (f := self.folder / n).exists()]
         return [str(self.folder / "chart"), *(a for f in files for a in ("-f", str(f)))]
 
-    def objects(self,
-        namespace: str = "default",
-        live: bool = False,     # let the chart look at the cluster, as an upgrade does: how many replicas its autoscaler wants
-    ) -> list[dict]:
+    def objects(self, namespace: str = "default") -> list[dict]:
         "Every object of Kubernetes that it stands for, tests too. Raises `ToolkitError` where values are wrong"
-        return objects_in(helm("template", self.name, *self.args, "-n", namespace, *["--dry-run=server"] * live))
+        return objects_in(helm("template", self.name, *self.args, "-n", namespace))
 
     def __str__(self) -> str: return f"{self.name} in {self.folder}: {', '.join(map(told, self.models))}"
 
@@ -387,7 +386,7 @@ def diff(
     namespace: str = "default",
 ) -> str:
     "What would change. Raises `ToolkitError` where no cluster answers"
-    if against is None: return diff_objects(objects_in(_in_cluster(release.name, namespace)), release.objects(namespace, live=True))
+    if against is None: return diff_objects(objects_in(_in_cluster(release.name, namespace)), release.objects(namespace))
     return "\n".join(filter(None, [*diff_models(against.models, release.models), diff_objects(against.objects(namespace), release.objects(namespace))]))
 
 def _in_cluster(name: str, namespace: str) -> str:
@@ -414,6 +413,11 @@ def _predicts(name: str, namespace: str, timeout: str, go_back: bool) -> str:
     "Run helm's test; where it fails and there is a release to go back to, that serves again. Raises `ToolkitError`"
     try: return helm("test", name, "-n", namespace, "--logs")
     except ToolkitError as e:
-        if go_back: helm("rollback", name, "-n", namespace, "--wait", "--timeout", timeout)
-        raise ToolkitError(f"{name} does not predict", found=f"{e.found}\n{'The release before it serves again.' if go_back else 'It is the first release, and stays for you to look at.'}",
-                           do="the server's log has the handler's traceback: kubectl logs deployment/NAME") from None
+        then = _back(name, namespace, timeout) if go_back else "It is the first release, and stays for you to look at."
+        raise ToolkitError(f"{name} does not predict", found=f"{e.found}\n{then}", do="the server's log has the handler's traceback: kubectl logs deployment/NAME") from None
+
+def _back(name: str, namespace: str, timeout: str) -> str: # what came of it
+    "Go back to the revision before"
+    try: helm("rollback", name, "-n", namespace, "--wait", "--timeout", timeout)
+    except ToolkitError as e: return f"It still serves: going back failed too.\n{e.found}"
+    return "The revision before it is back."

@@ -76,6 +76,8 @@ def extras(mars: Sequence[Mar]) -> list[str]:
     found = [x for m in mars for engine, device in [compiled_for(m)] for x in (engine, "gpu" if device == "cuda" else "")]
     return sorted({x for x in found if x in ("openvino", "tensorrt", "gpu")})
 
+def _with_extras(wheel: Path, needed: Sequence[str]) -> str: return f"{wheel}[{','.join(needed)}]" if needed else str(wheel)
+
 def image_context(
     folder: Path,                    # made, or its files replaced
     archives: Sequence[Path] = (),   # to bake in; none: the pod mounts them
@@ -90,7 +92,7 @@ def image_context(
         if signature_of(mar.path).exists(): shutil.copy(signature_of(mar.path), folder / "models")
     for made in (folder / "models").iterdir(): made.chmod(0o644)     # a pod's user reads them, whoever packed them
     wheel = own_wheel(folder)
-    (folder / "requirements.lock").write_text("\n".join(lock(f"{wheel}[{','.join(extras(mars))}]", *extra)) + "\n")
+    (folder / "requirements.lock").write_text("\n".join(lock(_with_extras(wheel, extras(mars)), *extra)) + "\n")
     (folder / "Dockerfile").write_text(dockerfile())
     return folder
 

@@ -58,6 +58,10 @@ class Ports:
     metrics: int = 8082
     probes: int = 8083
 
+    def __post_init__(self):
+        found = [*asdict(self).values()]
+        if len({*found}) < 5 or not all(0 < p < 65536 for p in found): raise ToolkitError("ports are five different numbers up to 65535", found=", ".join(map(str, found)))
+
 @dataclass(frozen=True)
 class Pod:
     "What a pod serves, and how"
@@ -330,7 +334,8 @@ def _all_free(pod: Pod):
     "Are the ports that TorchServe and the front will want? Java says it late, and at length. Raises `ToolkitError`"
     for name, port in asdict(pod.ports).items():
         if name == "front" and not pod.front: continue
-        try: socket.create_server(("127.0.0.1" if name in ("inference", "management") else pod.host, port)).close()
+        inside = name == "management" or name == "inference" and pod.front
+        try: socket.create_server(("127.0.0.1" if inside else pod.host, port)).close()
         except OSError as e: raise ToolkitError(f"port {port} ({name}) is not to be had", found=str(e), do="choose another (--ports)") from None
 
 def run(pod: Pod) -> int:

@@ -50,7 +50,7 @@ app.kubernetes.io/component: server
 {{- define "zz.tlsSecret" -}}{{ default (printf "%s-tls" (include "zz.fullname" .)) .Values.tls.existingSecret }}{{- end }}
 {{/* Of the server, from inside the cluster; KServe makes a Service of its own. */}}
 {{- define "zz.host" -}}{{ include "zz.fullname" . }}{{ ternary "-predictor" "" (eq .Values.output "kserve") }}{{- end }}
-{{- define "zz.url" -}}{{ include "zz.scheme" . }}://{{ include "zz.host" . }}.{{ .Release.Namespace }}:{{ ternary 80 .Values.service.port (eq .Values.output "kserve") }}{{- end }}
+{{- define "zz.url" -}}{{ include "zz.scheme" . }}://{{ include "zz.host" . }}.{{ .Release.Namespace }}.svc:{{ ternary 80 .Values.service.port (eq .Values.output "kserve") }}{{- end }}
 {{- define "zz.scheme" -}}{{ ternary "https" "http" .Values.tls.enabled }}{{- end }}
 
 {{/* Endpoint wait, drain, the slowest request, and 20 s for what ends a process. */}}
