@@ -21,8 +21,8 @@ def gauge(name: str, labels: str, *phases: tuple[int, float | str], pod: str = P
     return dict(series=f"{name}{of(pod, labels)}", values=" ".join(f"{v}x{m}" if v == "_" else f"{v}+0x{m - 1}" for m, v in phases))
 
 MODEL, VERSION = 'model_name="classifier"', 'model_name="classifier",model_version="1.0"'
-CPU = 'namespace="shop",pod="film-zztoolkit-6d5f9c7b84-x2lkp",container="server"'
-GPU = 'exported_namespace="shop",exported_pod="film-zztoolkit-6d5f9c7b84-x2lkp",gpu="0"'
+CPU = f'namespace="shop",pod="{PODS[0]}",container="server"'
+GPU = f'exported_namespace="shop",exported_pod="{PODS[0]}",gpu="0"'
 
 def plain(name: str, labels: str, values: str) -> dict: return dict(series=f"{name}{{{labels}}}", values=values)
 

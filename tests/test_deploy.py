@@ -4,7 +4,7 @@ from pathlib import Path
 
 import httpx, jsonschema, promql_parser, pytest, yaml
 
-from alerts import ALERTS, rule_tests
+from alerts import ALERTS, PODS, rule_tests
 from conftest import ROOT, missing
 from pods import Pod, wait_until
 from watching import Prometheus, serve_text
@@ -433,7 +433,7 @@ def test_every_query_finds_data(lite0, photo, tmp_path):
         for c in clients: c.start()
         try:
             next(w for w in pod.workers() if w.cmdline()[0] != "/bin/sh").kill()
-            prometheus.wait('zz_worker_exits_total{pod="film-zztoolkit-6d5f9c7b84-x2lkp"} offset 3s')
+            prometheus.wait(f'zz_worker_exits_total{{pod="{PODS[0]}"}} offset 3s')
             prometheus.wait("sum(zz_ready_workers) == 2", 40)
             time.sleep(6)
             empty = [(p.title, legend) for row in panels().values() for p in row for legend, q in p.queries.items() if not finite(prometheus, in_grafana(q))]
@@ -450,7 +450,7 @@ def test_every_query_finds_data(lite0, photo, tmp_path):
 
 def in_grafana(query: str) -> str:
     "A panel's query with its variables chosen"
-    chosen = {"$namespace": "shop", "$service": "film-zztoolkit-metrics", "$pod": "film-zztoolkit-6d5f9c7b84-x2lkp", "$__rate_interval": "10s", "$GPU_NAMESPACE": "exported_namespace", "$GPU_POD": "exported_pod"}
+    chosen = {"$namespace": "shop", "$service": "film-zztoolkit-metrics", "$pod": PODS[0], "$__rate_interval": "10s", "$GPU_NAMESPACE": "exported_namespace", "$GPU_POD": "exported_pod"}
     for k in sorted(chosen, key=len, reverse=True): query = query.replace(k, chosen[k])
     return query
 

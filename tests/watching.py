@@ -7,10 +7,11 @@ from pathlib import Path
 
 import httpx, yaml
 
+from alerts import PODS
 from conftest import missing
 from zztoolkit.serve import free_ports
 
-OF = dict(namespace="shop", service="film-zztoolkit-metrics", pod="film-zztoolkit-6d5f9c7b84-x2lkp")
+OF = dict(namespace="shop", service="film-zztoolkit-metrics", pod=PODS[0])
 EXPORTER = dict(namespace="gpu-operator", pod="dcgm-exporter-1")      # its own labels take the names, and the GPU's pod becomes exported_pod
 
 

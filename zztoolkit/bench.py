@@ -20,9 +20,9 @@ from .serve import Counted, Endpoint
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'T', 'STAGE_COLOURS', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady',
-           'window_length', 'stage_times', 'Setup', 'Level', 'Pressed', 'measure', 'target_of', 'Verdict', 'verdict',
-           'others', 'Benchmark', 'save_record', 'load_record', 'bench', 'setup_of', 'Change', 'Comparison', 'compare']
+__all__ = ['OUTSIDE', 'BUSY', 'CROWD', 'STAGE_COLOURS', 'seconds_of', 'numbers_of', 'Window', 'window', 'steady', 'window_length',
+           'stage_times', 'Setup', 'Level', 'Pressed', 'measure', 'target_of', 'Verdict', 'verdict', 'others',
+           'Benchmark', 'save_record', 'load_record', 'bench', 'setup_of', 'Change', 'Comparison', 'compare']
 
 # %% ../nbs/07_bench.ipynb #words
 def seconds_of(
@@ -358,7 +358,7 @@ class Benchmark:
 def _level_from(d: dict) -> Level:
     return Level(**d | {"windows": tuple(Window(**w) for w in d["windows"]), "total": Window(**d["total"]), "usage": Usage(**d["usage"])})
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 def save_record(
     record: Any,              # a dataclass
@@ -369,7 +369,7 @@ def save_record(
     Path(path).write_text(json.dumps(_rounded(asdict(record)), indent=indent) + "\n")
     return Path(path)
 
-def load_record(path: str | Path, what: str, kind: str, of: Callable[[dict], T]) -> T:
+def load_record(path: str | Path, what: str, kind: str, of: Callable[[dict], _T]) -> _T:
     "What `of` makes of a file's JSON. Raises `ToolkitError` for a file that `kind.save` has not written"
     try: return of(json.loads(Path(path).read_text()))
     except (OSError, ValueError, KeyError, TypeError) as e: raise ToolkitError(f"no {what} in {path}", found=f"{type(e).__name__}: {e}", do=f"a file that {kind}.save has written") from None

@@ -473,13 +473,12 @@ def render(
 ):
     "Write a container build and a Helm chart for archives"
     from zztoolkit.deploy import render as write, told_image
-    if build or (build is None and not image): typer.echo("finding the digests of all packages for the container build …", err=True)
     if odd := [e for e in example or [] if "=" not in e]: raise ToolkitError("an example is given as NAME=FILE", found=odd[0])
-    release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []), build, package or [], models_image)
+    release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []), build, package or [], models_image, lambda step: typer.echo(f"{step} …", err=True))
     typer.echo(str(release))
-    if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.image)} {to}/container")
-    store = {"image": models_image} | release.own.get("store", {})
-    if store.get("kind") == "oci" and not store["image"]:
+    if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.section('image'))} {to}/container")
+    store = release.section("store")
+    if store.get("kind") == "oci" and not store.get("image"):
         typer.echo(f"podman build -t NAME -f {to}/models.Dockerfile {to}/archives, push it, and render again with --models-image NAME@sha256:DIGEST")
     else: typer.echo(f"zz deploy check {to}")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64, difflib, hashlib, json, math, re, shutil, subprocess, sys, tempfile, zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,7 @@ def render(
     build: bool | None = None,                # write a container build; default: unless an image is named
     packages: Sequence[str] = (),             # that handlers import, for that build, as pip takes them
     models_image: str = "",                   # that models.Dockerfile made of an earlier render, by digest: where the pods get the archives that are not in `image`
+    progress: Callable[[str], None] = lambda step: None,
 ) -> Release:
     "Write a container build and a chart for these archives"
     to = Path(to)
@@ -192,7 +193,9 @@ def render(
     with tempfile.TemporaryDirectory(prefix=".rendering-", dir=to) as work:
         _chart(Path(work, "chart"), models, found)
         for mar in mars: _keep(mar, kept)
-        if build or (build is None and not image): image_context(Path(work, "container"), [kept / m["file"] for m in models], packages)
+        if build or (build is None and not image):
+            progress("finding the digests of all packages for the container build")
+            image_context(Path(work, "container"), [kept / m["file"] for m in models], packages)
         Path(work, "models.Dockerfile").write_text(_models_dockerfile(kept, models))
         Path(work, "values.yaml").write_text(_values(name, image, models_image, mars, models))
         if values: shutil.copyfile(values, Path(work, "own-values.yaml"))
@@ -259,10 +262,9 @@ class Release:
         file = self.folder / "own-values.yaml"
         return _own_values(file) if file.exists() else {}
 
-    @property
-    def image(self) -> dict[str, str]:
-        "The server's, as the chart takes it: what was given goes before what was rendered"
-        return self.values["image"] | self.own.get("image", {})
+    def section(self, name: str) -> dict[str, Any]:
+        "Of the values, as the chart takes it: what was given goes before what was rendered"
+        return self.values.get(name, {}) | self.own.get(name, {})
 
     @property
     def models(self) -> list[dict[str, Any]]: return self.values["models"]
@@ -297,7 +299,7 @@ def _archives(release: Release) -> Finding:
 
 def _signed(release: Release) -> list[Finding]:
     "Are the archives signed, where pods ask for it? Nothing is said where they do not"
-    if not release.own.get("signatures", {}).get("existingConfigMap"): return []
+    if not release.section("signatures").get("existingConfigMap"): return []
     without = [m["file"] for m in release.models if not signature_of(release.folder / "archives" / m["file"]).exists()]
     return [Finding("signatures", not without, f"none of {', '.join(without)}: no pod would start them" if without else "every archive has one; pods compare it with their keys", "zz sign ARCHIVE --key NAME.key, and zz deploy render it again", required=True)]
 
@@ -339,7 +341,7 @@ def _tested(release: Release) -> Finding:
     return Finding("helm test", not without, f"no example for {', '.join(without)}" if without else "has a request for every model", "--example NAME=FILE")
 
 def _pinned(release: Release) -> Finding:
-    image = release.image
+    image = release.section("image")
     return Finding("image", bool(image.get("digest")), told_image(image) + ("" if image.get("digest") else ", by a tag: other bytes may get its name"), "--image NAME@sha256:DIGEST, once it is built")
 
 def check(release: Release) -> Report:

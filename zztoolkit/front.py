@@ -9,7 +9,7 @@ import csv, hashlib, json, re, resource, shutil, signal, socket, subprocess, thr
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from .core import ToolkitError, usable_cores
 from .serve import start_child

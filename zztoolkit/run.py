@@ -8,7 +8,7 @@ from __future__ import annotations
 import re, shutil, signal, socket, tempfile, threading, time, warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -261,29 +261,30 @@ def _family(kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str
     for of, value in values.items(): family.add_metric(of, value)
     return family
 
+_gauge, _counter = partial(_family, GaugeMetricFamily), partial(_family, CounterMetricFamily)
+
 class Collected:
     "What TorchServe does not tell, gathered when Prometheus asks"
     def __init__(self, server: Server): self.server = server
 
     def collect(self) -> Iterator[Metric]:
-        gauge, counter, of = partial(_family, GaugeMetricFamily), partial(_family, CounterMetricFamily), ("model_name", "model_version")
-        server, states = self.server, list[Workers]()
+        server, states, of = self.server, list[Workers](), ("model_name", "model_version")
         with suppress(ToolkitError): states = server.workers()
-        yield gauge("zz_draining", "1 from SIGTERM on", (), {(): server.draining})
-        yield gauge("zz_in_service", "1 from the first time it was ready to SIGTERM", (), {(): server.served and not server.draining})
-        yield gauge("zz_model_info", "what is served", (*of, "digest", "signed_by"), {(t.name, t.mar.version, t.mar.digest, t.signed_by): 1 for t in server.taken})
-        yield counter("zz_worker_exits", "workers that ended, by exit code", ("code",), {(str(c),): n for c, n in sorted(Counter(exit_codes(server.folder / "exits").values()).items())})
-        yield gauge("zz_ready_workers", "workers that can take a request", of, {(w.name, w.version): w.ready for w in states})
-        yield gauge("zz_wanted_workers", "workers there should be", of, {(w.name, w.version): w.wanted for w in states})
-        yield gauge("zz_queued_requests", "requests that wait for a worker", of, {(w.name, w.version): w.queued for w in states})
+        yield _gauge("zz_draining", "1 from SIGTERM on", (), {(): server.draining})
+        yield _gauge("zz_in_service", "1 from the first time it was ready to SIGTERM", (), {(): server.served and not server.draining})
+        yield _gauge("zz_model_info", "what is served", (*of, "digest", "signed_by"), {(t.name, t.mar.version, t.mar.digest, t.signed_by): 1 for t in server.taken})
+        yield _counter("zz_worker_exits", "workers that ended, by exit code", ("code",), {(str(c),): n for c, n in sorted(Counter(exit_codes(server.folder / "exits").values()).items())})
+        yield _gauge("zz_ready_workers", "workers that can take a request", of, {(w.name, w.version): w.ready for w in states})
+        yield _gauge("zz_wanted_workers", "workers there should be", of, {(w.name, w.version): w.wanted for w in states})
+        yield _gauge("zz_queued_requests", "requests that wait for a worker", of, {(w.name, w.version): w.queued for w in states})
         if server.front: yield from self._of_front(server.front)
 
     def _of_front(self, front: Front) -> Iterator[Metric]:
         yield from self.server.latency.histogram.collect()
         with suppress(OSError, KeyError):
             numbers = front.numbers()
-            yield _family(GaugeMetricFamily, "zz_requests_in_flight", "requests that were let in and are not answered", (), {(): numbers["in_flight"]})
-            yield _family(CounterMetricFamily, "zz_responses", "answers of the front by class of status", ("code",), {(c,): numbers[c] for c in ("2xx", "4xx", "5xx")})
+            yield _gauge("zz_requests_in_flight", "requests that were let in and are not answered", (), {(): numbers["in_flight"]})
+            yield _counter("zz_responses", "answers of the front by class of status", ("code",), {(c,): numbers[c] for c in ("2xx", "4xx", "5xx")})
 
 def metrics(server: Server) -> str:
     "What `/metrics` answers"
