@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .core import DecodeError, InputError, RequestError, TooLargeError, ToolkitError
 from .ops import (CLAHE, OPS, Apply, CenterCrop, Crop, CvtColor, Decode, Equalize, Flip, GaussianBlur, Letterbox, MedianBlur, Morphology,
-                           Normalize, Pad, Resize, Rotate, Threshold, ToDtype, Warp, as_pair)
+                           Normalize, Pad, Resize, Rotate, Threshold, ToDtype, Warp, as_pair, nearest_indices)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,8 +185,14 @@ def _resize(op: Resize, img: np.ndarray) -> np.ndarray:
     import cv2
     size = op.target(img.shape[1], img.shape[0])
     if op.smooth: return as_hwc(pillow_resize(_as_pil(img), size, op.interpolation))
-    code = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST, "nearest-exact": cv2.INTER_NEAREST_EXACT}
+    if op.interpolation == "nearest-exact": return _pick_pixels(img, size)
+    code = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST}
     return as_hwc(cv2.resize(img, size, interpolation=code[op.interpolation]))
+
+def _pick_pixels(img: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    rows = nearest_indices(img.shape[0], size[1], "nearest-exact")
+    columns = nearest_indices(img.shape[1], size[0], "nearest-exact")
+    return img[rows][:, columns]
 
 def _letterbox(op: Letterbox, img: np.ndarray) -> np.ndarray:
     return _framed(op, as_hwc(pillow_resize(_as_pil(img), op.target(img.shape[1], img.shape[0]))))

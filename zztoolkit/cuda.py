@@ -5,15 +5,20 @@
 # %% ../nbs/01c_cuda.ipynb #imports
 from __future__ import annotations
 
-import importlib.util, threading
+import ctypes, importlib.util, threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import lru_cache, partial, singledispatch
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from .core import Batch, DecodeError, InputError, ToolkitError
-from .cpu import Step, check_inside, decode_image, open_image
+from .core import Batch, DecodeError, InputError, TooLargeError, ToolkitError
+from .cpu import Step, check_inside, open_image, plan_cpu, run_steps
+from .device import no_cuda
+from .jpeg import JpegHeader, is_complete, read_header
 from .ops import (CLAHE, Apply, CenterCrop, Crop, CvtColor, Decode, Equalize, Flip, GaussianBlur, Letterbox, MedianBlur, Morphology, Normalize, Pad,
-                           Resize, Rotate, Threshold, ToDtype, Warp, as_pair)
+                           Resize, Rotate, Threshold, ToDtype, Warp, as_pair, nearest_indices)
 
 if TYPE_CHECKING:
     import cvcuda
@@ -23,18 +28,12 @@ if TYPE_CHECKING:
 __all__ = ['CACHE_LIMIT', 'NO_FLIP', 'why_not', 'check_cuda', 'decode_batch', 'cuda_kernel', 'plan_cuda', 'run_batch']
 
 # %% ../nbs/01c_cuda.ipynb #missing
-CACHE_LIMIT = 1 << 30       # bytes of device memory that CV-CUDA keeps for reuse, in each worker; its own default has no useful bound
-
 @lru_cache(1)
 def why_not() -> str:
-    "Why there is no CUDA engine here; '' if there is one"
-    import torch
-    if not torch.cuda.is_available(): return "torch sees no CUDA device"
+    "Return why there is no CUDA engine here, '' if there is one"
+    if reason := no_cuda(): return reason
     absent = [name for name in ("cvcuda", "nvidia.nvimgcodec") if not _installed(name)]
-    if absent: return f"not installed: {', '.join(absent)}"
-    import cvcuda
-    cvcuda.set_cache_limit_inbytes(CACHE_LIMIT)
-    return ""
+    return f"not installed: {', '.join(absent)}" if absent else ""
 
 def _installed(module: str) -> bool:
     try: return importlib.util.find_spec(module) is not None
@@ -44,21 +43,61 @@ def check_cuda():
     "Raise `ToolkitError` unless the CUDA engine can run"
     if why := why_not(): raise ToolkitError("the CUDA engine cannot run here", found=why, do="pip install 'zztoolkit[gpu]' on a machine with an NVIDIA driver, or device='cpu'")
 
-# %% ../nbs/01c_cuda.ipynb #bridge
-def _cv(x: torch.Tensor, layout: str = "HWC") -> cvcuda.Tensor:
-    "A torch tensor as CV-CUDA sees it: the same memory"
+# %% ../nbs/01c_cuda.ipynb #memory
+CACHE_LIMIT = 1 << 30       # bytes of device memory that each library keeps for reuse, in each worker
+
+@lru_cache(16)
+def keep_memory(device: int):
+    """Have freed memory of a device kept for the next batch, up to `CACHE_LIMIT` bytes, by CV-CUDA and by CUDA's default pool.
+
+    CV-CUDA's own limit has no useful bound. The pool, from which nvImageCodec takes its images, by default gives
+    everything back at each synchronization; mapping it anew cost a third of the decoding of one image on an H100.
+    """
     import cvcuda
-    return cvcuda.as_tensor(cast("cvcuda.ExternalBuffer", x.contiguous()), layout)
+    cvcuda.set_cache_limit_inbytes(CACHE_LIMIT)      # of the current device
+    _keep_pool(device, CACHE_LIMIT)
+
+_RELEASE_THRESHOLD = 4      # cudaMemPoolAttrReleaseThreshold
+
+def _keep_pool(device: int, limit: int):
+    "Set the release threshold of a device's default memory pool; leave it where the CUDA runtime cannot be reached"
+    import torch
+    major = (torch.version.cuda or "").partition(".")[0]
+    try: runtime = ctypes.CDLL(f"libcudart.so.{major}")
+    except OSError: return
+    pool, value = ctypes.c_void_p(), ctypes.c_uint64(limit)
+    if runtime.cudaDeviceGetDefaultMemPool(ctypes.byref(pool), device) == 0:
+        runtime.cudaMemPoolSetAttribute(pool, _RELEASE_THRESHOLD, ctypes.byref(value))
+
+# %% ../nbs/01c_cuda.ipynb #bridge
+def _buffer(x: torch.Tensor) -> cvcuda.ExternalBuffer:
+    """Wrap a tensor's memory with the stream that writes it.
+
+    torch's own interface (version 2) names no stream, which CV-CUDA answers by waiting for the whole device.
+    Source: CV-CUDA 0.19, cvcuda/tv/_torch.py.
+    """
+    import torch
+    x = x.contiguous()
+    interface = dict(x.__cuda_array_interface__)
+    interface |= {"version": 3, "stream": torch.cuda.current_stream().cuda_stream or -1}
+    return cast("cvcuda.ExternalBuffer", SimpleNamespace(tensor=x, __cuda_array_interface__=interface))
+
+def _cv(x: torch.Tensor, layout: str = "HWC") -> cvcuda.Tensor:
+    "Share a torch tensor with CV-CUDA: the same memory"
+    import cvcuda
+    return cvcuda.as_tensor(_buffer(x), layout)
 
 def _images(xs: Sequence[torch.Tensor]) -> cvcuda.ImageBatchVarShape:
-    "Images uint8 (H, W, C) of any sizes as one batch: the same memory. Raises `InputError` unless they have the same channels"
+    "Share images uint8 (H, W, C) of any sizes as one batch. Raise `InputError` unless they have the same channels"
     import cvcuda
     formats = {1: cvcuda.Format.U8, 3: cvcuda.Format.RGB8, 4: cvcuda.Format.RGBA8}
-    if len(channels := {x.shape[2] for x in xs}) > 1 or not channels <= set(formats): raise InputError(f"images of {sorted(channels)} channels cannot be one batch; it takes 1, 3 or 4 in all")
-    return cvcuda.as_images([x.contiguous() for x in xs], formats[channels.pop()])
+    channels = {x.shape[2] for x in xs}
+    if len(channels) > 1 or not channels <= set(formats):
+        raise InputError(f"images of {sorted(channels)} channels cannot be one batch; it takes 1, 3 or 4 in all")
+    return cvcuda.as_images([_buffer(x) for x in xs], formats[channels.pop()])
 
 def _torch(t: cvcuda.Tensor) -> torch.Tensor:
-    "What CV-CUDA made, as a torch tensor: the same memory"
+    "Share CV-CUDA's tensor with torch: the same memory"
     import torch
     return torch.as_tensor(t.cuda(), device="cuda")
 
@@ -66,17 +105,60 @@ def _stream() -> cvcuda.Stream:
     import cvcuda, torch
     return cvcuda.as_stream(torch.cuda.current_stream())
 
-def _numbers(values: Sequence[float], like: torch.Tensor) -> cvcuda.Tensor:
-    "A vector of float64, one for each image of a batch"
+@lru_cache(256)
+def _constant(values: tuple[float, ...], dtype: str, device: torch.device) -> torch.Tensor:
+    "Copy numbers to a device once: each copy from ordinary memory waits for the stream"
     import torch
-    return _cv(torch.tensor(values, dtype=torch.float64, device=like.device), "N")
+    return torch.tensor(values, dtype=getattr(torch, dtype), device=device)
+
+def _upload(x: Any, device: torch.device) -> torch.Tensor:
+    "Copy an array or nested lists of int32 to a device without waiting, through memory that the driver can read"
+    import numpy as np, torch
+    x = np.asarray(x, np.int32) if isinstance(x, list) else x
+    host = torch.empty(x.shape, dtype=getattr(torch, str(x.dtype)), pin_memory=True)
+    host.numpy()[...] = x
+    return host.to(device, non_blocking=True)
+
+# %% ../nbs/01c_cuda.ipynb #route
+@dataclass(frozen=True)
+class DecodeRule:
+    """Which decoder reads an image of a chain on CUDA, by its header.
+
+    The numbers behind it, in images per second on an H100 with 16 cores (nbs/benchmarks/gpu): baseline 4:2:0 of
+    3 megapixels 3,210 by the JPEG engines, 865 by the CPU's scaled decode; progressive of 4 megapixels 312 by
+    nvImageCodec, 567 by the CPU's scaled decode, 177 by its full one.
+    """
+    target: int = 0                   # pixels of the shorter side after the resize that follows; 0: none follows
+    progressive_shrink: float = 2.0   # from here on the CPU's scaled decode of a progressive image is cheaper
+
+    def choose(self, header: JpegHeader | None) -> tuple[str, str]:
+        "Return the decoder, 'engines' (hardware), 'hybrid' (Huffman on the CPU, the rest on the GPU) or 'cpu', and why"
+        if header is None: return "cpu", "not a JPEG"
+        if header.is_rgb: return "cpu", "RGB inside, which the GPU takes for YCbCr"
+        if len(header.components) not in (1, 3): return "cpu", f"{len(header.components)} components"
+        if header.is_baseline and header.is_subsampled: return "engines", "baseline, subsampled or grey"
+        if header.is_baseline: return "hybrid", "baseline 4:4:4, slow on the JPEG engines"
+        if not header.is_progressive: return "cpu", f"a JPEG of kind 0x{header.frame:X}, {header.bits} bits"
+        shrink = min(header.width, header.height) / self.target if self.target else 1.0
+        if shrink < self.progressive_shrink: return "hybrid", "progressive, needed at nearly its full size"
+        return "cpu", f"progressive, {shrink:.1f} times as large as needed"
+
+def decode_rule(op: Decode, resize: Any = None) -> DecodeRule:
+    "Make the rule for a decode that `resize` follows"
+    scales = isinstance(resize, Letterbox) or isinstance(resize, Resize) and resize.smooth and not resize.max_size
+    return DecodeRule(target=min(as_pair(resize.size))) if scales and op.reducing_gap else DecodeRule()
 
 # %% ../nbs/01c_cuda.ipynb #decode
-@lru_cache(16)
-def _decoder(device: int, thread: int) -> Any:
-    "One for each thread: they cannot be shared"
+_BACKENDS = {"engines": ("HW_GPU_ONLY", "HYBRID_CPU_GPU"), "hybrid": ("HYBRID_CPU_GPU",)}
+
+@lru_cache(32)
+def _decoder(kind: str, device: int, thread: int, threads: int) -> Any:
+    "Make a decoder for a thread: they cannot be shared. By default it starts a thread for every core, in each worker"
     from nvidia import nvimgcodec
-    return nvimgcodec.Decoder(device_id=device)
+    backends = [nvimgcodec.Backend(getattr(nvimgcodec.BackendKind, name)) for name in _BACKENDS[kind]]
+    make = partial(nvimgcodec.Decoder, device_id=device, max_num_cpu_threads=threads)
+    try: return make(backends=backends)
+    except RuntimeError: return make()      # a GPU without JPEG engines
 
 def _parameters(op: Decode) -> Any:
     from nvidia import nvimgcodec
@@ -87,32 +169,67 @@ def _streams(bodies: Sequence[bytes]) -> list[Any]:
     from nvidia import nvimgcodec
     return [nvimgcodec.CodeStream(body) for body in bodies]
 
-def _decoded(op: Decode, bodies: Sequence[bytes]) -> list[Any]:
-    "nvImageCodec's images on the device, None where it could not"
+def _decode_on_gpu(op: Decode, kind: str, bodies: Sequence[bytes], threads: int) -> list[Any]:
+    "Decode to nvImageCodec's images on the device, None where it could not"
     import torch
-    decoder = _decoder(torch.cuda.current_device(), threading.get_ident())
-    return decoder.decode(_streams(bodies), params=_parameters(op), cuda_stream=torch.cuda.current_stream().cuda_stream)
+    if not bodies: return []
+    decoder = _decoder(kind, torch.cuda.current_device(), threading.get_ident(), threads)
+    stream = torch.cuda.current_stream().cuda_stream
+    return decoder.decode(_streams(bodies), params=_parameters(op), cuda_stream=stream)
 
-def _uploaded(op: Decode, body: bytes) -> torch.Tensor:
-    "Decoded by the CPU engine"
-    import numpy as np, torch
-    return torch.from_numpy(np.ascontiguousarray(decode_image(op, body))).cuda(non_blocking=True)
+def _route(op: Decode, rule: DecodeRule, body: Any) -> str:
+    "Choose an image's decoder by its header. Raise `RequestError` for a body that no decoder should see"
+    header = read_header(body) if isinstance(body, (bytes, bytearray, memoryview)) else None
+    if header is None or not is_complete(body):
+        open_image(body, op.max_pixels)          # the CPU's decoder says what is wrong with it
+        return "cpu"
+    if header.width * header.height > op.max_pixels:
+        raise TooLargeError(f"{header.width} x {header.height} pixels is over the limit of {op.max_pixels:,}")
+    return rule.choose(header)[0]
 
-def decode_batch(op: Decode, bodies: Sequence[Any]) -> Batch:
-    "Encoded images to tensors uint8 (H, W, C) on the current device; each fails alone"
+@dataclass(frozen=True)
+class DecodeStep:
+    "Decode a batch on a device: each image by the decoder that its header asks for"
+    op: Decode
+    rule: DecodeRule
+    on_cpu: tuple[Step, ...]      # the same for one image on the CPU, with the resize that follows it
+
+    def __call__(self, bodies: Sequence[Any], pool: Executor | None = None, threads: int = 1) -> Batch:
+        "Return tensors uint8 (H, W, C) on the current device; those from the CPU are resized already. Each body fails alone"
+        routed = Batch.of(bodies).map(lambda body: (_route(self.op, self.rule, body), body))
+        if not len(routed): return routed
+        decode = partial(run_steps, self.on_cpu)
+        begun = [pool.submit(decode, body) if pool and kind == "cpu" else None for kind, body in routed.items]
+        images = {kind: iter(_decode_on_gpu(self.op, kind, [b for k, b in routed.items if k == kind], threads)) for kind in _BACKENDS}
+        def finish(item: Any) -> torch.Tensor:
+            (kind, body), future = item
+            image = next(images[kind]) if kind in images else None
+            if image is not None: return _as_torch(image)
+            return _from_cpu(future.result() if future else decode(body))
+        return Batch(list(zip(routed.items, begun)), routed.requests, routed.errors).map(finish)
+
+def explain_decoder(steps: Sequence[Step], body: bytes) -> str:
+    "Say which decoder of a plan reads an image, and why"
+    step = next((s.run for s in steps if isinstance(s.run, DecodeStep)), None)
+    if step is None: return "this plan decodes nothing"
+    header = read_header(body)
+    if header and not is_complete(body): return "the CPU: a JPEG without an end"
+    decoder, reason = step.rule.choose(header)
+    where = {"engines": "the JPEG engines", "hybrid": "the GPU, with the CPU's Huffman decoder", "cpu": "the CPU"}
+    return f"{where[decoder]}: {reason}"
+
+def _as_torch(image: Any) -> torch.Tensor:
     import torch
-    checked = Batch.of(bodies).map(lambda body: (open_image(body, op.max_pixels), body)[1])
-    if not len(checked): return checked
-    images = iter(_decoded(op, checked.items))
-    def one(body: bytes) -> torch.Tensor:
-        image = next(images)
-        return _uploaded(op, body) if image is None else torch.as_tensor(image, device="cuda")
-    return checked.map(one)
+    return torch.as_tensor(image, device="cuda")
+
+def _from_cpu(x: Any) -> torch.Tensor:
+    import torch
+    return _upload(x, torch.device("cuda", torch.cuda.current_device()))
 
 # %% ../nbs/01c_cuda.ipynb #kernels-size
 def _interp(word: str) -> cvcuda.Interp:
     import cvcuda
-    return {"bilinear": cvcuda.Interp.LINEAR, "bicubic": cvcuda.Interp.CUBIC, "area": cvcuda.Interp.AREA, "nearest": cvcuda.Interp.NEAREST_FLOOR, "nearest-exact": cvcuda.Interp.NEAREST}[word]
+    return {"bilinear": cvcuda.Interp.LINEAR, "bicubic": cvcuda.Interp.CUBIC, "area": cvcuda.Interp.AREA}[word]
 
 def _empty(like: torch.Tensor, h: int, w: int) -> torch.Tensor:
     import torch
@@ -133,6 +250,18 @@ def _resize_by_area(op: Resize, x: torch.Tensor) -> torch.Tensor:
     import cvcuda
     w, h = op.target(x.shape[1], x.shape[0])
     return _torch(cvcuda.resize(_cv(x), (h, w, x.shape[2]), _interp("area"), stream=_stream()))
+
+@lru_cache(256)
+def _indices(source: int, target: int, interpolation: str, device: torch.device) -> torch.Tensor:
+    import torch
+    return torch.tensor(nearest_indices(source, target, interpolation), device=device)
+
+def _resize_to_nearest(op: Resize, x: torch.Tensor) -> torch.Tensor:
+    "Pick pixels by the CPU engine's own indices: CV-CUDA rounds in another way, 7 % of the pixels differed"
+    w, h = op.target(x.shape[1], x.shape[0])
+    rows = _indices(x.shape[0], h, op.interpolation, x.device)
+    columns = _indices(x.shape[1], w, op.interpolation, x.device)
+    return x.index_select(0, rows).index_select(1, columns)
 
 def _bordered(x: torch.Tensor, sides: Sequence[int], mode: str, fill: int) -> torch.Tensor:
     import cvcuda
@@ -214,7 +343,8 @@ def _clahe(op: CLAHE, x: torch.Tensor) -> torch.Tensor:
 def _threshold(op: Threshold, x: torch.Tensor) -> torch.Tensor:
     import cvcuda
     kind = int(getattr(cvcuda.ThresholdType, op.type.upper())) | (int(cvcuda.ThresholdType.OTSU) if op.otsu else 0)
-    return _torch(cvcuda.threshold(_cv(x), _numbers([op.threshold], x), _numbers([op.maxval], x), kind, stream=_stream()))
+    limit, top = (_cv(_constant((float(v),), "float64", x.device), "N") for v in (op.threshold, op.maxval))
+    return _torch(cvcuda.threshold(_cv(x), limit, top, kind, stream=_stream()))
 
 # %% ../nbs/01c_cuda.ipynb #kernels-tensor
 def _planes(x: torch.Tensor) -> torch.Tensor: return x.permute(2, 0, 1)
@@ -232,24 +362,30 @@ def _normalize(op: Normalize, x: torch.Tensor) -> torch.Tensor:
     import torch
     y = _planes(x).to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
     _check_channels(op, y.shape[0])
-    mean, std = (torch.tensor(v, device=y.device)[:, None, None] for v in (op.mean, op.std))
+    mean, std = (_constant(tuple(v), "float32", y.device)[:, None, None] for v in (op.mean, op.std))
     return ((y - mean) / std).contiguous()
 
 # %% ../nbs/01c_cuda.ipynb #kernels-fused
 NO_FLIP = 2     # CV-CUDA flips for -1, 0 and 1
 
+@lru_cache(64)
+def _no_flips(n: int, device: torch.device) -> torch.Tensor:
+    import torch
+    return torch.full((n, 1), NO_FLIP, dtype=torch.int32, device=device)
+
 def _crop_normalize(crop: CenterCrop, op: Normalize, xs: Sequence[torch.Tensor]) -> torch.Tensor:
     "The middle of each image, normalised and laid out as (N, C, H, W), in one call"
     import cvcuda, torch
-    images, (h, w), n, c = [_large_enough(crop, x) for x in xs], crop.hw, len(xs), len(op.mean)
+    images = [_large_enough(crop, x) for x in xs]
     for x in images: _check_channels(op, x.shape[2])
-    on = partial(torch.tensor, device=images[0].device)
-    out = torch.empty((n, c, h, w), dtype=torch.float32, device=images[0].device)
-    rects = on([[*crop.corner(x.shape[1], x.shape[0]), w, h] for x in images], dtype=torch.int32).reshape(n, 1, 1, 4)
-    flips = on([[NO_FLIP]] * n, dtype=torch.int32)
-    base, scale = (_cv(on([255 * v for v in values], dtype=torch.float32).reshape(1, 1, 1, c), "NHWC") for values in (op.mean, op.std))
-    cvcuda.crop_flip_normalize_reformat_into(_cv(out, "NCHW"), _images(images), _cv(rects, "NHWC"), _cv(flips, "NC"), base, scale,
-                                             flags=int(cvcuda.NormalizeFlags.SCALE_IS_STDDEV), border=cvcuda.Border.REPLICATE, stream=_stream())
+    (h, w), n, c, device = crop.hw, len(xs), len(op.mean), images[0].device
+    out = torch.empty((n, c, h, w), dtype=torch.float32, device=device)
+    rects = _upload([[*crop.corner(x.shape[1], x.shape[0]), w, h] for x in images], device)
+    base, scale = (_constant(tuple(255 * v for v in values), "float32", device) for values in (op.mean, op.std))
+    cvcuda.crop_flip_normalize_reformat_into(
+        _cv(out, "NCHW"), _images(images), _cv(rects.reshape(n, 1, 1, 4), "NHWC"), _cv(_no_flips(n, device), "NC"),
+        _cv(base.reshape(1, 1, 1, c), "NHWC"), _cv(scale.reshape(1, 1, 1, c), "NHWC"),
+        flags=int(cvcuda.NormalizeFlags.SCALE_IS_STDDEV), border=cvcuda.Border.REPLICATE, stream=_stream())
     return out
 
 def _resize_crop_convert(op: Resize, crop: CenterCrop, xs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -276,13 +412,19 @@ for _op, _kernel, _calls in (
     cuda_kernel.register(_op, lambda op, kernel=_kernel, calls=_calls: Step((op,), partial(_each, partial(kernel, op)), calls))
 
 @cuda_kernel.register
-def _(op: Decode) -> Step:
+def _(op: Decode) -> Step: return decode_step(op)
+
+def decode_step(op: Decode, resize: Any = None, exact: bool = False) -> Step:
+    "Plan a decode that `resize` follows. Raise `ToolkitError` for a mode that cannot be one batch"
     if op.mode == "UNCHANGED": raise ToolkitError("Decode(mode='UNCHANGED') has no CUDA kernel", found="images of different channels in one batch", do="use 'RGB' or 'GRAY'")
-    return Step((op,), partial(decode_batch, op), "nvimgcodec.Decoder.decode, the whole batch")
+    rule = DecodeRule() if exact else decode_rule(op, resize)
+    on_cpu = plan_cpu((op, resize) if rule.target else (op,), exact)
+    return Step((op,), DecodeStep(op, rule, on_cpu), "by its header: JPEG engines, GPU or CPU")
 
 @cuda_kernel.register
 def _(op: Resize) -> Step:
     if op.interpolation == "area": return Step((op,), partial(_each, partial(_resize_by_area, op)), "cvcuda.resize")
+    if op.interpolation.startswith("nearest"): return Step((op,), partial(_each, partial(_resize_to_nearest, op)), "torch.index_select")
     return Step((op,), partial(_resize, op), "cvcuda.tvresize, the whole batch")
 
 @cuda_kernel.register
@@ -303,10 +445,14 @@ def _is_plain(op: Resize) -> bool:
     "Bilinear to one size without antialiasing: what CV-CUDA's fused resize does"
     return op.interpolation == "bilinear" and not op.antialias and not isinstance(op.size, int)
 
-def plan_cuda(ops: Sequence[Any]) -> tuple[Step, ...]:
-    "Steps for `ops` on CUDA, neighbours together where CV-CUDA has one call for them. Raises `ToolkitError` that names an operation without a kernel"
+def plan_cuda(
+    ops: Sequence[Any],
+    exact: bool = False,   # decode every image at its full size
+) -> tuple[Step, ...]:
+    "Plan `ops` for CUDA, neighbours together where CV-CUDA has one call for them. Raise `ToolkitError` that names an operation without a kernel"
     match list(ops):
         case []: return ()
+        case [Decode() as d, *rest]: return decode_step(d, rest[0] if rest else None, exact), *plan_cuda(rest)
         case [CenterCrop() as c, Normalize() as n, *rest]:
             return Step((c, n), partial(_crop_normalize, c, n), "cvcuda.crop_flip_normalize_reformat, the whole batch"), *plan_cuda(rest)
         case [Resize() as r, CenterCrop() as c, ToDtype("float32", True) as t, *rest] if _is_plain(r) and _covers(r, c):
@@ -317,14 +463,24 @@ def plan_cuda(ops: Sequence[Any]) -> tuple[Step, ...]:
 def _covers(resize: Resize, crop: CenterCrop) -> bool: return all(have >= want for have, want in zip(as_pair(resize.size), crop.hw))
 
 # %% ../nbs/01c_cuda.ipynb #run
-def run_batch(steps: Sequence[Step], xs: Sequence[Any], decoded: Callable[[float], None] = lambda share: None) -> Batch:
-    "Bodies (or images uint8 (H, W, C), NumPy or torch) to one torch tensor on the device, each input failing alone. `decoded` is called when decoding is on its way"
+def run_batch(
+    steps: Sequence[Step],
+    xs: Sequence[Any],                # bodies, or images uint8 (H, W, C), NumPy or torch
+    decoded: Callable[[float], None] = lambda share: None,   # called when the images have been decoded
+    pool: Executor | None = None,     # threads for the images that the CPU decodes
+    threads: int = 1,                 # of nvImageCodec on the CPU
+) -> Batch:
+    "Run a plan on the current device: one torch tensor of the live inputs, each failing alone. Nothing waits for the device"
+    import torch
     check_cuda()
-    decodes = bool(steps) and isinstance(steps[0].ops[0], Decode)
+    keep_memory(torch.cuda.current_device())
+    decodes = bool(steps) and isinstance(steps[0].run, DecodeStep)
     batch = Batch.of(xs) if decodes else Batch.of(xs).map(_on_device)
-    for n, step in enumerate(steps):
-        batch = batch.through(step.run)
-        if decodes and not n: decoded(1.0)
+    for step in steps:
+        if isinstance(step.run, DecodeStep):
+            batch = batch.through(partial(step.run, pool=pool, threads=threads))
+            decoded(1.0)
+        else: batch = batch.through(step.run)
     return batch.through(_stacked)
 
 def _on_device(x: Any) -> torch.Tensor:

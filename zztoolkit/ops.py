@@ -111,7 +111,7 @@ class Resize(Op):
     torchvision. "bilinear" and "bicubic" with `antialias` are `PIL.Image.resize` (bicubic with a=-0.5); without, they are
     `cv2.resize` with INTER_LINEAR and INTER_CUBIC (a=-0.75), which sample the image however much it shrinks. "area" is
     `cv2.INTER_AREA`, "nearest" takes the pixel at `floor(x * scale)` (INTER_NEAREST, torchvision's NEAREST), "nearest-exact"
-    the one at the centre (INTER_NEAREST_EXACT, Pillow's NEAREST).
+    the one at the centre (`nearest_indices`; torchvision's NEAREST_EXACT, Pillow's NEAREST).
     A strip of 3000 x 2 pixels would become huge: a result above `max_pixels` is a `TooLargeError` (413).
     """
     size: int | tuple[int, int]
@@ -142,6 +142,16 @@ class Resize(Op):
         if short * long > self.max_pixels:
             raise TooLargeError(f"{w} x {h} pixels resized to a shorter edge of {self.size} is over the limit of {self.max_pixels:,}")
         return (short, long) if w <= h else (long, short)
+
+def nearest_indices(source: int, target: int, interpolation: str) -> list[int]:
+    """Return which of `source` pixels each of `target` pixels is, for the two nearest interpolations.
+
+    "nearest" takes `floor(i * scale)`, as OpenCV's INTER_NEAREST; "nearest-exact" the pixel under the centre, as
+    torchvision's and Pillow's, in whole numbers, so that a centre between two pixels falls the same way on every device.
+    """
+    if interpolation == "nearest-exact": return [(2 * i + 1) * source // (2 * target) for i in range(target)]
+    scale = 1 / (target / source)
+    return [min(int(i * scale), source - 1) for i in range(target)]
 
 # %% ../nbs/01a_ops.ipynb #letterbox
 @op

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from .core import Batch, DecodeError, InputError, ToolkitError, figure
 from .cpu import Step, cpu_kernel, decode_image, plan_cpu, run_steps
-from .cuda import plan_cuda, run_batch
+from .cuda import explain_decoder, plan_cuda, run_batch
+from .device import Device, on_device, parse_device
 from .ops import (CLAHE, OPS, Apply, CenterCrop, Crop, CvtColor, Decode, Equalize, Flip, GaussianBlur, Letterbox, MedianBlur, Morphology, Normalize,
                            Op, Pad, Resize, Rotate, Threshold, ToDtype, Warp, check_order, check_region, op_from_dict, op_to_dict)
 
@@ -43,8 +44,10 @@ class Plan:
 
     def __call__(self, x: Any) -> Any:
         "Raises `RequestError` for an input that is no image"
-        if self.device == "cpu": return run_steps(self.steps, x)
-        [answer] = run_batch(self.steps, [x]).answers()
+        device = parse_device(self.device)
+        if not device.is_cuda: return run_steps(self.steps, x)
+        with on_device(device): answers = run_batch(self.steps, [x]).answers()
+        [answer] = answers
         if isinstance(answer, Exception): raise answer
         return answer
 
@@ -59,9 +62,18 @@ class Plan:
         body = "".join("<tr>" + "".join(f"<td style='text-align:left'>{c}</td>" for c in row) + "</tr>" for row in cells)
         return f"<table><tr><th>step</th><th style='text-align:left'>operations</th><th style='text-align:left'>on {escape(self.device)}</th></tr>{body}</table>"
 
-    def show(self) -> Figure:
-        "A picture: a box for each step, in it the operations that it does together"
-        return _show_plan(self)
+    def show(self,
+        photo: Any = None,   # a path or bytes: on CUDA the title says which decoder reads it, and why
+    ) -> Figure:
+        "Draw a box for each step, in it the operations that it does together"
+        fig = _show_plan(self)
+        if photo is not None: fig.suptitle(f"decoded by {self.decoder(photo)}", fontsize=9)
+        return fig
+
+    def decoder(self, photo: str | Path | bytes) -> str:
+        "Say which decoder reads an image, and why: on CUDA that hangs on its header"
+        body = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
+        return explain_decoder(self.steps, body) if parse_device(self.device).is_cuda else "the CPU"
 
 def _show_plan(plan: Plan) -> Figure:
     from matplotlib.patches import FancyBboxPatch
@@ -140,11 +152,12 @@ class Chain:
 
     def plan(self,
         device: str = "cpu", # or "cuda"
-        exact: bool = False, # forbid every approximation: full decode, resize before crop ("cuda" makes none)
+        exact: bool = False, # forbid every approximation: full decode, resize before crop
     ) -> Plan:
         "What runs on a device. Raises `ToolkitError` for an operation that its engine lacks; planning needs no GPU"
-        if device not in ("cpu", "cuda"): raise ToolkitError(f"no engine for {device!r}", do="use 'cpu' or 'cuda'")
-        return Plan(device, exact, plan_cpu(self.ops, exact) if device == "cpu" else plan_cuda(self.ops))
+        kind = parse_device(device).kind
+        plan = plan_cpu if kind == "cpu" else plan_cuda
+        return Plan(str(device), exact, plan(self.ops, exact))
 
     @cached_property
     def _planned(self) -> Plan: return self.plan()
@@ -178,11 +191,13 @@ class Chain:
     def batch(self,
         xs: Sequence,                 # as many inputs
         pool: Executor | None = None, # threads to share them on the CPU; decoding and resizing release Python's lock
-        device: str = "cpu",          # or "cuda"
+        device: str | Device = "cpu", # or "cuda", "cuda:1"
         decoded: Callable[[float], None] = lambda share: None, # told what share of the time so far went into decoding, with what the plan has joined to it
+        threads: int = 1,             # of the GPU's decoder on the CPU
     ) -> Batch: # the live ones stacked, (N, C, H, W): a NumPy array, or on CUDA a torch tensor; the others in `errors`
         "Run the chain on many inputs, each failing alone"
-        if device == "cuda": return run_batch(self._planned_for_cuda.steps, xs, decoded)
+        if (where := parse_device(device)).is_cuda:
+            with on_device(where): return run_batch(self._planned_for_cuda.steps, xs, decoded, pool, threads)
         spent: list[tuple[float, float]] = []
         batch = Batch.of(xs).map(partial(self._timed, spent), pool).through(stack_rows)
         if self.decodes and spent: decoded(sum(first for first, _ in spent) / sum(whole for _, whole in spent))
