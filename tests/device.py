@@ -1,19 +1,21 @@
-"""Arrays that behave as CuPy's where they meet NumPy's: nothing mixes, nothing converts itself.
+"""Arrays, columns and tensors that refuse what those on a GPU refuse, where there is no GPU.
 
-They stand for CuPy where there is no GPU, to find what a GPU would refuse; they say nothing of CuPy's own results.
+They stand for CuPy, cuDF, RMM and torch on CUDA; they say nothing of the results of these.
 """
 from __future__ import annotations
 
 import operator, types
+from collections import Counter
+from importlib.machinery import ModuleSpec
 
-import numpy as np
+import numpy as np, pandas as pd, torch
 
 # Of CuPy's reference (docs.cupy.dev/en/stable/reference): the functions that features may use
-FUNCTIONS = ("arange", "asarray", "clip", "empty", "flatnonzero", "full", "isfinite", "isinf", "isnan", "log1p", "maximum", "minimum", "nan_to_num", "nonzero", "searchsorted", "unique", "where", "zeros")
+FUNCTIONS = ("arange", "asarray", "clip", "empty", "flatnonzero", "floor", "full", "isfinite", "isinf", "isnan", "log1p", "maximum", "minimum", "nan_to_num", "nonzero", "searchsorted", "unique", "where", "zeros")
 
 
 class ndarray:
-    "An array that lives elsewhere"
+    "An array that lives elsewhere: nothing mixes with NumPy's, nothing converts itself"
     __module__, __array_ufunc__ = "cupy", None
 
     def __init__(self, host: np.ndarray): self.host = host
@@ -50,10 +52,87 @@ def _binary(name: str):
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "lshift", "rshift"): _binary(_name)
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"): setattr(ndarray, f"__{_name}__", (lambda f: lambda a, b: wrapped(f(a.host, inner(b))))(getattr(operator, _name)))
 
-def module() -> types.ModuleType:
+def cupy() -> types.ModuleType:
     "A module in CuPy's place"
     m = types.ModuleType("cupy")
     for name in FUNCTIONS: setattr(m, name, (lambda f: lambda *args, **kw: wrapped(f(*map(inner, args), **kw)))(getattr(np, name)))
     m.asarray = lambda x, dtype=None: ndarray(np.asarray(x.host if isinstance(x, ndarray) else x, dtype))      # the way from the host
     m.ndarray, m.int64, m.uint64, m.float64 = ndarray, np.int64, np.uint64, np.float64
     return m
+
+
+class Series:
+    "A cuDF column: beside its values, of whatever dtype, which of them are missing"
+    __module__ = "cudf"
+
+    def __init__(self, host: pd.Series, values: np.ndarray | None = None):
+        self.host, self.missing = host, host.isna().to_numpy()
+        self.values = plain_values(host) if values is None else values
+        self.dtype, self.iloc = self.values.dtype, Rows(host)
+
+    def __len__(self): return len(self.host)
+    def isnull(self): return ndarray(self.missing)
+    def to_pandas(self): return self.host
+    def astype(self, dtype: str): return Series(self.host, self.values.astype(dtype))
+
+    def factorize(self):
+        codes, values = self.host.factorize()
+        return ndarray(codes), Series(values.to_series())
+
+    def to_cupy(self, dtype=None, na_value=None):
+        "cuDF fills in the column's dtype, then converts: `NumericalColumn._validate_fillna_value`"
+        values = self.values
+        if self.missing.any():
+            if isinstance(na_value, float) and values.dtype.kind != "f":
+                raise TypeError(f"Cannot safely cast non-equivalent float to {values.dtype}")
+            values = np.where(self.missing, na_value, values)
+        return ndarray(values.astype(dtype or values.dtype))
+
+def plain_values(host: pd.Series) -> np.ndarray:
+    "The values in their own dtype; where one is missing, anything"
+    plain = getattr(host.dtype, "numpy_dtype", None)       # of pandas' Int64, boolean ...
+    return host.to_numpy() if plain is None else host.to_numpy(plain, na_value=plain.type(0))
+
+class Rows:
+    "Rows of a column by position"
+    def __init__(self, host: pd.Series): self.host = host
+    def __getitem__(self, rows): return Series(self.host.iloc[rows])
+
+class DataFrame:
+    "A cuDF frame"
+    __module__ = "cudf"
+    def __init__(self, host: pd.DataFrame): self.host, self.columns = host, host.columns
+    def __len__(self): return len(self.host)
+    def __getitem__(self, column): return Series(self.host[column])
+
+def cudf() -> types.ModuleType:
+    "A module in cuDF's place"
+    m = types.ModuleType("cudf")
+    m.__spec__ = ModuleSpec("cudf", None)
+    m.from_pandas = DataFrame
+    return m
+
+def rmm() -> types.ModuleType:
+    "A module in RMM's place; `made` counts memory resources"
+    m = types.ModuleType("rmm")
+    m.made = Counter()
+    class Resource:
+        def __init__(self): m.made[type(self).__name__] += 1
+    names = ("CudaMemoryResource", "CudaAsyncMemoryResource", "PoolMemoryResource")
+    m.mr = types.SimpleNamespace(**{name: type(name, (Resource,), {}) for name in names})
+    m.mr.current = m.mr.CudaMemoryResource()
+    m.mr.get_current_device_resource = lambda: m.mr.current
+    m.mr.set_current_device_resource = lambda resource: setattr(m.mr, "current", resource)
+    return m
+
+
+class Tensor(torch.Tensor):
+    "A tensor whose every way to the host is counted"
+    WAYS = (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.numpy)
+    transfers = 0
+
+    @classmethod
+    def __torch_function__(cls, f, kinds, args=(), kwargs=None):
+        if f not in cls.WAYS: return super().__torch_function__(f, kinds, args, kwargs)
+        Tensor.transfers += 1
+        return f(args[0].as_subclass(torch.Tensor), *args[1:], **kwargs or {})

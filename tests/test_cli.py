@@ -70,7 +70,7 @@ def test_errors_are_messages(tmp_path):
 def test_doctor():
     done = zz("doctor")
     assert done.returncode == 0
-    for what in ("Python", "Java", "torch", "TorchServe", "ONNX Runtime", "GPU", "CV-CUDA", "cuDF", "Torch-TensorRT"): assert what in done.stdout
+    for what in ("Python", "Java", "torch", "TorchServe", "ONNX Runtime", "GPU", "JPEG engines", "CV-CUDA", "cuDF", "Torch-TensorRT"): assert what in done.stdout
     assert "pip install 'zztoolkit[gpu]'" in done.stdout or "cvcuda" in done.stdout
 
 def test_doctor_without_java(tmp_path):

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import concurrent.futures, importlib.util, inspect, json, os, subprocess, sys, time
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -14,18 +16,22 @@ from zztoolkit.archive import archive
 from zztoolkit.columns import Columns, moved
 from zztoolkit.compile import compile_model
 from zztoolkit.feature_ops import OPERATIONS
-from zztoolkit.core import InputError
-from zztoolkit.schema import Schema, keep_good
+from zztoolkit.core import Batch, InputError, row_list
+from zztoolkit.gpu_frame import gpu_door
+from zztoolkit.handler import encode
+from zztoolkit.schema import Field, Schema, keep_good
 from zztoolkit.serve import deploy
 
 
 def goods(n: int = 400, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    return pd.DataFrame({
+    df = pd.DataFrame({
         "price": np.where(rng.random(n) < 0.1, np.nan, rng.lognormal(3, 1, n)), "stock": rng.integers(0, 50, n), "used": rng.random(n) < 0.5,
         "brand": pd.array(np.where(rng.random(n) < 0.1, None, rng.choice([f"märke {i}" for i in range(40)], n)), dtype="str"), "seller": rng.integers(0, 60, n),
         "listed": pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 300 * 86_400_000, n), unit="ms"), "viewed": [rng.integers(0, 90, k).tolist() for k in rng.integers(0, 9, n)],
         "tags": [rng.choice(["new", "red", "boxed"], k).tolist() for k in rng.integers(0, 4, n)], "sold": rng.integers(0, 2, n)})
+    df.loc[rng.random(n) < 0.1, "listed"] = pd.NaT
+    return df
 
 def gap(price, stock): return abs(price) - stock
 
@@ -33,13 +39,15 @@ def titled(names): return [n.title() for n in names]
 
 def every_operation() -> F.Features:
     sellers = pd.DataFrame({"seller": range(50), "stars": np.linspace(1, 5, 50), "town": [f"town {i % 7}" for i in range(50)], "sells": [[f"c{j}" for j in range(i % 4)] for i in range(50)]})
-    return F.Features([
-        F.DateParts("listed", parts=("year", "month", "day", "weekday", "hour", "minute")), F.JoinExternal("seller", table=sellers), F.TargetEncoding(["brand", "seller"], target="sold"),
+    features = F.Features([
+        F.DateParts("listed", parts="year"), F.FillMissing(["listed", "listed_year"], indicator=True),
+        F.DateParts("listed", parts=("month", "day", "weekday", "hour", "minute")), F.JoinExternal("seller", table=sellers), F.TargetEncoding(["brand", "seller"], target="sold"),
         F.JoinGroupby("price", key="seller", stats=("count", "sum", "mean", "std", "min", "max")),
         F.FillMissing(["price", "stars", "town", "seller_price_sum", "seller_price_mean", "seller_price_std", "seller_price_min", "seller_price_max"], indicator=True),
         F.Lambda(["price", "stock"], gap, into="gap"), F.Lambda("town", titled), F.HashBucket("town", buckets=16), F.Clip("price", high=500), F.LogOp(["price", "seller_count"]),
         F.Normalize(["price", "stars", "gap"]), F.MinMax("listed_day"), F.Bucketize("stock", buckets=6), F.Categorify(["brand", "seller", "used", "tags", "sells"]), F.HashBucket("viewed", buckets=30),
         F.ListPad(["viewed", "tags"], length=4), F.ListPad("sells", length=3, keep="first", side="left")])
+    return replace(features, outputs=[c for c in features.gives if c != "listed"])      # a date is no feature
 
 @pytest.fixture(scope="module")
 def fitted() -> F.Features: return every_operation().fit(goods())
@@ -177,7 +185,7 @@ def test_an_unknown_category_is_answered_and_counted(ranked, server):
 
 def test_no_operation_mixes_host_and_device(fitted, monkeypatch):
     "Every operation on arrays that refuse what CuPy's refuse: the same result, and all of it on the device"
-    cupy = device.module()
+    cupy = device.cupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     df = goods(500, seed=4)
     door = fitted.schema(df)
@@ -196,6 +204,126 @@ def test_no_operation_mixes_host_and_device(fitted, monkeypatch):
     assert list(kept.errors) == [0, 3]
     for name, x in kept.arrays.items(): assert np.array_equal(x.get(), np.delete(host.arrays[name], [0, 3], axis=0)), name
 
+@pytest.fixture
+def stand_ins(monkeypatch) -> SimpleNamespace:
+    "Modules in the places of CuPy, cuDF and RMM"
+    modules = {"cupy": device.cupy(), "cudf": device.cudf(), "rmm": device.rmm()}
+    for name, module in modules.items(): monkeypatch.setitem(sys.modules, name, module)
+    return SimpleNamespace(**modules)
+
+def test_a_cudf_frame_gives_what_a_pandas_frame_gives(fitted, stand_ins):
+    "Every operation, dates and numbers missing; wrong rows are refused in the same words"
+    def on_gpu(df: pd.DataFrame): return fitted.table(stand_ins.cudf.from_pandas(df[fitted.reads]))
+    df = goods(500, seed=4)
+    assert df.listed.isna().any() and df.price.isna().any()
+    host, made = fitted.table(df).whole(), on_gpu(df).whole()
+    for name, x in made.arrays.items(): assert isinstance(x, stand_ins.cupy.ndarray), name
+    equal({name: x.get() for name, x in made.arrays.items()}, host.arrays)
+    days = np.array(["2026-01-05", "NaT", "20000-01-01", "NaT"], "datetime64[us]")
+    bad = df[:4].assign(price=[1., np.inf, 2., np.nan], listed=days)
+    refused = {i: str(e) for i, e in fitted.table(bad).errors.items()}
+    assert list(refused) == [1, 2] and refused == {i: str(e) for i, e in on_gpu(bad).errors.items()}
+
+WITH_GAPS = {
+    "datetime": pd.to_datetime(["2026-01-05", None, "2026-03-09 08:15"], format="ISO8601"),
+    "bool": pd.array([True, None, False], dtype="boolean"), "float": pd.array([1, None, 3], dtype="Int64")}
+
+@pytest.mark.parametrize("kind", WITH_GAPS)
+def test_what_is_missing_on_cudf_becomes_nan(kind, stand_ins):
+    "cuDF fills with NaN among floats alone; its other columns are made floats first"
+    df = pd.DataFrame({"x": WITH_GAPS[kind]})
+    as_stored = device.Series(df.x).astype("int64")
+    with pytest.raises(TypeError, match="Cannot safely cast"): as_stored.to_cupy(na_value=np.nan)
+    schema = Schema({"x": Field(kind, nullable=True)})
+    made = gpu_door(schema, stand_ins.cudf.from_pandas(df)).columns["x"]
+    assert isinstance(made, stand_ins.cupy.ndarray) and np.isnan(made.get()[1])
+    assert np.array_equal(made.get(), schema(df).columns["x"], equal_nan=True)
+
+def test_memory_comes_from_a_pool_unless_somebody_chose(fitted, stand_ins):
+    "One pool; a resource of the caller's own stays, and so does cudaMalloc where there are no pools"
+    mr, table = stand_ins.rmm.mr, stand_ins.cudf.from_pandas(goods(5)[fitted.reads])
+    for _ in range(3): fitted.table(table)
+    assert type(mr.current) is mr.CudaAsyncMemoryResource
+    assert stand_ins.rmm.made["CudaAsyncMemoryResource"] == 1
+    mr.current = own = mr.PoolMemoryResource()
+    fitted.table(table)
+    assert mr.current is own
+    def no_pools(): raise RuntimeError("cudaMallocAsync not supported with this CUDA driver")
+    mr.current, mr.CudaAsyncMemoryResource = mr.CudaMemoryResource(), no_pools
+    assert len(fitted.table(table)) == 5 and type(mr.current) is mr.CudaMemoryResource
+
+class Machine:
+    """A clock, features, and a GPU, as slow as an H100's (nbs/records/gpu/h100-2026-11-26).
+
+    The GPU works while the host goes on: only `synchronize` waits for it.
+    """
+    LAUNCH, COMPILE, KERNELS, ROW = 0.5e-3, 21.0, 12.7e-3, 0.95e-6      # seconds
+
+    def __init__(self):
+        self.now, self.gpu_done, self.compiled = 0.0, 0.0, False
+        self.log: list[str] = []
+
+    def perf_counter(self) -> float:
+        self.log.append("clock")
+        return self.now
+
+    def synchronize(self):
+        self.log.append("wait")
+        self.now = max(self.now, self.gpu_done)
+
+    def to_tensors(self, rows: pd.DataFrame, device: str, engine: str):
+        self.log.append(engine)
+        if engine == "pandas": self.now += self.ROW * len(rows)
+        else: self._launch()
+
+    def _launch(self):
+        self.now += self.LAUNCH if self.compiled else self.COMPILE
+        self.compiled, self.gpu_done = True, self.now + self.KERNELS
+
+@pytest.fixture
+def machine(stand_ins, monkeypatch) -> Machine:
+    made = Machine()
+    stand_ins.cupy.cuda = SimpleNamespace(Device=lambda: made)
+    monkeypatch.setattr(F, "time", made)
+    return made
+
+def test_the_gpu_pays_where_its_work_is_done_sooner(machine):
+    "13 ms on the GPU, 0.95 ms for a thousand rows on the CPU: they meet near 14,000 rows"
+    assert F.crossover(machine, goods(50), (1_000, 3_000, 10_000, 30_000, 100_000), 3) == 30_000
+    assert F.crossover(machine, goods(50), (1_000, 10_000), 1) == 0
+
+def test_a_measurement_ends_when_the_gpu_has_done_its_work(machine):
+    "Kernels are compiled before any clock starts; sides in turns, one turn to warm up"
+    F.crossover(machine, goods(50), (100_000,), 3)
+    first, *log = machine.log
+    assert first == "cudf"
+    turn = [call for engine in ("cudf", "pandas") for call in ("clock", engine, "wait", "clock")]
+    assert log == turn * (1 + 3)
+
+PARTS = {"tensor": lambda x: x, "tuple": lambda x: (x, x), "dict": lambda x: {"scores": x}}
+
+@pytest.mark.parametrize("made_of", PARTS)
+def test_answers_leave_the_gpu_together(made_of, monkeypatch):
+    "One transfer for each tensor of a batch, not one for each row"
+    monkeypatch.setattr(device.Tensor, "transfers", 0)
+    x = torch.arange(96.).reshape(32, 3)
+    there, here = (PARTS[made_of](t) for t in (x.as_subclass(device.Tensor), x))
+    found = [encode(row) for row in row_list(there, on_host=True)]
+    assert found == [encode(row) for row in row_list(here)]
+    assert device.Tensor.transfers == (2 if made_of == "tuple" else 1)
+
+def test_rows_stay_on_the_gpu_between_the_steps_of_a_chain(monkeypatch):
+    "The next step works on them there"
+    monkeypatch.setattr(device.Tensor, "transfers", 0)
+    batch = Batch(torch.arange(96.).reshape(32, 3).as_subclass(device.Tensor), tuple(range(32)))
+    for rows in (batch.answers(), batch.map(lambda row: row + 1).items):
+        assert {type(row) for row in rows} == {device.Tensor}
+    assert not device.Tensor.transfers
+
+def test_rows_of_cupys_array_are_numpys_on_the_host(stand_ins):
+    x = stand_ins.cupy.asarray(np.arange(6.).reshape(3, 2))
+    assert {type(row) for row in row_list(x, on_host=True)} == {np.ndarray}
+
 cudf_missing = not importlib.util.find_spec("cudf")
 
 @pytest.mark.gpu
@@ -203,8 +331,11 @@ cudf_missing = not importlib.util.find_spec("cudf")
 def test_every_operation_is_the_same_on_cudf(fitted):
     "Ids equal, numbers within float32's rounding; tensors stay on the GPU; bad rows refused in the same words"
     import cudf
+    from rmm import mr
     df = goods(50_000, seed=3)
+    assert df.listed.isna().any()
     host, made = fitted.table(df).whole(), fitted.table(cudf.from_pandas(df[fitted.reads])).whole()
+    assert isinstance(mr.get_current_device_resource(), mr.CudaAsyncMemoryResource)
     for name, x in made.tensors().items():
         assert x.is_cuda
         assert torch.allclose(x.cpu(), torch.as_tensor(host.arrays[name]), rtol=1e-5, atol=1e-6), name

@@ -81,10 +81,15 @@ def n_rows(x) -> int:
     if isinstance(x, dict): return n_rows(next(iter(x.values()))) if x else 0
     return len(x)
 
-def row_list(x) -> list:
+def row_list(
+    x,               # a list, an array, a tensor, or a tuple or dict of them
+    on_host = False, # move what lies on a GPU first, at once: each row alone would wait for the GPU
+) -> list:
     "The rows of `x`, each by itself: a row of columns is a tuple or dict of their values"
-    if isinstance(x, tuple): return list(zip(*map(row_list, x)))
-    if isinstance(x, dict): return [dict(zip(x, values)) for values in zip(*map(row_list, x.values()))]
+    if isinstance(x, tuple): return list(zip(*(row_list(c, on_host) for c in x)))
+    if isinstance(x, dict): return [dict(zip(x, row)) for row in row_list(tuple(x.values()), on_host)]
+    if on_host and hasattr(x, "cpu"): x = x.cpu()
+    if on_host and type(x).__module__.startswith("cupy"): x = x.get()
     return list(x)
 
 def rows(x, part: slice):
@@ -390,9 +395,39 @@ def _compiler() -> Finding:
     found = find_compiler()
     return Finding("C++ compiler", bool(found), found or "none: no AOTInductor packages can be made (they run without one)", "apt install g++")
 
+# %% ../nbs/00_core.ipynb #jpeg-engines
+_DECODE_IN_HARDWARE = """
+import io, sys
+from nvidia import nvimgcodec as n
+from PIL import Image
+body = io.BytesIO()
+Image.new("RGB", (512, 512)).save(body, "JPEG")
+decoder = n.Decoder(device_id=0, backends=[n.Backend(n.BackendKind.HW_GPU_ONLY)])
+[image] = decoder.decode([n.CodeStream(body.getvalue())])
+if image is None: sys.exit("it decoded nothing")
+"""
+
+def _hardware_jpeg_failure() -> str:
+    "Decode a JPEG with a GPU's JPEG engines alone; return the reason if that fails, else ''"
+    try: done = subprocess.run([sys.executable, "-c", _DECODE_IN_HARDWARE], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired: return "no response within 60 seconds"
+    if done.returncode == 0: return ""
+    return done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+
+def _jpeg_engines(has_gpu: bool) -> Finding:
+    name, install = "JPEG engines", "pip install 'zztoolkit[gpu]'"
+    if not has_gpu: return Finding(name, False, "no GPU; JPEGs are decoded on the CPU", f"an NVIDIA driver, and {install}")
+    if not (installed("nvidia-nvimgcodec-cu13") or installed("nvidia-nvimgcodec-cu12")):
+        return Finding(name, False, "nvImageCodec is not installed; JPEGs are decoded on the CPU", install)
+    if reason := _hardware_jpeg_failure():
+        return Finding(name, False, f"not usable ({reason}); JPEGs are decoded on the SMs and on CPU threads",
+                       "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video for the container; not every GPU has such engines")
+    return Finding(name, True, "baseline JPEGs are decoded in hardware")
+
 # %% ../nbs/00_core.ipynb #doctor
 def doctor() -> Report:
     "What this machine can do, what is missing, and the command that brings it"
+    gpu = _gpu()
     return Report((_python(), _java(),
         _package("torch", ["torch"], "pip install torch", required=True),
         _package("TorchServe", ["torchserve"], "pip install torchserve", required=True),
@@ -400,9 +435,10 @@ def doctor() -> Report:
         _package("ONNX Runtime", ["onnxruntime", "onnxruntime-gpu"], "pip install onnxruntime onnxscript", "models run in eager PyTorch"),
         _package("OpenVINO", ["openvino"], "pip install 'zztoolkit[openvino]'", "one engine less to choose from"),
         _compiler(),
-        _gpu(),
+        gpu,
         _package("CV-CUDA", ["cvcuda-cu13", "cvcuda-cu12"], "pip install 'zztoolkit[gpu]'", "images are decoded and resized on the CPU"),
         _package("nvImageCodec", ["nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"], "pip install 'zztoolkit[gpu]'"),
+        _jpeg_engines(gpu.ok),
         _package("cuDF", ["cudf-cu13", "cudf-cu12"], "pip install 'zztoolkit[rapids]'", "tables stay on pandas"),
         _package("Torch-TensorRT", ["torch-tensorrt"], "pip install 'zztoolkit[tensorrt]'", "no TensorRT engines"),
         _package("JupyterLab", ["jupyterlab"], "pip install jupyterlab"),

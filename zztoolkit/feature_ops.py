@@ -260,12 +260,14 @@ class LogOp(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Clip(Operation):
-    "Numbers below `low` become it, above `high` become that; missing ones stay missing"
+    "Numbers below `low` become `low`, above `high` become `high`; missing ones stay missing"
     low: float | None = None
     high: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        bounded = self.low is not None or self.high is not None
+        self._need(bounded, "low, high or both", "Clip('price', low=0)")
         self._need(self.low is None or self.high is None or self.low <= self.high, "a low that is not above its high")
 
     def transform(self, table: Columns) -> Columns: return table.put({c: array_module(table[c]).clip(number(table, c, self), self.low, self.high) for c in self.columns})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .columns import Columns, KeyedTable, Lists, Text, array_module, load_table, on_host, save_table
-from .core import InputError, ToolkitError
+from .core import InputError, Steps, ToolkitError
 from .feature_ops import (Bucketize, Categorify, Clip, DateParts, FillMissing, HashBucket, JoinExternal, JoinGroupby, Lambda, ListPad, LogOp, MinMax,
     Normalize, Operation, TargetEncoding, from_dict, to_dict)
 from .gpu_frame import check_cudf, gpu_door, is_cudf
@@ -202,6 +202,7 @@ class Features:
 
         `engine` is "pandas", "cudf" or "auto": cuDF for a cuDF frame, and for a pandas frame of `gpu_rows` rows or more.
         `drift` counts, by column, values that are missing, unknown or out of the training table's range.
+        The first table on a GPU takes up to half a minute longer: CuPy compiles its kernels.
         """
         if self.schema is None: raise ToolkitError("these features hold no fitted state", do="features = features.fit(training_table)")
         if engine not in ("auto", "pandas", "cudf"): raise ToolkitError(f"unknown engine {engine!r}", do="auto, pandas or cudf")
@@ -261,8 +262,15 @@ class Features:
         "What `save` wrote; `functions` are those that its `Lambda`s use"
         return load(Path(folder), functions)
 
-    def calibrate(self, df: pd.DataFrame, sizes: Sequence[int] = (1_000, 10_000, 100_000, 1_000_000), repeats: int = 5) -> Features:
-        "The same features with `gpu_rows` as measured on this machine, on rows drawn from `df`. Raises `ToolkitError` where cuDF cannot run"
+    def calibrate(self,
+        df: pd.DataFrame,       # rows are drawn from it
+        sizes: Sequence[int] = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000),
+        repeats: int = 5,
+    ) -> Features:
+        """The same features with `gpu_rows` as measured on this machine. Raises `ToolkitError` where cuDF cannot run.
+
+        The first call compiles CuPy's kernels, which takes up to half a minute.
+        """
         check_cudf()
         return replace(self, gpu_rows=crossover(self, df, sizes, repeats))
 
@@ -328,20 +336,39 @@ def _rebuilt(told: dict, tables: dict[str, KeyedTable], functions: Mapping[str, 
     return made
 
 # %% ../nbs/02_frame.ipynb #crossover
-def _milliseconds(f: Callable[[], Any], repeats: int) -> float:
-    f()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        f()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
+def _milliseconds(call: Callable[[], Any]) -> float:
+    "How long a call takes, and the work that it leaves to the GPU"
+    import cupy
+    start = time.perf_counter()
+    call()
+    cupy.cuda.Device().synchronize()
+    return (time.perf_counter() - start) * 1e3
 
-def crossover(features: Features, df: pd.DataFrame, sizes: Sequence[int], repeats: int) -> int:
-    "The smallest of the sizes from which on cuDF is faster, data on the host and features on the GPU; 0 if it is not at the largest"
-    found = 0
-    for n in sorted(sizes, reverse=True):
-        rows = df.sample(n, replace=True, random_state=0)
-        if not _milliseconds(lambda: features.to_tensors(rows, "cuda", "cudf"), repeats) < _milliseconds(lambda: features.to_tensors(rows, "cuda", "pandas"), repeats): break
-        found = n
-    return found
+def _medians(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    "Median milliseconds of each call, made in turns; the first turn warms up"
+    turns = [[_milliseconds(call) for call in calls] for _ in range(repeats + 1)]
+    return [statistics.median(times) for times in zip(*turns[1:])]
+
+def _faster_on_gpu(features: Features, rows: pd.DataFrame, repeats: int) -> bool:
+    "Is cuDF faster than the host, from a pandas frame to tensors on the GPU?"
+    def on(engine: str) -> Any: return features.to_tensors(rows, "cuda", engine)
+    gpu, cpu = _medians([lambda: on("cudf"), lambda: on("pandas")], repeats)
+    return gpu < cpu
+
+def crossover(
+    features: Features,
+    df: pd.DataFrame,       # rows are drawn from it
+    sizes: Sequence[int],   # numbers of rows to try
+    repeats: int,           # of each measurement
+) -> int:
+    "The smallest of the sizes from which on cuDF is faster; 0 if it is not at the largest"
+    pays_from = 0
+    def drawn(n: int) -> pd.DataFrame: return df.sample(n, replace=True, random_state=0)
+    with Steps() as steps:
+        steps("compile CuPy's kernels (half a minute, the first time)")
+        features.to_tensors(drawn(min(sizes)), "cuda", "cudf")
+        for n in sorted(sizes, reverse=True):
+            steps(f"{n:,} rows")
+            if not _faster_on_gpu(features, drawn(n), repeats): break
+            pays_from = n
+    return pays_from

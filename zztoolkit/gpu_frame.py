@@ -33,8 +33,10 @@ def check_cudf():
 def _numbers(field: Field, series: cudf.Series) -> Array:
     "Numbers or dates as float64 with NaN, or as int64"
     import numpy as np
-    plain = series.astype("datetime64[us]").astype("int64") if field.kind == "datetime" else series
-    return plain.to_cupy(dtype=np.dtype("float64"), na_value=float("nan")) if field.dtype == "float64" else plain.to_cupy(dtype=np.dtype("int64"), na_value=0)
+    if field.kind == "datetime": series = series.astype("datetime64[us]").astype("int64")
+    if field.dtype == "int64": return series.to_cupy(dtype=np.dtype("int64"), na_value=0)
+    # cuDF fills with NaN among floats alone: a column of dates, whole numbers or bools raises
+    return series.astype("float64").to_cupy(na_value=float("nan"))
 
 def _text(series: cudf.Series) -> Text:
     codes, values = series.factorize()
@@ -56,9 +58,21 @@ def read_gpu_series(name: str, field: Field, series: cudf.Series) -> tuple[Colum
     return found, explained(name, field, found, lambda rows: series.iloc[rows].to_pandas())
 
 # %% ../nbs/02d_gpu_frame.ipynb #door
+def _use_memory_pool():
+    """Let cuDF and CuPy take memory from CUDA's pool, on the current device.
+
+    By default each array is a `cudaMalloc`, which waits for the GPU. A memory resource that
+    the caller has set is left as it is.
+    """
+    from rmm import mr
+    if type(mr.get_current_device_resource()) is not mr.CudaMemoryResource: return
+    try: mr.set_current_device_resource(mr.CudaAsyncMemoryResource())
+    except RuntimeError: pass      # a GPU or a driver without pools: slower, and no less right
+
 def gpu_door(schema: Schema, data: Any) -> Door:
     "Let in a cuDF data frame. Anything else is read on the host, and its columns are moved"
     check_cudf()
+    _use_memory_pool()
     if is_cudf(data):
         schema.check_names(data.columns)
         return schema.open(len(data), lambda c, f: read_gpu_series(c, f, data[c]), schema.unknown(data.columns, range(len(data))))
