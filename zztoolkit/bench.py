@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from .core import ToolkitError, figure, usable_cores
 from .load import Load, Plan, Sent, Target, check_grpc, closed, open_loop, payloads
-from .sampling import Sampler, Usage
+from .sampling import Sampler, Usage, busiest_jpeg_engine
 from .serve import Counted, Endpoint
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -191,7 +191,8 @@ def target_of(endpoint: Endpoint, grpc: bool = False) -> Target:
 @dataclass(frozen=True)
 class Verdict:
     "What bounds a service, why one may think so, what to try next, and how much faster that can make it at most"
-    bound: str                 # preprocess, inference, GPU, python, waiting, queue, server, network, load generator, load
+    bound: str                 # a stage, python, waiting, queue, server, network, load generator, load;
+                               # with a GPU also JPEG engines, copies, SMs, host; GPU if it tells no more
     words: str
     evidence: tuple[str, ...]
     next: str
@@ -255,33 +256,110 @@ def _shorter(level: Level, setup: Setup) -> int:
     in_handler = sum(v for k, v in level.stages.items() if k not in (*OUTSIDE, "server"))
     return max(1, min(round(in_handler / 10), round(setup.max_batch_delay / 10)))
 
+# %% ../nbs/07_bench.ipynb #gpu-limits
+_FULL = 85      # percent: a part of the GPU that is used so much has no room
+_SPARSE = 50    # percent: parts that are used less, while some part always is, work by turns
+_PCIE = 53.0    # GB/s, pinned memory to an H100 over PCIe 5: measured, records/gpu/h100-2026-11-26
+
+@dataclass(frozen=True)
+class _Limit:
+    "A part of a GPU that may be full: what it would bound, how much of it is used, what to try"
+    bound: str
+    words: str
+    percent: float
+    next: str
+
+def _pcie(gpu: Mapping[str, float]) -> float:
+    "GB/s over PCIe, in the direction that carries more"
+    return max(gpu.get("pcie_in", 0.0), gpu.get("pcie_out", 0.0)) * 2**20 / 1e9
+
+# %% ../nbs/07_bench.ipynb #gpu-parts
+def _gpu_parts(gpu: Mapping[str, float]) -> list[_Limit]:
+    "The parts of a GPU, in the order in which they are asked"
+    kernels, sm, engine = gpu.get("gpu", 0.0), gpu.get("sm"), busiest_jpeg_engine(gpu)
+    unknown = kernels if sm is None else 0.0
+    small = kernels if sm is not None and sm < _SPARSE else 0.0
+    by_turns = gpu.get("jpeg", 0.0) if engine < _SPARSE else 0.0
+    return [
+        _Limit("JPEG engines", "the GPU's JPEG engines", engine,
+               "smaller images, or decode a share of them on the CPU"),
+        _Limit("copies", f"copies between host and GPU: {_pcie(gpu):.0f} of {_PCIE:.0f} GB/s",
+               100 * _pcie(gpu) / _PCIE,
+               "send bytes, not floats: decode on the GPU, or upload uint8 and normalize there"),
+        _Limit("copies", "the bandwidth of the GPU's memory", gpu.get("memory_bandwidth", 0.0),
+               "fewer passes over the data: a compiled model, bf16, operations joined (chain.plan())"),
+        _Limit("SMs", "the GPU's SMs", sm or 0.0, "a lower precision, or a larger batch"),
+        _Limit("GPU", "the GPU, of which this card does not tell how full it was", unknown,
+               "a larger batch first, then a lower precision"),
+        _Limit("host", "the host: kernels are too small to fill the GPU", small,
+               "larger batches, or CUDA graphs: fewer launches"),
+        _Limit("host", "the host: JPEG engines work by turns", by_turns,
+               "larger batches: each engine decodes an image of its own")]
+
+def _gpu_limit(gpu: Mapping[str, float]) -> _Limit | None:
+    "The first part that is full"
+    return next((part for part in _gpu_parts(gpu) if part.percent >= _FULL), None)
+
+# %% ../nbs/07_bench.ipynb #gpu-evidence
+def _gpu_evidence(gpu: Mapping[str, float]) -> str:
+    "What the card tells, in words"
+    texts = {"gpu": "a kernel ran {:.0f} % of the time", "sm": "{:.0f} % of the SMs were active",
+             "memory_bandwidth": "{:.0f} % of its memory's bandwidth was used"}
+    known = [text.format(gpu[name]) for name, text in texts.items() if name in gpu]
+    if "jpeg" in gpu: known.append(f"its busiest JPEG engine worked {busiest_jpeg_engine(gpu):.0f} %")
+    if _pcie(gpu): known.append(f"PCIe carried {_pcie(gpu):.1f} GB/s")
+    return "the GPU: " + ", ".join(known)
+
+# %% ../nbs/07_bench.ipynb #worker-verdict
 _STAGE_WORDS = {"decode": "decoding", "preprocess": "preprocessing", "inference": "the model"}
+_CHEAPER = {"decode": "smaller photographs, a Resize right after Decode (chain.plan() shows what is joined)",
+            "preprocess": "make it cheaper (chain.plan() shows what runs)",
+            "inference": "compile_model with precision int8 or bf16, a smaller model"}
 
 def _worker_bound(level: Level, setup: Setup) -> Verdict:
-    "The workers have no time left: in which stage, and of what kind?"
+    "The workers have no time left: in which stage, and what do they wait for?"
     times = {k: v for k, v in level.stages.items() if k not in OUTSIDE}
     stage = max(times, key=lambda k: times[k])
-    share, cores, workers = times[stage] / sum(times.values()), _cores(level), level.usage.cores.get("workers", 0)
-    free = _free(level, setup)
-    faster, spread = 1 / (1 - share / 2), min(1 + 0.9 * free / max(cores, 0.01), (setup.workers + 1) / setup.workers)
+    share = times[stage] / sum(times.values())
+    seen = _worker_evidence(level, setup, stage, share)
+    if limit := _gpu_limit(level.usage.busiest_gpu):
+        return Verdict(limit.bound, limit.words, seen, limit.next, 1 / (1 - share / 2))
+    return _host_bound(level, setup, stage, share, seen)
+
+def _worker_evidence(level: Level, setup: Setup, stage: str, share: float) -> tuple[str, ...]:
+    usage, free = level.usage, _free(level, setup)
     seen = (f"a worker holds a batch {min(level.held, 1):.0%} of the time, {share:.0%} of it in {stage}",
-            f"workers take {workers:.2f} cores of {setup.cores}, {free:.2f} are free" + (f"; the GPU is busy {level.usage.most('gpu'):.0f} %, its decoder {level.usage.most('decoder'):.0f} %" if level.usage.gpus else ""))
-    if level.usage.most("gpu") >= 85 or level.usage.most("decoder") >= 85:
-        what = "decoder" if level.usage.most("decoder") > level.usage.most("gpu") else "GPU"
-        return Verdict("GPU", f"the {what}" if what == "GPU" else "the GPU's decoder", seen, "a lower precision, or a larger batch" if what == "GPU" else "smaller photographs, or decode a share of them on the CPU", faster)
+            f"workers take {usage.cores.get('workers', 0):.2f} cores of {setup.cores}, {free:.2f} are free")
+    return (*seen, _gpu_evidence(usage.busiest_gpu)) if usage.gpus else seen
+
+def _host_bound(level: Level, setup: Setup, stage: str, share: float, seen: tuple[str, ...]) -> Verdict:
+    "The GPU has room, or there is none: what does the longest stage need?"
+    free, workers = _free(level, setup), level.usage.cores.get("workers", 0)
+    on_gpu = level.usage.most("gpu") >= _SPARSE
+    faster = 1 / (1 - share / 2)
     if stage == "server":
-        return Verdict("server", "TorchServe's own work for a batch: its Java, the socket to the worker, unpacking", seen, f"--batch-size {2 * setup.batch_size}: it is paid for each batch", faster)
-    if workers < 0.5 * setup.workers and free > 0.25 and level.usage.most("gpu") < 50:
-        return Verdict("waiting", f"waiting in {stage}: neither the processor nor the GPU works meanwhile", seen, f"--workers {setup.workers * 2}", 2.0)
-    more = spread > max(faster, 1.2) if stage in _STAGE_WORDS else spread > 1.2
-    if stage in _STAGE_WORDS: bound, words = stage, f"{_STAGE_WORDS[stage]}, on the CPU"
-    else: bound, words = "python", f"Python in {stage}: one worker runs it on one core"
-    cheaper = {"decode": "smaller photographs, a Resize right after Decode (chain.plan() shows what is joined), or a GPU", "preprocess": "make it cheaper (chain.plan() shows what runs), or a GPU", "inference": "compile_model with precision int8 or bf16, a smaller model, or a GPU"}
-    if more: return Verdict(bound, words, seen, f"--workers {setup.workers + 1}: cores are free", spread)
-    return Verdict(bound, words, seen, cheaper.get(stage, f"a cheaper {stage}: NumPy on the whole batch, bytes instead of JSON"), faster)
+        words = "TorchServe's own work for a batch: its Java, the socket to the worker, unpacking"
+        return Verdict("server", words, seen, f"--batch-size {2 * setup.batch_size}: it is paid for each batch", faster)
+    if workers < 0.5 * setup.workers and free > 0.25 and not on_gpu:
+        words = f"waiting in {stage}: neither the processor nor the GPU works meanwhile"
+        return Verdict("waiting", words, seen, f"--workers {setup.workers * 2}", 2.0)
+    where = "by turns on the CPU and the GPU" if on_gpu else "on the CPU"
+    bound, words = "python", f"Python in {stage}: one worker runs it on one core"
+    if stage in _STAGE_WORDS: bound, words = stage, f"{_STAGE_WORDS[stage]}, {where}"
+    spread = min(1 + 0.9 * free / max(_cores(level), 0.01), (setup.workers + 1) / setup.workers)
+    if spread > (max(faster, 1.2) if stage in _STAGE_WORDS else 1.2):
+        return Verdict(bound, words, seen, f"--workers {setup.workers + 1}: cores are free", spread)
+    return Verdict(bound, words, seen, _cheaper(stage, on_gpu), faster)
+
+def _cheaper(stage: str, on_gpu: bool) -> str:
+    "How to make a stage cost less"
+    if stage not in _CHEAPER: return f"a cheaper {stage}: NumPy on the whole batch, bytes instead of JSON"
+    return _CHEAPER[stage] if on_gpu else f"{_CHEAPER[stage]}, or a GPU"
 
 # %% ../nbs/07_bench.ipynb #benchmark
-_COLUMNS = ("load", "rate /s", "p50 ms", "p90 ms", "p99 ms", "errors", "workers", "frontend", "sender", "GPU %", "memory MiB")
+_COLUMNS = ("load", "rate /s", "p50 ms", "p90 ms", "p99 ms", "errors", "workers", "frontend", "sender",
+            "GPU %", "SM %", "JPEG %", "memory MiB")
+_GPU_PARTS = {"SM %": "sm", "JPEG %": "jpeg"}     # columns that only some cards fill; JPEG is of the busiest engine
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -306,14 +384,29 @@ class Benchmark:
         kept = [l for l in self.levels if l.total.p99 <= 1000 * self.slo and not l.errors]
         return max(kept, key=lambda l: l.total.rate, default=None)
 
-    def rows(self) -> list[tuple[str, ...]]: return [self._row(l) for l in self.levels]
+    def columns(self) -> tuple[str, ...]:
+        "Heads of the table; of a GPU's parts those that a card tells of"
+        known = {k for l in self.levels for g in l.usage.gpus for k in g}
+        hidden = {head for head, counter in _GPU_PARTS.items() if counter not in known}
+        return tuple(c for c in _COLUMNS if c not in hidden)
 
-    def _row(self, l: Level) -> tuple[str, ...]:
-        t, cores, errors = l.total, l.usage.cores, sum(l.errors.values())
+    def rows(self) -> list[tuple[str, ...]]:
+        "Cells of the table, as `columns` names them"
+        columns = self.columns()
+        return [tuple(self._cells(l)[c] for c in columns) for l in self.levels]
+
+    def _cells(self, l: Level) -> dict[str, str]:
+        t, u, errors = l.total, l.usage, sum(l.errors.values())
         kept = "" if not self.slo else " ✓" if t.p99 <= 1000 * self.slo else " ✗"
-        return (l.load + ("" if l.steady else " ~"), f"{t.rate:.1f}", f"{t.p50:.1f}", f"{t.p90:.1f}", f"{t.p99:.1f}{kept}", str(errors) if errors else "–",
-                *(f"{cores.get(k, 0):.2f}" for k in ("workers", "frontend", "generator")), f"{l.usage.most('gpu'):.0f}" if l.usage.gpus else "–",
-                f"{sum(v for k, v in l.usage.memory.items() if k != 'generator'):.0f}")
+        cores = lambda group: f"{u.cores.get(group, 0):.2f}"
+        percent = lambda x: f"{x:.0f}" if u.gpus else "–"
+        return {"load": l.load + ("" if l.steady else " ~"), "rate /s": f"{t.rate:.1f}",
+                "p50 ms": f"{t.p50:.1f}", "p90 ms": f"{t.p90:.1f}", "p99 ms": f"{t.p99:.1f}{kept}",
+                "errors": str(errors) if errors else "–",
+                "workers": cores("workers"), "frontend": cores("frontend"), "sender": cores("generator"),
+                "GPU %": percent(u.most("gpu")), "SM %": percent(u.most("sm")),
+                "JPEG %": percent(max(map(busiest_jpeg_engine, u.gpus), default=0)),
+                "memory MiB": f"{sum(v for k, v in u.memory.items() if k != 'generator'):.0f}"}
 
     def remarks(self) -> list[str]:
         "What the table does not say"
@@ -326,8 +419,8 @@ class Benchmark:
         return said + [f"the sender takes {self.knee.client_us:.0f} µs of CPU for a request; workers, frontend and sender are in busy cores of {self.setup.cores}"]
 
     def __str__(self) -> str:
-        rows = [_COLUMNS, *self.rows()]
-        wide = [max(len(r[i]) for r in rows) for i in range(len(_COLUMNS))]
+        rows = [self.columns(), *self.rows()]
+        wide = [max(map(len, column)) for column in zip(*rows)]
         table = ["  ".join(f"{c:<{n}}" if not i else f"{c:>{n}}" for i, (c, n) in enumerate(zip(r, wide))) for r in rows]
         s = self.setup
         head = f"{s.name}: {s.workers} worker{'s' * (s.workers > 1)}, batch size {s.batch_size}, batch delay {s.max_batch_delay:g} ms; {s.payloads} payloads of {s.payload_bytes / 1000:.1f} kB"
@@ -335,7 +428,7 @@ class Benchmark:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{c}</th>" for c in _COLUMNS)
+        head = "".join(f"<th>{c}</th>" for c in self.columns())
         rows = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in r) + "</tr>" for r in self.rows())
         rest = "".join(f"<div><small>{escape(r)}</small></div>" for r in self.remarks())
         return f"<div class='zz-bench'><b>{escape(self.setup.name)}</b><table><tr>{head}</tr>{rows}</table>{rest}{self.verdict._repr_html_()}</div>"
@@ -384,6 +477,8 @@ def _rounded(x: Any) -> Any:
 STAGE_COLOURS = {"unsent": "#bdbdbd", "queue": "#90a4ae", "read": "#b3e5fc", "decode": "#0d47a1", "preprocess": "#1e88e5", "inference": "#43a047", "worker": "#43a047",
             "postprocess": "#fdd835", "encode": "#fb8c00", "server": "#8e24aa", "unexplained": "#e53935"}
 
+_GPU_COLOURS = {"gpu": "#757575", "sm": "#43a047", "jpeg": "#fb8c00"}
+
 def _draw_rates(b: Benchmark, ax: Any):
     names, x = [l.load for l in b.levels], range(len(b.levels))
     ax.bar(x, [l.total.rate for l in b.levels], color="#cfd8dc", width=0.6)
@@ -412,7 +507,9 @@ def _draw_course(b: Benchmark, ax: Any):
     ax.set(title=f"busy cores, {b.knee.load}", xlabel="seconds", ylim=(0, b.setup.cores))
     if any("gpu" in s for s in course):
         right = ax.twinx()
-        for k in ("gpu", "decoder"): right.plot([s["at"] for s in course], [s.get(k, 0) for s in course], ls="--", label=f"{k} %")
+        for k, colour in _GPU_COLOURS.items():
+            known = [s for s in course if k in s]
+            if known: right.plot([s["at"] for s in known], [s[k] for s in known], ls="--", color=colour, label=f"{k} %")
         right.set(ylim=(0, 100), ylabel="GPU, percent")
         right.legend(loc="lower right", frameon=False)
     ax.legend(loc="center right", frameon=False)

@@ -5,16 +5,18 @@
 # %% ../nbs/07b_sampling.ipynb #imports
 from __future__ import annotations
 
-import threading, time
-from collections.abc import Mapping, Sequence
+import re, threading, time, weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isfinite
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING: import psutil
 
 # %% auto #0
-__all__ = ['gpu_counters', 'Sample', 'Sampler', 'Usage', 'usage']
+__all__ = ['gpu_counters', 'Gpm', 'busiest_jpeg_engine', 'Sample', 'Sampler', 'Usage', 'usage']
 
 # %% ../nbs/07b_sampling.ipynb #gpu
 def _gpus() -> list[Any]:
@@ -25,16 +27,98 @@ def _gpus() -> list[Any]:
         return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
     except Exception: return []
 
-def gpu_counters(handle: Any) -> dict[str, float]:
-    "Utilisation of the GPU and of its decoder (percent), memory (MiB), power (W), clock of the SMs (MHz); what the card does not tell is left out"
+def _nvml_calls(handle: Any) -> dict[str, Callable[[], float]]:
+    "A call for each counter that NVML may have of any card"
     import pynvml as n
-    ask = {"gpu": lambda: n.nvmlDeviceGetUtilizationRates(handle).gpu, "decoder": lambda: n.nvmlDeviceGetDecoderUtilization(handle)[0],
-           "memory": lambda: n.nvmlDeviceGetMemoryInfo(handle).used / 2**20, "power": lambda: n.nvmlDeviceGetPowerUsage(handle) / 1000,
-           "clock": lambda: n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_SM)}
-    found: dict[str, float] = {}
-    for name, f in ask.items():
-        with suppress(Exception): found[name] = float(f())
-    return found
+    return {"gpu": lambda: n.nvmlDeviceGetUtilizationRates(handle).gpu,
+            "jpeg": lambda: n.nvmlDeviceGetJpgUtilization(handle)[0],
+            "video": lambda: n.nvmlDeviceGetDecoderUtilization(handle)[0],
+            "memory": lambda: n.nvmlDeviceGetMemoryInfo(handle).used / 2**20,
+            "power": lambda: n.nvmlDeviceGetPowerUsage(handle) / 1000,
+            "clock": lambda: n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_SM)}
+
+def gpu_counters(
+    handle: Any,             # NVML's
+    gpm: Gpm | None = None,  # of the same card
+) -> dict[str, float]:
+    """Read the counters of a GPU; those that the card does not have are left out.
+
+    - `gpu`: percent of the time in which any kernel ran
+    - `jpeg`, `video`: percent of the time in which any JPEG engine, any video decoder worked
+    - `memory`: MiB in use; `power`: watts; `clock`: MHz of the SMs
+    - with `gpm` also those of `Gpm.read`
+    """
+    counters: dict[str, float] = {}
+    for name, call in _nvml_calls(handle).items():
+        with suppress(Exception): counters[name] = float(call())
+    if gpm:
+        with suppress(Exception): counters |= gpm.read()
+    return counters
+
+# %% ../nbs/07b_sampling.ipynb #gpm
+_GPM = {"sm": "SM_UTIL", "occupancy": "SM_OCCUPANCY", "memory_bandwidth": "DRAM_BW_UTIL",
+        "pcie_in": "PCIE_RX_PER_SEC", "pcie_out": "PCIE_TX_PER_SEC",
+        **{f"jpeg{i}": f"NVJPG_{i}_UTIL" for i in range(8)}}
+
+def _gpm_ids() -> dict[str, int]:
+    "NVML's number of each metric that this pynvml has"
+    import pynvml as n
+    ids = {name: getattr(n, f"NVML_GPM_METRIC_{metric}", 0) for name, metric in _GPM.items()}
+    return {name: number for name, number in ids.items() if number}
+
+def _gpm_between(before: Any, after: Any) -> dict[str, float]:
+    "Metrics of the time between two samples, without those that the card lacks"
+    import pynvml as n
+    ids, query = _gpm_ids(), n.c_nvmlGpmMetricsGet_t()
+    query.version, query.numMetrics = n.NVML_GPM_METRICS_GET_VERSION, len(ids)
+    query.sample1, query.sample2 = before, after
+    for metric, number in zip(query.metrics, ids.values()): metric.metricId = number
+    n.nvmlGpmMetricsGet(query)
+    metrics = dict(zip(ids, query.metrics))
+    return {k: m.value for k, m in metrics.items() if m.nvmlReturn == n.NVML_SUCCESS and isfinite(m.value)}
+
+def _free_samples(free: Callable[[Any], Any], samples: list[Any]):
+    while samples:
+        with suppress(Exception): free(samples.pop())
+
+class Gpm:
+    "GPM's counters of one GPU, Hopper or newer. Raises what NVML raises for any other"
+    def __init__(self, handle: Any):
+        import pynvml as n
+        if not n.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
+            raise n.NVMLError(n.NVML_ERROR_NOT_SUPPORTED)
+        self.handle, self._is_first, self._samples = handle, True, list[Any]()
+        self.close = weakref.finalize(self, _free_samples, n.nvmlGpmSampleFree, self._samples)
+        for _ in range(2): self._samples.append(n.nvmlGpmSampleAlloc())
+
+    def read(self) -> dict[str, float]:
+        """Read the counters of the time since the last call; `{}` at the first, and once closed.
+
+        - `sm`: percent of the SMs that had work; `occupancy`: percent of the warps that they can hold
+        - `memory_bandwidth`: percent of what the card's memory can carry
+        - `pcie_in`, `pcie_out`: MiB/s to the GPU and from it
+        - `jpeg0` ... `jpeg7`: percent of the time in which this JPEG engine worked
+        """
+        import pynvml as n
+        if not self._samples: return {}
+        before, now = self._samples
+        n.nvmlGpmSampleGet(self.handle, now)
+        self._samples.reverse()
+        is_first, self._is_first = self._is_first, False
+        return {} if is_first else _gpm_between(before, now)
+
+def _open_gpm(handle: Any) -> Gpm | None:
+    "None for a card, or a driver, without GPM"
+    try: return Gpm(handle)
+    except Exception: return None
+
+# %% ../nbs/07b_sampling.ipynb #jpeg-engine
+def busiest_jpeg_engine(
+    counters: Mapping[str, float], # of one GPU
+) -> float: # percent
+    "Return how busy the busiest JPEG engine was; `jpeg` if the card does not tell them apart"
+    engines = [v for k, v in counters.items() if re.fullmatch(r"jpeg\d", k)]
+    return max(engines, default=counters.get("jpeg", 0.0))
 
 # %% ../nbs/07b_sampling.ipynb #sampler
 @dataclass
@@ -52,6 +136,7 @@ class Sampler:
         self._of = {name: [p for pid in pids if (p := _process(pid))] for name, pids in groups.items()}
         self._cpu: dict[int, float] = {}
         self._gpus, self.cpu = _gpus(), 0.0     # seconds that sampling itself took
+        self._gpm = [_open_gpm(g) for g in self._gpus]
 
     def look(self) -> Sample:
         "One sample, now"
@@ -60,7 +145,7 @@ class Sampler:
             looks = [self._look(p) for p in processes]
             cpu[name], memory[name] = sum(c for c, _ in looks), sum(m for _, m in looks) / 2**20
         cpu["machine"], cpu["idle"] = _machine_cpu()
-        return Sample(time.monotonic(), cpu, memory, [gpu_counters(g) for g in self._gpus])
+        return Sample(time.monotonic(), cpu, memory, [gpu_counters(*g) for g in zip(self._gpus, self._gpm)])
 
     def _look(self, p: psutil.Process) -> tuple[float, float]:
         import psutil
@@ -84,6 +169,7 @@ class Sampler:
     def __exit__(self, *exc):
         self._stop.set()
         self._thread.join()
+        for gpm in filter(None, self._gpm): gpm.close()
 
     def usage(self, start: float, end: float) -> Usage:
         "Means over a span of time, with the samples next to it"
@@ -108,11 +194,26 @@ class Usage:
     cores: dict[str, float] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
     gpus: list[dict[str, float]] = field(default_factory=list)
-    course: list[dict[str, float]] = field(default_factory=list)   # for each sample: `at`, cores by group, and `gpu` and `decoder` in percent
+    course: list[dict[str, float]] = field(default_factory=list)   # of each sample: `at`, cores by group, shares of a GPU in percent
 
     def most(self, counter: str) -> float:
         "Of the busiest GPU; 0 without one"
         return max((g.get(counter, 0.0) for g in self.gpus), default=0.0)
+
+    @property
+    def busiest_gpu(self) -> dict[str, float]:
+        "Counters of the GPU that is nearest to a limit; `{}` without one"
+        return max(self.gpus, key=lambda g: max(_shares(g).values(), default=0.0), default={})
+
+def _shares(counters: Mapping[str, float]) -> dict[str, float]:
+    "Those counters of a GPU that say how much of it is used, in percent; JPEG is the busiest engine's"
+    shares = {k: counters[k] for k in ("gpu", "sm", "memory_bandwidth") if k in counters}
+    return shares | ({"jpeg": busiest_jpeg_engine(counters)} if "jpeg" in counters else {})
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    "Mean of each counter, over the rows that have it"
+    names = dict.fromkeys(k for row in rows for k in row)
+    return {k: fmean(row[k] for row in rows if k in row) for k in names}
 
 def usage(samples: Sequence[Sample]) -> Usage:
     "What a row of samples says"
@@ -120,9 +221,15 @@ def usage(samples: Sequence[Sample]) -> Usage:
     first, last = samples[0], samples[-1]
     cores = {k: (last.cpu[k] - first.cpu[k]) / (last.at - first.at) for k in first.cpu}
     memory = {k: max(s.memory[k] for s in samples) for k in first.memory}
-    gpus = [{k: sum(s.gpus[i].get(k, 0.0) for s in samples) / len(samples) for k in g} for i, g in enumerate(first.gpus)]
+    gpus = [_means([s.gpus[i] for s in samples]) for i in range(len(first.gpus))]
     return Usage(cores, memory, gpus, [_between(a, b) for a, b in zip(samples, samples[1:])])
 
 def _between(a: Sample, b: Sample) -> dict[str, float]:
-    busiest = {k: max(g.get(k, 0.0) for g in b.gpus) for k in ("gpu", "decoder") if b.gpus}
-    return {"at": b.at} | {k: (b.cpu[k] - a.cpu[k]) / (b.at - a.at) for k in a.cpu} | busiest
+    cores = {k: (b.cpu[k] - a.cpu[k]) / (b.at - a.at) for k in a.cpu}
+    return {"at": b.at} | cores | _highest(map(_shares, b.gpus))
+
+def _highest(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    "The highest value of each counter"
+    highest: dict[str, float] = {}
+    for row in rows: highest |= {k: max(v, highest.get(k, 0.0)) for k, v in row.items()}
+    return highest

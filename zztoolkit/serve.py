@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .archive import Mar, open_mar, packed
-from .core import ToolkitError, environment_without_secrets, find_java
+from .core import ToolkitError, environment_without_secrets, find_java, usable_cores
 from .handler import STAGES, decode, existing, is_busy, to_body
 
 if TYPE_CHECKING: import httpx, psutil
@@ -71,11 +71,16 @@ def server_environment(folder: Path, java_home: str) -> dict[str, str]:
     own = {"TMPDIR": "tmp", "TEMP": "tmp", "LOG_LOCATION": "logs", "METRICS_LOCATION": "logs"}
     return kept | {k: str(folder / v) for k, v in own.items()} | {"JAVA_HOME": java_home}
 
+def _jvm_flags(cores: int) -> list[str]:
+    "Where cores are few, start quickly and leave them to the workers; where they are many, compile fully and collect in parallel"
+    if cores <= 4: return ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+    return ["-XX:+UseParallelGC"]
+
 def java_command(java: str, folder: Path, *flags: str) -> list[str]:
     "What `torchserve --start` would run, in the foreground and without its pid file"
     import ts
     home = Path(ts.__file__).resolve().parent.parent
-    return [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={folder}/tmp",
+    return [java, *_jvm_flags(usable_cores()), f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={folder}/tmp",
             f"-Dlog4j.configurationFile={folder}/log4j2.xml", "-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer", "--python", f"{folder}/python",
             "-f", f"{folder}/config.properties", "-s", f"{folder}/store", "-ncs", *flags]
 
