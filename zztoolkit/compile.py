@@ -5,17 +5,18 @@
 # %% ../nbs/03_compile.ipynb #imports
 from __future__ import annotations
 
-import contextlib, copy, inspect, logging, math, os, re, statistics, time
+import contextlib, copy, inspect, json, logging, math, os, re, statistics, subprocess, sys, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifact import Artifact, Session, alone, bound_to, check_home, load_artifact, made_with, save, staging
 from .content import structure, tensor_bytes
-from .core import InputError, Steps, ToolkitError, cache_dir, check_whole, installed
-from .engines import ENGINES, Engine, Job, Loading, flat, hardware, no_cuda, sized
+from .core import InputError, Steps, ToolkitError, cache_dir, check_whole, ending, environment_without_secrets, installed
+from .device import no_cuda, parse_device
+from .engines import ENGINES, Engine, Job, Loading, arithmetic, flat, graph_sizes, hardware, sized
 from .parity import TOLERANCES, Tolerance, accept, compare, worst_of
 from .tensors import Dim, Form, TensorSpec, as_numpy, check_inputs, dtype_name, outputs_of
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['MARGIN', 'log', 'Subject', 'subject', 'parity', 'race', 'torch_threads', 'Candidate', 'Order', 'ExportError',
-           'within_tables', 'Jobs', 'content_key', 'fingerprint', 'compile_model']
+__all__ = ['OPENS_WITHIN', 'MARGIN', 'log', 'Subject', 'subject', 'parity', 'race', 'cuda_ms', 'torch_threads', 'Candidate',
+           'Order', 'ExportError', 'within_tables', 'Jobs', 'check_opens', 'content_key', 'fingerprint',
+           'compile_model']
 
 # %% ../nbs/03_compile.ipynb #subject
 @dataclass(frozen=True)
@@ -148,9 +150,9 @@ def _trials(s: Subject, inputs: Sequence[torch.Tensor]) -> Iterator[tuple[str, t
         least = {"batch": s.dims[0].min} if d.name != "batch" else {}
         for n in sorted({d.min, d.max}): yield f"{d.name} of {n}", s.at(**least | {d.name: n})
 
-def parity(s: Subject, run: Callable[[Sequence[torch.Tensor]], list[np.ndarray]], inputs: Sequence[torch.Tensor]) -> dict:
+def parity(s: Subject, run: Callable[[Sequence[torch.Tensor]], list[np.ndarray]], inputs: Sequence[torch.Tensor], allowed: Tolerance = TOLERANCES["fp32"]) -> dict:
     "The worst of all trials, and which it was"
-    return worst_of([(where, compare(run(xs), s.eager(xs))) for where, xs in _trials(s, inputs)])
+    return worst_of([(where, compare(run(xs), s.eager(xs), allowed.tie)) for where, xs in _trials(s, inputs)])
 
 # %% ../nbs/03_compile.ipynb #race
 def race(
@@ -158,8 +160,10 @@ def race(
     batches: Sequence[int],
     seconds: float = 1.0,                         # for a runner at a batch size; three turns at least
     turns: int = 15,                              # at most
+    clock: Callable[[Callable[[], Any]], float] | None = None,   # milliseconds of a call; default: the host's clock
 ) -> dict[str, dict[str, float]]: # of each runner: batch size to median milliseconds
     "Time them in turns"
+    clock = clock or _host_ms
     times: dict[str, dict[str, list[float]]] = {name: {str(n): [] for n in batches} for name in runners}
     for n in batches:
         for run in runners.values(): run(n)      # warm
@@ -167,10 +171,24 @@ def race(
         for turn in range(turns):
             if turn >= 3 and time.perf_counter() > end: break
             for name, run in runners.items():
-                start = time.perf_counter()
-                run(n)
-                times[name][str(n)].append((time.perf_counter() - start) * 1e3)
+                times[name][str(n)].append(clock(partial(run, n)))
     return {name: {n: statistics.median(t) for n, t in per.items()} for name, per in times.items()}
+
+def _host_ms(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+def cuda_ms(call: Callable[[], Any]) -> float:
+    "Milliseconds that a GPU takes from the call's first work to its last, by CUDA events"
+    import torch
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 def _score(ms: Mapping[str, float], eager: Mapping[str, float]) -> float:
     "Time as a part of eager's: the geometric mean over the batch sizes"
@@ -309,20 +327,53 @@ def _rss() -> int:
 def _attempt(s: Subject, c: Candidate, order: Order, jobs: Jobs, folder: Path):
     "Write, load and compare a candidate. Raises `ToolkitError`"
     folder.mkdir()
-    job = jobs(c.precision)
+    allowed, job = order.tolerance or TOLERANCES[c.precision], jobs(c.precision)
     c.inputs = within_tables(s.inputs, job.program)
     try:
         c.engine.export(job, folder)
+        how = Loading(order.threads, order.device, c.precision, graph_sizes(s.dims, order.device))
+        if c.engine.bound and order.device != "cpu": check_opens(c.engine, folder, how, s.at())
         c.folder, c.bytes, before = folder, sum(p.stat().st_size for p in folder.iterdir()), _rss()
-        session = Session(_draft(s, c, order, folder), c.engine.load(folder, Loading(order.threads, order.device, c.precision)), order.device)
+        session = Session(_draft(s, c, order, folder), c.engine.load(folder, how), order.device)
         run = _runner(s, session)
         run(s.at(batch=s.dims[0].max))
         c.memory = max(_rss() - before, 0)
-        c.parity = parity(s, run, order.inputs)
+        c.parity = parity(s, run, order.inputs, allowed)
     except ToolkitError: raise
     except Exception as e: raise ToolkitError(f"{c.engine.name} cannot take this model", found=f"{type(e).__name__}: {str(e)[:600]}", do="backend='eager' takes every model that exports") from e
-    accept(c.parity, c.name, order.tolerance or TOLERANCES[c.precision])
+    accept(c.parity, c.name, allowed)
     c.session = session
+
+# %% ../nbs/03_compile.ipynb #opens
+OPENS_WITHIN = 60.0     # seconds
+
+def check_opens(engine: Engine, folder: Path, how: Loading, xs: Sequence[torch.Tensor], seconds: float = OPENS_WITHIN):
+    """Load an engine's file and run it once in a new process, as every server does. Raise `ToolkitError` if that fails.
+
+    A file of machine code may run in the process that compiled it and in no other: on an H100 an AOTInductor package
+    did, then held a new process for 40 s and ended it with SIGSEGV. Here that ends a candidate, not the notebook.
+    """
+    import torch
+    inputs = folder.with_name(folder.name + ".inputs")
+    torch.save([x.cpu() for x in xs], inputs)
+    code = "import sys; from zztoolkit.compile import _open; _open(*sys.argv[1:])"
+    command = [sys.executable, "-X", "faulthandler", "-c", code, engine.name, str(folder), json.dumps(asdict(how)), str(inputs)]
+    root = str(Path(__file__).parent.parent) if "__file__" in globals() else os.getcwd()
+    environment = environment_without_secrets() | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    try: done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+    except subprocess.TimeoutExpired:
+        raise ToolkitError(f"{engine.name} does not load in a new process", found=f"nothing after {seconds:.0f} s") from None
+    finally: inputs.unlink()
+    if done.returncode: raise ToolkitError(f"{engine.name} does not load in a new process", found=f"{ending(done.returncode)}\n{done.stderr[-600:]}")
+
+def _open(engine: str, folder: str, how: str, inputs: str):
+    "Run in a new process: load and call"
+    import torch
+    given = json.loads(how)
+    loading = Loading(**given | {"graphs": tuple(given["graphs"])})
+    xs = torch.load(inputs, weights_only=True)
+    on = loading.device if ENGINES[engine].takes == "torch" or loading.device != "cpu" else ""
+    for y in ENGINES[engine].load(Path(folder), loading)([x.to(on) if on else x.numpy() for x in xs]): as_numpy(y)
 
 def _attempts(s: Subject, order: Order, folder: Path, step: Callable[[str], None]) -> list[Candidate]:
     "Every candidate tried, until one passes if nothing is measured"
@@ -346,21 +397,16 @@ MARGIN = 1.1     # an engine further down the list must be faster by this factor
 def _timed(s: Subject, order: Order, passed: Sequence[Candidate]) -> dict[str, float]:
     "Race those that passed against eager; each gets its milliseconds, eager's are given back"
     batches = sorted({s.dims[0].min, s.dims[0].opt, s.dims[0].max})
-    inputs = {n: s.at(batch=n) for n in batches}
+    inputs = {n: tuple(x.to(order.device) for x in s.at(batch=n)) for n in batches}      # copies to a GPU are not timed
     model = s.model if order.device == "cpu" else copy.deepcopy(s.model).to(order.device)
-    def runner(f: Any) -> Callable[[int], Any]: return lambda n: _finished(f(*inputs[n]), order.device)
+    def runner(f: Any) -> Callable[[int], Any]: return lambda n: f(*inputs[n])
     def eager(*xs):
         import torch
-        with torch.no_grad(): return model(*(x.to(order.device) for x in xs))
-    with torch_threads(order.threads): times = race({"eager": runner(eager), **{c.name: runner(c.session) for c in passed}}, batches)
+        with torch.no_grad(), arithmetic(order.device, order.precisions[0]): return model(*xs)
+    runners = {"eager": runner(eager), **{c.name: runner(c.session) for c in passed}}
+    with torch_threads(order.threads): times = race(runners, batches, clock=None if order.device == "cpu" else cuda_ms)
     for c in passed: c.ms = times[c.name]
     return times["eager"]
-
-def _finished(ys: Any, device: str) -> Any:
-    if device != "cpu":
-        import torch
-        torch.cuda.synchronize(device)
-    return ys
 
 def _choose(passed: Sequence[Candidate], eager_ms: Mapping[str, float]) -> Candidate:
     "The fastest, or one before it in the list that is nearly as fast"
@@ -383,7 +429,7 @@ def content_key(s: Subject, order: Order) -> str:
     import hashlib
     h = hashlib.sha256()
     told = [s.form, s.inputs, s.outputs, s.dims, order.backends, order.precisions, order.auto, order.device, hardware(order.device), order.tolerance, order.threads, order.measure,
-            sorted({d: installed(d) for e in ENGINES.values() for d in ("torch", "zztoolkit", *e.needs)}.items()), *structure(s.model)]
+            sorted({d: installed(d) for e in ENGINES.values() for d in ("torch", "zztoolkit", *e.distributions)}.items()), *structure(s.model)]
     for part in told: h.update(repr(part).encode() + b"\0")
     tensors = [*s.model.named_parameters(), *s.model.named_buffers(), *((f"input {i}", x) for i, x in enumerate((*s.example, *order.inputs, *order.calibration)))]
     for name, x in tensors:
@@ -415,7 +461,7 @@ def _found_again(home: Path, key: str, s: Subject) -> Artifact | None:
 # %% ../nbs/03_compile.ipynb #order
 def _order(s: Subject, backend: Any, precision: Any, device: str, inputs: Any, calibration: Any, tolerance: Any, threads: int, measure: bool) -> Order:
     names = tuple(ENGINES) if backend in ("auto", "all") else (backend,) if isinstance(backend, str) else tuple(backend)
-    if device.partition(":")[0] not in ("cpu", "cuda"): raise ToolkitError(f"no device {device!r}", do="use cpu, cuda or cuda:1")
+    device = str(parse_device(device))
     if device != "cpu" and (why := no_cuda()): raise ToolkitError(f"nothing can be compiled for {device} here", found=why, do="zz doctor")
     check_whole(threads=threads)
     if not names: raise ToolkitError("no backend", do=f"use auto, all, {', '.join(ENGINES)}")
@@ -450,7 +496,7 @@ def compile_model(
     example: Any,                                    # real inputs: a tensor (N, ...), a tuple of them, or a dict of them by name
     backend: str | Sequence[str] = "auto",           # "auto", "all" (those that take minutes too), an engine's name or some
     batch: tuple[int, int, int] = (1, 8, 32),        # smallest, best and largest batch
-    precision: str | Sequence[str] = "fp32",         # "fp32", "fp16", "bf16", "int8", or those that will do
+    precision: str | Sequence[str] = "fp32",         # "fp32", "tf32" (GPUs), "fp16", "bf16", "int8", or those that will do
     dynamic: Mapping[str, Mapping[int, Dim]] | None = None,  # other dimensions that vary: input, axis, `Dim`
     inputs: Any = None,                              # more rows, in the form of the example, to compare on
     calibration: Any = None,                         # rows for int8; default: `inputs`

@@ -14,7 +14,7 @@ from .core import ToolkitError
 if TYPE_CHECKING: import numpy as np
 
 # %% auto #0
-__all__ = ['TOLERANCES', 'OUTLIER', 'TIE', 'Tolerance', 'compare', 'worst_of', 'accept']
+__all__ = ['TIE', 'TOLERANCES', 'OUTLIER', 'Tolerance', 'compare', 'worst_of', 'accept']
 
 # %% ../nbs/03c_parity.ipynb #tolerance
 @dataclass(frozen=True)
@@ -24,11 +24,17 @@ class Tolerance:
     mean: float
     top1: float
 
-TOLERANCES = {"fp32": Tolerance(1e-4, 2e-5, 0.99), "fp16": Tolerance(0.02, 0.002, 0.98), "bf16": Tolerance(0.1, 0.015, 0.95), "int8": Tolerance(0.25, 0.04, 0.9)}
+    @property
+    def tie(self) -> float:
+        "Difference of two scores, as a part of the largest, that this precision cannot tell from none: what it errs by in the mean"
+        return max(TIE, self.mean)
+
+TIE = 1e-3       # of the largest value: scores so close are equal in any precision
+
+TOLERANCES = {"fp32": Tolerance(1e-4, 2e-5, 0.99), "tf32": Tolerance(5e-3, 1e-3, 0.99), "fp16": Tolerance(0.02, 0.002, 0.98), "bf16": Tolerance(0.1, 0.015, 0.95), "int8": Tolerance(0.25, 0.04, 0.9)}
 
 # %% ../nbs/03c_parity.ipynb #compare
 OUTLIER = 1e4    # times the median: a mask, not a number to measure others by
-TIE = 1e-3       # of the largest value: scores so close are equal
 
 def _differences(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Of each value: the difference, and it relative to the output's largest value that is no outlier, or to itself if it is one"
@@ -38,13 +44,13 @@ def _differences(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndar
     usual = size[size <= OUTLIER * np.median(size[size > 0])] if size.any() else size
     return off, off / np.maximum(max(float(usual.max(initial=0)), 1e-6), size)
 
-def _same_winner(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+def _same_winner(got: np.ndarray, want: np.ndarray, tie: float) -> np.ndarray:
     "For each row of scores: is the winner's score the highest, or as good as that?"
     import numpy as np
     rows, best = np.arange(len(want)), want.max(-1)
-    return want[rows, got.argmax(-1)] >= best - TIE * np.maximum(np.abs(best), np.abs(want).max(-1, where=np.isfinite(want), initial=0))
+    return want[rows, got.argmax(-1)] >= best - tie * np.maximum(np.abs(best), np.abs(want).max(-1, where=np.isfinite(want), initial=0))
 
-def compare(got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> dict:
+def compare(got: Sequence[np.ndarray], want: Sequence[np.ndarray], tie: float = TIE) -> dict:
     "Differences over all outputs, the row that has the largest, and agreement of whole numbers and of the first output's winner, where it is a row of scores"
     import numpy as np
     if [g.shape for g in got] != [w.shape for w in want]:
@@ -53,7 +59,7 @@ def compare(got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> dict:
     found = [_differences(g, w) for g, w in numbers] or [(np.zeros((len(want[0]), 1)),) * 2]
     rows = np.max([r.reshape(len(r), -1).max(1, initial=0) for _, r in found], axis=0)      # np.max, unlike max, keeps a NaN
     agreement = [float((g == w).mean()) for g, w in zip(got, want) if w.dtype.kind != "f" and w.size]
-    if want[0].dtype.kind == "f" and want[0].ndim == 2 and want[0].shape[1] > 1: agreement.append(float(_same_winner(got[0], want[0]).mean()))
+    if want[0].dtype.kind == "f" and want[0].ndim == 2 and want[0].shape[1] > 1: agreement.append(float(_same_winner(got[0], want[0], tie).mean()))
     return dict(max_abs_diff=float(np.max([o.max(initial=0) for o, _ in found])), mean_abs_diff=float(np.mean([o.mean() for o, _ in found])), max_rel_diff=float(rows.max()),
                 mean_rel_diff=float(np.max([r.mean() for _, r in found])), top1_agreement=min(agreement, default=1.0), row=int(np.nan_to_num(rows, nan=np.inf).argmax()), rows=len(rows))
 
