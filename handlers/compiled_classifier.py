@@ -28,4 +28,4 @@ class CompiledClassifier(Handler):
         return np.stack([StockClassifier.image(body).numpy() for body in requests])
 
     def postprocess(self, outputs):
-        return self.stock.postprocess(torch.from_numpy(outputs).softmax(1))
+        return self.stock.postprocess(torch.as_tensor(outputs).softmax(1))

@@ -9,7 +9,7 @@ __all__ = ['chain', 'QualityInspection']
 import json
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from zztoolkit import Handler, vision as V
 
@@ -27,10 +27,9 @@ class QualityInspection(Handler):
         self.names = json.loads(Path(context.system_properties["model_dir"], "index_to_name.json").read_text())
 
     def postprocess(self, outputs):
-        return [self.verdict(y) for y in outputs]
+        best = torch.as_tensor(outputs).float().softmax(1).max(1)
+        return [self.verdict(*b) for b in zip(best.indices.tolist(), best.values.tolist())]
 
-    def verdict(self, scores):
-        p = np.exp(scores - scores.max())
-        p /= p.sum()
-        best = int(p.argmax())
-        return {"label": self.names[str(best)], "probability": round(float(p[best]), 2), "verdict": "accept" if p[best] >= self.sure else "review"}
+    def verdict(self, label: int, probability: float) -> dict:
+        sure = "accept" if probability >= self.sure else "review"
+        return {"label": self.names[str(label)], "probability": round(probability, 2), "verdict": sure}

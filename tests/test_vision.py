@@ -124,4 +124,4 @@ def test_a_plan_does_not_change_what_is_seen(photos, lite0, chain, labelled):
 
 def test_what_cannot_be_planned_says_so():
     with pytest.raises(ToolkitError, match="CLAHE.*takes 1 channel, but the operation before it gives 3"): V.Chain(V.Decode(), V.CLAHE())
-    with pytest.raises(ToolkitError, match="no engine for 'tpu'"): V.Chain(V.Decode()).plan("tpu")
+    with pytest.raises(ToolkitError, match="no such device"): V.Chain(V.Decode()).plan("tpu")

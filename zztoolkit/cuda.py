@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['CACHE_LIMIT', 'NO_FLIP', 'why_not', 'check_cuda', 'decode_batch', 'cuda_kernel', 'plan_cuda', 'run_batch']
+__all__ = ['CACHE_LIMIT', 'NO_FLIP', 'why_not', 'check_cuda', 'keep_memory', 'DecodeRule', 'decode_rule', 'DecodeStep',
+           'explain_decoder', 'cuda_kernel', 'decode_step', 'plan_cuda', 'run_batch']
 
 # %% ../nbs/01c_cuda.ipynb #missing
 @lru_cache(1)

@@ -5,10 +5,11 @@
 # %% ../nbs/04_handler.ipynb #imports
 from __future__ import annotations
 
-import base64, fcntl, io, json, logging, os, sys, time, uuid
+import base64, fcntl, io, json, logging, os, sys, threading, time, uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from itertools import accumulate
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .artifact import Artifact, Session, load_artifact
 from .core import Batch, DecodeError, InputError, RequestError, ToolkitError, http_error, join_rows, n_rows, row_list, rows, usable_cores
 from .cuda import check_cuda
+from .device import Device, is_fatal, parse_device, use_device
 from .frame import Features
 from .tensors import TensorSpec
 from .vision import Chain, Decode, decode_image, stack_rows
@@ -25,10 +27,11 @@ from .vision import Chain, Decode, decode_image, stack_rows
 if TYPE_CHECKING: import numpy as np
 
 # %% auto #0
-__all__ = ['NPY', 'STAGES', 'log', 'to_body', 'existing', 'plain_json', 'from_body', 'as_array', 'as_json', 'as_image',
-           'as_inputs', 'stack_inputs', 'encode', 'Busy', 'is_busy', 'StageClock', 'Handler', 'check_initialized',
-           'worker_threads', 'respond', 'stage_metric', 'receive_in_place', 'drift_metric', 'load_service',
-           'as_requests', 'receive', 'artifact_folder', 'LocalHandler', 'decode', 'in_one']
+__all__ = ['NPY', 'STAGES', 'log', 'GRACE', 'to_body', 'existing', 'plain_json', 'from_body', 'as_array', 'as_json', 'as_image',
+           'as_inputs', 'stack_inputs', 'encode', 'Busy', 'is_busy', 'Mark', 'StageClock', 'Handler',
+           'check_initialized', 'worker_device', 'warm_up', 'end_process', 'worker_threads', 'respond', 'stage_metric',
+           'receive_in_place', 'drift_metric', 'load_service', 'as_requests', 'receive', 'artifact_folder',
+           'LocalHandler', 'decode', 'in_one']
 
 # %% ../nbs/04_handler.ipynb #to-body
 NPY = b"\x93NUMPY"   # how an .npy file starts
@@ -166,27 +169,35 @@ def is_busy(folder: Path) -> bool | None:
 # %% ../nbs/04_handler.ipynb #clock
 STAGES = ("read", "decode", "preprocess", "inference", "postprocess", "encode")   # in the order a batch meets them
 
+@dataclass(frozen=True)
+class Mark:
+    "The end of a stage: the host's clock in seconds, and on a GPU an event that passes when the work before it is done"
+    stage: str
+    host: float
+    event: Any = None     # torch.cuda.Event
+
 class StageClock:
-    "Seconds between marks: by the host's clock, or on a GPU by CUDA events (`torch.cuda.Event`), which pass when the work before them is done"
+    "Seconds between marks: by CUDA events where both have one, else by the host's clock"
     def __init__(self, cuda: bool = False):
-        self.now: Callable[[], Any] = _cuda_event if cuda else time.perf_counter
-        self.marks: list[tuple[str, Any]] = [("", self.now())]
+        self.cuda = cuda
+        self.marks = [self._now("")]
+
+    def _now(self, stage: str) -> Mark: return Mark(stage, time.perf_counter(), _cuda_event() if self.cuda else None)
 
     def mark(self, stage: str):
         "What has passed since the last mark was `stage`"
-        self.marks.append((stage, self.now()))
+        self.marks.append(self._now(stage))
 
     def part(self, stage: str, share: float):
         "Of what has passed since the last mark, the first `share` was `stage`"
         if share == 1: return self.mark(stage)
-        last = self.marks[-1][1]
-        self.marks.append((stage, last + share * (self.now() - last)))
+        last = self.marks[-1].host
+        self.marks.append(Mark(stage, last + share * (time.perf_counter() - last)))
 
     def seconds(self) -> dict[str, float]:
         "By stage, in the order of the first marks"
         total: dict[str, float] = {}
-        between = _cuda_seconds if self.now is _cuda_event else lambda a, b: b - a
-        for (_, before), (stage, at) in zip(self.marks, self.marks[1:]): total[stage] = total.get(stage, 0.0) + between(before, at)
+        for before, at in zip(self.marks, self.marks[1:]): total[at.stage] = total.get(at.stage, 0.0) + _seconds_between(before, at)
         return total
 
 def _cuda_event() -> Any:
@@ -195,9 +206,10 @@ def _cuda_event() -> Any:
     event.record()
     return event
 
-def _cuda_seconds(before: Any, at: Any) -> float:
-    at.synchronize()
-    return before.elapsed_time(at) / 1000
+def _seconds_between(before: Mark, at: Mark) -> float:
+    if before.event is None or at.event is None: return at.host - before.host
+    at.event.synchronize()
+    return before.event.elapsed_time(at.event) / 1000
 
 # %% ../nbs/04_handler.ipynb #handler
 class Handler:
@@ -216,6 +228,8 @@ class Handler:
     config: dict = {}                 # the archive's model-config.yaml, after `initialize`
     split_by: Exception | None = None # what made the last batch be split, if it was
     clock: StageClock                 # of the batch at hand
+    _device: Device = Device("cpu")   # that the chain runs on
+    _broken: BaseException | None = None    # what ended every later CUDA call of this process
     _busy: Busy | None = None
     seen: list[tuple[int, Mapping[tuple[str, str], int]]]     # rows, and what was odd of them, of the batch at hand
 
@@ -223,6 +237,7 @@ class Handler:
         "Load what the archive holds; called once in every worker. Overriding it, call `super().initialize(context)` first"
         folder = Path(context.system_properties["model_dir"])
         self.config = context.model_yaml_config or {}
+        self._device = worker_device(self.config, context)      # first: everything that touches CUDA takes the current one
         self.threads = worker_threads(self.config)
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         self._busy, self.seen = Busy(folder), []
@@ -233,15 +248,16 @@ class Handler:
         if self.chain and "reducing_gap" in self.config: self.chain = self.chain.decoding(self.config["reducing_gap"])
         if self.features is None and (folder / "features").exists(): self.features = Features.load(folder / "features", self.functions)
         self._count = drift_metric(context)
-        if self.chain and self.config.get("device") == "cuda": check_cuda()
+        if self.chain and self._device.is_cuda: check_cuda()
         artifact = folder / self.config.get("artifact", "artifact")
         if artifact.exists() or "artifact" in self.config: self.session = _loaded(artifact, self.config, self.threads, context)
+        if _uses_cuda(self): warm_up(self)
 
     def preprocess(self, requests: Sequence) -> Any:
         "Bodies to model inputs: by `chain` or `features` where there are some, else arrays, one for each input of the artifact"
         if chain := self.chain:
             batch = Batch.of(requests) if chain.decodes else Batch.of(requests).map(as_image)
-            return batch.through(lambda xs: chain.batch(xs, self._pool, self.config.get("device", "cpu"), self.decoded))
+            return batch.through(lambda xs: chain.batch(xs, self._pool, self._device, self.decoded, self.threads))
         if self.features: return Batch.of(requests).map(as_json).through(self.featurize)
         specs = self.session.artifact.inputs if self.session else ()
         return Batch.of(requests).map(partial(as_inputs, specs)).through(stack_inputs)
@@ -281,7 +297,7 @@ class Handler:
 
     def postprocess(self, outputs: Any) -> Any:
         "Outputs to answers: plain lists"
-        return row_list(outputs)
+        return row_list(outputs, on_host=True)
 
     def run(self, data: Sequence[dict], context: Any) -> Batch:
         "Every stage on one batch of TorchServe's rows, each stage timed; errors stay with their requests"
@@ -292,7 +308,7 @@ class Handler:
             "inference": lambda b: self._through(b, self.inference),
             "postprocess": lambda b: self._through(b, self.postprocess),
             "encode": lambda b: b.map(encode)}
-        self.clock = StageClock(self.config.get("device") == "cuda")
+        self.clock = StageClock(_uses_cuda(self))
         for name, stage in stages.items():
             batch = stage(batch)
             self.clock.mark(name)
@@ -320,9 +336,16 @@ class Handler:
         "What TorchServe calls: one body for each request, in order; statuses go to the context"
         assert self._busy
         with self._busy:
-            batch = self.run(data, context)
+            batch = self._broken_batch(data) if self._broken else self.run(data, context)
             _log_failures(batch, context)
+            fatal = next((e for e in batch.errors.values() if is_fatal(e)), None)
+            if fatal and not self._broken: end_process(fatal)
+            self._broken = self._broken or fatal
             return respond(batch, context)
+
+    def _broken_batch(self, data: Sequence[dict]) -> Batch:
+        "Requests that arrive while the process ends"
+        return Batch([], (), {i: RuntimeError(f"this worker is ending: {self._broken}") for i in range(len(data))})
 
     @classmethod
     def local(cls,
@@ -348,9 +371,65 @@ def check_initialized(handler: Handler):
         raise ToolkitError(f"{type(handler).__name__} has no model", do="give it an artifact (--model), or override `inference`")
 
 def _loaded(folder: Path, config: dict, threads: int, context: Any) -> Session:
-    "The archive's artifact, on the GPU that TorchServe gave this worker if it is for one"
-    artifact, gpu = load_artifact(folder, rebuild=bool(config.get("rebuild"))), context.system_properties.get("gpu_id")
-    return artifact.load(threads, f"cuda:{gpu or 0}" if artifact.device == "cuda" else None)
+    "The archive's artifact, on the worker's GPU if it is for one"
+    artifact = load_artifact(folder, rebuild=bool(config.get("rebuild")))
+    if artifact.device != "cuda": return artifact.load(threads)
+    device = _gpu(config, context)
+    use_device(device)
+    return artifact.load(threads, str(device))
+
+def _gpu(config: dict, context: Any) -> Device:
+    "The GPU of this worker: the one that the configuration names, else the one that the server gave it, else the first"
+    device, given = parse_device(config.get("device", "cuda")), context.system_properties.get("gpu_id")
+    return parse_device("cuda", device.index if device.index is not None else given or 0)
+
+def worker_device(config: dict, context: Any) -> Device:
+    "Read `device` of a worker's configuration and make it current. Raise `ToolkitError` for a word that names none"
+    if not parse_device(config.get("device", "cpu")).is_cuda: return Device("cpu")
+    device = _gpu(config, context)
+    use_device(device)
+    return device
+
+def _uses_cuda(handler: Handler) -> bool:
+    "Whether any stage of the handler runs on a GPU"
+    return handler._device.is_cuda or handler.session is not None and handler.session.device != "cpu"
+
+# %% ../nbs/04_handler.ipynb #warm-up
+def warm_up(handler: Handler):
+    """Run the smallest, the best and the largest batch through the model and, on a GPU, through the chain.
+
+    The first calls on a GPU load libraries, choose algorithms, compile kernels and capture graphs: seconds that would
+    otherwise fall into the first requests of every worker. What the chain rejects of a made-up photograph does not count.
+    """
+    session, chain = handler.session, handler.chain
+    if session and session.device != "cpu": session.warm_up()
+    if not chain or not handler._device.is_cuda: return
+    batch = session.artifact.batch if session else None
+    photo = _made_up_photo() if chain.decodes else None
+    for size in sorted({batch.min, batch.opt, batch.max} if batch else {1, 8}):
+        xs = [photo if photo else _made_up_pixels()] * size
+        chain.batch(xs, handler._pool, handler._device, threads=handler.threads)
+
+def _made_up_pixels() -> np.ndarray:
+    import numpy as np
+    return np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+
+def _made_up_photo() -> bytes:
+    "A baseline JPEG"
+    import PIL.Image
+    buf = io.BytesIO()
+    PIL.Image.fromarray(_made_up_pixels()).save(buf, "JPEG", quality=90)
+    return buf.getvalue()
+
+# %% ../nbs/04_handler.ipynb #end-process
+GRACE = 0.5     # seconds in which the last answers leave the process
+
+def end_process(reason: BaseException):
+    "End this worker soon, so that its server starts another: after such an error every CUDA call of the process fails"
+    log.critical("this worker ends, its GPU context is lost: %s", reason)
+    timer = threading.Timer(GRACE, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 def worker_threads(config: dict) -> int:
     "Threads of one worker: `threads` of its configuration, else the usable cores shared among `maxWorkers`"

@@ -35,7 +35,7 @@ class JpegHeader:
         "Whether chroma has fewer samples than luma, or there is none"
         return len(self.components) == 1 or self.components[0] != (1, 1)
 
-def read_header(data: bytes) -> JpegHeader | None:
+def read_header(data: bytes | bytearray | memoryview) -> JpegHeader | None:
     "Read a JPEG's frame header; None for anything that is not a JPEG with one"
     if bytes(data[:2]) != b"\xff\xd8": return None
     at, adobe = 2, None
@@ -64,7 +64,7 @@ def _read_frame(marker: int, segment: bytes, adobe: int | None) -> JpegHeader | 
         components=tuple((p[1] >> 4, p[1] & 15) for p in parts),
         is_rgb=len(parts) == 3 and (adobe == 0 or adobe is None and ids == b"RGB"))
 
-def is_complete(data: bytes) -> bool:
+def is_complete(data: bytes | bytearray | memoryview) -> bool:
     "Whether the file ends with the marker that ends an image, zeros after it apart"
     tail = bytes(data[-4096:]).rstrip(b"\0")
     return tail.endswith(b"\xff\xd9")

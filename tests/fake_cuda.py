@@ -1,0 +1,149 @@
+"""A CUDA device that is not there: its tensors refuse NumPy, its libraries check how they are called and work on the CPU.
+
+It stands for a GPU where there is none, to find what a GPU would refuse: a tensor converted in silence, memory handed to
+CV-CUDA without its stream, a device that was not made current. It says nothing of CV-CUDA's own results.
+"""
+from __future__ import annotations
+
+import contextlib, sys, types
+from types import SimpleNamespace
+
+import numpy as np, torch
+
+from zztoolkit import cuda, vision as V
+
+STREAM = 7       # of the fake torch.cuda.current_stream
+
+
+class DeviceTensor(torch.Tensor):
+    "A tensor that NumPy may not look into; `.cpu()` and `.tolist()` bring it to the host"
+    is_cuda = True
+
+    def __array__(self, *args, **kw): raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
+    def numpy(self, *args, **kw): return self.__array__()
+    def cpu(self): return on_host(self)
+
+    @property
+    def device(self): return torch.device("cuda", 0)
+
+    @property
+    def __cuda_array_interface__(self):
+        host = on_host(self)
+        assert host.is_contiguous()
+        return {"data": (host.data_ptr(), False), "shape": tuple(host.shape), "version": 2, "typestr": "|u1"}
+
+    def to(self, *args, **kw):
+        args = tuple(a for a in args if not is_device(a))
+        kw = {k: v for k, v in kw.items() if k not in ("device", "non_blocking")}
+        return super().to(*args, **kw) if args or kw else self
+
+def is_device(x) -> bool: return isinstance(x, torch.device) or isinstance(x, str) and x.startswith(("cpu", "cuda"))
+
+def on_host(x: torch.Tensor) -> torch.Tensor:
+    with torch._C.DisableTorchFunctionSubclass(): return x.as_subclass(torch.Tensor)
+
+def on_device(x) -> DeviceTensor:
+    host = torch.from_numpy(np.ascontiguousarray(x).copy()) if isinstance(x, np.ndarray) else torch.as_tensor(x)
+    return host.as_subclass(DeviceTensor)
+
+
+class Codec(types.ModuleType):
+    "nvImageCodec, by the CPU's decoder; `decoded` counts the images of each kind of decoder"
+    def __init__(self):
+        super().__init__("nvidia.nvimgcodec")
+        self.decoded: dict[tuple, int] = {}
+        self.BackendKind = SimpleNamespace(HW_GPU_ONLY="HW_GPU_ONLY", HYBRID_CPU_GPU="HYBRID_CPU_GPU")
+        self.Backend, self.ColorSpec = (lambda kind: kind), SimpleNamespace(GRAY="GRAY", SRGB="RGB")
+        self.DecodeParams = lambda apply_exif_orientation, color_spec: V.Decode(color_spec, apply_exif_orientation=apply_exif_orientation)
+        self.CodeStream = bytes
+
+    def Decoder(self, device_id: int, max_num_cpu_threads: int, backends=()):
+        def decode(bodies, params, cuda_stream):
+            assert cuda_stream == STREAM and max_num_cpu_threads >= 1
+            kind = tuple(backends)
+            self.decoded[kind] = self.decoded.get(kind, 0) + len(bodies)
+            return [V.decode_image(params, body) for body in bodies]
+        return SimpleNamespace(decode=decode)
+
+
+def library() -> types.ModuleType:
+    "CV-CUDA, as far as the chain of a classifier needs it"
+    m = types.ModuleType("cvcuda")
+    m.Format = SimpleNamespace(U8="U8", RGB8="RGB8", RGBA8="RGBA8")
+    m.Interp = SimpleNamespace(LINEAR=1, CUBIC=2, AREA=3, NEAREST=0)
+    m.Border, m.NormalizeFlags = SimpleNamespace(REPLICATE=1), SimpleNamespace(SCALE_IS_STDDEV=1)
+    m.set_cache_limit_inbytes = lambda n: None
+    m.as_stream = lambda stream: stream
+
+    def share(buffer, layout="HWC"):
+        interface = buffer.__cuda_array_interface__
+        assert interface["version"] == 3 and interface["stream"] == STREAM, "CV-CUDA would wait for the whole device"
+        return on_host(buffer.tensor)
+    m.as_tensor, m.as_images = share, lambda buffers, kind: [share(b) for b in buffers]
+
+    def tvresize_into(outs, images, interp, antialias, stream):
+        assert stream.cuda_stream == STREAM
+        for out, image in zip(outs, images):
+            h, w = out.shape[:2]
+            out.copy_(torch.from_numpy(V.Chain(V.Resize((h, w))).plan()(image.numpy()).copy()))
+
+    def crop_flip_normalize_reformat_into(out, images, rects, flips, base, scale, flags, border, stream):
+        assert stream.cuda_stream == STREAM and bool((flips == cuda.NO_FLIP).all())
+        for y, image, (left, top, w, h) in zip(out, images, rects.reshape(-1, 4).tolist()):
+            y.copy_(((image[top:top + h, left:left + w].float() - base.reshape(-1)) / scale.reshape(-1)).permute(2, 0, 1))
+
+    m.tvresize_into, m.crop_flip_normalize_reformat_into = tvresize_into, crop_flip_normalize_reformat_into
+    return m
+
+
+class Event:
+    "torch.cuda.Event on the host's clock"
+    def __init__(self, enable_timing=False): self.at = 0.0
+    def record(self, stream=None):
+        import time
+        self.at = time.perf_counter()
+    def synchronize(self): pass
+    def elapsed_time(self, other): return (other.at - self.at) * 1e3
+
+
+def install(patch) -> Codec:
+    "Put the fake device in the place of CUDA, by pytest's monkeypatch; returns its decoder"
+    codec, nvidia = Codec(), types.ModuleType("nvidia")
+    nvidia.nvimgcodec = codec
+    for name, module in {"cvcuda": library(), "nvidia": nvidia, "nvidia.nvimgcodec": codec}.items(): patch.setitem(sys.modules, name, module)
+    for name, value in {"is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda i: None,
+                        "current_stream": lambda device=None: SimpleNamespace(cuda_stream=STREAM), "Event": Event}.items():
+        patch.setattr(torch.cuda, name, value)
+    for name in ("_empty", "_upload", "_constant", "_indices", "_no_flips"):
+        patch.setattr(cuda, name, _made_there(getattr(cuda, name)))
+    patch.setattr(cuda, "why_not", lambda: "")
+    patch.setattr(cuda, "_keep_pool", lambda device, limit: None)
+    patch.setattr(cuda, "_upload", lambda x, device: on_device(np.asarray(x, np.int32) if isinstance(x, list) else x))
+    patch.setattr(cuda, "_as_torch", on_device)
+    for cached in (cuda._decoder, cuda.keep_memory): cached.cache_clear()
+    empty = torch.empty
+    patch.setattr(torch, "empty", lambda *a, device=None, **kw: empty(*a, **kw).as_subclass(DeviceTensor) if device is not None and torch.device(device).type == "cuda" else empty(*a, device=device, **kw))
+    return codec
+
+def _made_there(f):
+    "A function that makes a tensor on a device: it is made on the CPU and stands there"
+    f = getattr(f, "__wrapped__", f)      # not from a cache that outlives the fake
+    def make(*args):
+        host = tuple(torch.device("cpu") if isinstance(a, torch.device) else a for a in args)
+        return on_device(f(*host))
+    return make
+
+
+class Session:
+    "A loaded artifact whose answers are on the device, as those of CUDA's engines are"
+    def __init__(self, session):
+        self.artifact, self.cpu, self.device, self.sizes = session.artifact, session, "cuda:0", []
+
+    def __call__(self, x):
+        assert isinstance(x, DeviceTensor), f"the network got {type(x).__name__} from a chain on CUDA"
+        self.sizes.append(len(x))
+        return on_device(self.cpu(on_host(x)))
+
+    def warm_up(self):
+        batch = self.artifact.batch
+        for n in sorted({batch.min, batch.opt, batch.max}): self(on_device(torch.zeros(n, *self.artifact.inputs[0].shape[1:])))
