@@ -447,7 +447,8 @@ def figures_html(seen: Seen, view: View) -> str:
              figure_html("Waiting", amount(seen.service.queued), "requests", c.get("queue", []), 4), figure_html("CPU", f"{seen.cores:.1f}", f"of {view.all_cores} cores", c.get("cores", []), 1),
              _memory_html("Memory", seen.memory, c.get("memory", []))]
     busiest = max(view.gpus, key=lambda g: g.get("gpu", 0.0), default={})
-    if "gpu" in busiest: found.append(figure_html("GPU", f"{busiest['gpu']:.0f}", "%", view.course.get("gpu", []), 100))
+    if "gpu" in busiest: found.append(figure_html("GPU in use", f"{busiest['gpu']:.0f}", "%", view.course.get("gpu", []), 100))
+    if "sm" in busiest: found.append(figure_html("SMs", f"{busiest['sm']:.0f}", "%", view.course.get("sm", []), 100))     # "in use" is any kernel
     if "memory" in busiest: found.append(_memory_html("GPU memory", busiest["memory"], view.course.get("memory", [])))
     return f"<div class='zz-figures'>{''.join(found)}</div>"
 
