@@ -8,13 +8,14 @@ SUITE  := not faults and not image and not deploy
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test deploy-check gpu faults image lab notebooks export ladder soak bench-vision bench-compile bench-frame clean tune-grid
+.PHONY: help demo test deploy-check gpu gpu-bundle faults image lab notebooks export ladder soak bench-vision bench-compile bench-frame clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
 	@echo "make deploy-check  checkov's rules on the rendered chart, and its S3 store (installs checkov and the AWS CLI apart)"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every operation on images and tables on both engines"
+	@echo "make gpu-bundle    what an offline GPU machine lacks, packed into .gpu-bundle; PARTS=A,B (tests/gpu/README.md)"
 	@echo "make faults        replicas behind a proxy, broken in every way, requests counted; as root, with Debian's haproxy and iproute2"
 	@echo "make image         the image of a pod, built and run with Debian's podman and runc, as root; BASE=debootstrap where no registry is"
 	@echo "make ladder        the stock way, compiled, chain, tuned, other servers and the ceiling, in turns (half an hour)"
@@ -49,6 +50,12 @@ deploy-check: $(VENV)/dev.ok
 gpu: $(VENV)/dev.ok
 	@$(PIP) install -e '.[gpu,rapids]'
 	@pytest -m gpu --record=nbs/records/gpu_vision.json
+
+# What travels to a GPU machine without a network. WHEELS: where pip's downloads are kept.
+PARTS ?= A,B
+gpu-bundle: $(VENV)/demo.ok
+	@$(BIN)/python -c 'from zztoolkit.demo import large_photographs; large_photographs()'
+	@$(BIN)/python tests/gpu/pack.py .gpu-bundle --parts $(PARTS) $(if $(WHEELS),--wheels $(WHEELS))
 
 ladder: $(VENV)/peers.ok
 	@zz ladder --paces --save nbs/records/paces.json
@@ -121,4 +128,4 @@ $(VENV)/peers.ok: $(VENV)/demo.ok
 	@test ! -e $(VENV)/triton || $(BIN)/python -c "from zztoolkit.peers import join_environment; join_environment('$(VENV)/triton')"
 
 clean:
-	rm -rf $(VENV) .venv-checkov .venv-aws build *.egg-info .mypy_cache .pytest_cache test-artefacts
+	rm -rf $(VENV) .venv-checkov .venv-aws .gpu-bundle build *.egg-info .mypy_cache .pytest_cache test-artefacts

@@ -1,0 +1,83 @@
+"""Run the table features on CuPy without cuDF: are they NumPy's, and when are they faster?"""
+from __future__ import annotations
+
+import statistics, time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import test_frame as T
+from common import finding
+from zztoolkit import frame as F
+from zztoolkit.columns import Columns, moved
+
+SIZES = (1000, 10_000, 100_000, 1_000_000)
+
+
+def synchronize():
+    import cupy
+    cupy.cuda.Device().synchronize()
+
+
+def to_gpu(columns: Columns) -> Columns:
+    import cupy
+    return Columns({name: moved(column, cupy) for name, column in columns.items()})
+
+
+def run(fitted: F.Features, columns: Columns, door: Any) -> F.FeatureTable:
+    "The features of columns, wherever they are"
+    columns.refused, columns.drift = {}, Counter()
+    return F.packed(fitted._run(columns), fitted.groups, door)
+
+
+def compare(fitted: F.Features, rows: int = 5000):
+    "Are dtypes and values those of NumPy?"
+    df = T.goods(rows, seed=4)
+    with finding("same as NumPy") as found:
+        started = time.perf_counter()
+        door = fitted.schema(df)
+        on_gpu, on_cpu = run(fitted, to_gpu(door.columns), door), fitted.table(df)
+        found["first_call_s"] = round(time.perf_counter() - started, 1)     # CuPy compiles kernels
+        for name, x in on_gpu.arrays.items():
+            want = on_cpu.arrays[name]
+            off = np.abs(x.get().astype("f8") - want)
+            found[name] = {"dtype": str(x.dtype) == str(want.dtype), "largest": float(off.max())}
+        report_tensors(on_gpu)
+
+
+def report_tensors(table: F.FeatureTable):
+    "Where are the tensors? They must stay on the GPU"
+    with finding("tensors") as found:
+        found |= {name: str(x.device) for name, x in table.tensors().items()}
+
+
+def median_ms(call: Callable[[], Any], repeats: int = 3) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        synchronize()
+        times.append(1000 * (time.perf_counter() - started))
+    return round(statistics.median(times), 2)
+
+
+def measure(fitted: F.Features, rows: int):
+    "Milliseconds of NumPy and of CuPy, each on columns that are already where it works"
+    with finding("rows", n=rows) as found:
+        lists = {"viewed": [[1, 2]] * rows, "tags": [["new"]] * rows}
+        df = T.goods(rows, seed=5).drop(columns=list(lists)).assign(**lists)
+        door = fitted.schema(df)
+        there = to_gpu(door.columns)
+        found["numpy_ms"] = median_ms(lambda: run(fitted, door.columns, door))
+        found["cupy_ms"] = median_ms(lambda: run(fitted, there, door))
+
+
+def main(sizes: tuple[int, ...] = SIZES):
+    fitted = T.every_operation().fit(T.goods())
+    compare(fitted)
+    for rows in sizes: measure(fitted, rows)
+
+
+if __name__ == "__main__": main()

