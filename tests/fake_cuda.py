@@ -55,14 +55,14 @@ class Codec(types.ModuleType):
         self.BackendKind = SimpleNamespace(HW_GPU_ONLY="HW_GPU_ONLY", HYBRID_CPU_GPU="HYBRID_CPU_GPU")
         self.Backend, self.ColorSpec = (lambda kind: kind), SimpleNamespace(GRAY="GRAY", SRGB="RGB")
         self.DecodeParams = lambda apply_exif_orientation, color_spec: V.Decode(color_spec, apply_exif_orientation=apply_exif_orientation)
-        self.CodeStream = bytes
+        self.CodeStream = lambda body: SimpleNamespace(body=body, width=1)
 
     def Decoder(self, device_id: int, max_num_cpu_threads: int, backends=()):
         def decode(bodies, params, cuda_stream):
             assert cuda_stream == STREAM and max_num_cpu_threads >= 1
             kind = tuple(backends)
             self.decoded[kind] = self.decoded.get(kind, 0) + len(bodies)
-            return [V.decode_image(params, body) for body in bodies]
+            return [V.decode_image(params, stream.body) for stream in bodies]
         return SimpleNamespace(decode=decode)
 
 
@@ -96,11 +96,16 @@ def library() -> types.ModuleType:
     return m
 
 
+LOST = "CUDA error: an illegal memory access was encountered"
+
 class Event:
-    "torch.cuda.Event on the host's clock"
+    "torch.cuda.Event on the host's clock; after `lose` it fails as everything of CUDA does"
+    lost = False
+
     def __init__(self, enable_timing=False): self.at = 0.0
     def record(self, stream=None):
         import time
+        if Event.lost: raise torch.AcceleratorError(LOST)
         self.at = time.perf_counter()
     def synchronize(self): pass
     def elapsed_time(self, other): return (other.at - self.at) * 1e3
@@ -114,7 +119,8 @@ def install(patch) -> Codec:
     for name, value in {"is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda i: None,
                         "current_stream": lambda device=None: SimpleNamespace(cuda_stream=STREAM), "Event": Event}.items():
         patch.setattr(torch.cuda, name, value)
-    for name in ("_empty", "_upload", "_constant", "_indices", "_no_flips"):
+    patch.setattr(Event, "lost", False)
+    for name in ("_empty", "_constant", "_indices", "_no_flips"):
         patch.setattr(cuda, name, _made_there(getattr(cuda, name)))
     patch.setattr(cuda, "why_not", lambda: "")
     patch.setattr(cuda, "_keep_pool", lambda device, limit: None)

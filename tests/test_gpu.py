@@ -1,5 +1,5 @@
 "What needs a GPU, and what can be said of it without one. Every image operation on both engines, over real photographs: `make gpu` on a machine with an NVIDIA GPU. Collected everywhere."
-import ast, io, json, re, sys, time
+import ast, contextlib, io, json, re, sys, time
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from zztoolkit.compile import check_opens, compile_model
 from zztoolkit.core import DecodeError, ToolkitError, installed
 from zztoolkit.engines import ENGINES, GraphRunner, Loading, cuda_provider, graph_sizes, tensorrt_arguments
 from zztoolkit.ops import CONVERSIONS, THRESHOLDS
-from zztoolkit.tensors import Dim
+from zztoolkit.tensors import Dim, TensorSpec
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(cuda.why_not()), reason=cuda.why_not() or "-")]
 
@@ -113,8 +113,8 @@ def test_nvimgcodec_takes_our_arguments(photo):
     try: from nvidia import nvimgcodec
     except ImportError: return missing("nvImageCodec is not installed (make test installs it on Linux, x86-64)")
     assert cuda._parameters(V.Decode("GRAY", apply_exif_orientation=False)).color_spec == nvimgcodec.ColorSpec.GRAY
-    [stream] = cuda._streams([photo.read_bytes()])
-    assert (stream.width, stream.height) == (512, 600)
+    stream = cuda._open_stream(photo.read_bytes())
+    assert (stream.width, stream.height) == (512, 600) and cuda._open_stream(b"no image") is None
     with pytest.raises(TypeError): nvimgcodec.DecodeParams(apply_exif=True)
     decode = nvimgcodec.Decoder.decode.__doc__
     assert re.search(r"decode\(self.*, srcs: collections.abc.Sequence\[\S*CodeStream\], .*params: \S*DecodeParams .*cuda_stream: ", decode)
@@ -164,7 +164,8 @@ class TestWithoutOne:
 
     def test_batches_are_met_before_requests(self, codec, lite0, monkeypatch):
         served = self.classifier(lite0, monkeypatch, device="cuda")
-        assert served.handler.session.sizes == [1, 8, 32] and sum(codec.decoded.values()) == 1 + 8 + 32
+        assert sorted(served.handler.session.sizes) == [1, 8, 32]
+        assert codec.decoded == {("HW_GPU_ONLY", "HYBRID_CPU_GPU"): 1 + 4 + 16, ("HYBRID_CPU_GPU",): 4 + 16}
 
     def test_each_image_goes_to_its_decoder(self, codec, photo):
         image = PIL.Image.open(photo).convert("RGB")
@@ -173,11 +174,11 @@ class TestWithoutOne:
             image.convert(mode).save(out, kind, **how)
             return out.getvalue()
         bodies = [encoded(), encoded(subsampling=0), encoded(progressive=True), encoded(keep_rgb=True), encoded(mode="CMYK"), encoded("PNG"),
-                  encoded()[:-2], b"no image", encoded("JPEG", "L")]
+                  encoded()[:-2], b"no image", encoded("JPEG", "L"), encoded(progressive=True).replace(b"\xff\xda", b"\xff\xda\xff\xda" * 60)]
         chain = V.Chain(V.Decode(), V.Resize(128), V.CenterCrop(112), V.Normalize())
         batch = chain.batch(bodies, device="cuda", threads=2)
         assert codec.decoded == {("HW_GPU_ONLY", "HYBRID_CPU_GPU"): 2, ("HYBRID_CPU_GPU",): 1}
-        assert set(batch.errors) == {6, 7} and batch.requests == (0, 1, 2, 3, 4, 5, 8) and isinstance(batch.items, fake_cuda.DeviceTensor)
+        assert set(batch.errors) == {6, 7, 9} and batch.requests == (0, 1, 2, 3, 4, 5, 8) and isinstance(batch.items, fake_cuda.DeviceTensor)
         want = np.stack([chain(b) for i, b in enumerate(bodies) if i not in batch.errors])
         assert np.abs(fake_cuda.on_host(batch.items).numpy() - want).mean() < 0.05
 
@@ -189,27 +190,43 @@ class TestWithoutOne:
         ended = []
         monkeypatch.setattr(H, "end_process", ended.append)
         served = self.classifier(lite0, monkeypatch, device="cuda")
-        def lost(x): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        def lost(x):
+            monkeypatch.setattr(fake_cuda.Event, "lost", True)
+            raise torch.AcceleratorError(fake_cuda.LOST)
+        lost.device = "cuda:0"
         served.handler.session = lost
         rows = lambda: H.receive(served.service, [H.to_body(photo)])
-        served.service.context._request_processor = served.service.context.request_processor
-        for _ in range(2): served.handler.handle(rows(), served.service.context)
+        for _ in range(2):
+            [body] = served.handler.handle(rows(), served.service.context)
+            assert json.loads(body)["error"]["code"] == 500
         assert len(ended) == 1 and "illegal memory access" in str(ended[0])
-        served.handler._broken = None
+
+    def test_other_errors_end_no_worker(self, codec, lite0, photo, monkeypatch):
+        "Out of memory on a GPU, and a caller whose request says what a lost context would"
+        ended = []
+        monkeypatch.setattr(H, "end_process", ended.append)
+        served = self.classifier(lite0, monkeypatch, device="cuda")
         def full(x): raise torch.OutOfMemoryError("CUDA out of memory")
+        full.device = "cuda:0"
         served.handler.session = full
-        served.handler.handle(rows(), served.service.context)
-        assert len(ended) == 1
+        for x in (photo, {"CUDA error: device-side assert": 1}): served.handler.handle(H.receive(served.service, [H.to_body(x)]), served.service.context)
+        assert not ended
 
 class Graph:
     "A captured graph: a replay computes the outputs of its inputs in place"
     def __init__(self, ins, outs): self.ins, self.outs = ins, outs
     def replay(self): self.outs[0].copy_(self.ins[0] * 2 + 1)
 
+ROWS = TensorSpec("scores", "float32", ("batch", 4))
+
 class TestGraphs:
     def runner(self, monkeypatch, capture) -> GraphRunner:
         monkeypatch.setattr(GraphRunner, "_capture", capture)
-        return GraphRunner(lambda xs: [xs[0] * 2 + 1], graph_sizes([Dim("batch", 1, 3, 8)], "cuda"))
+        for name, value in {"device": lambda device: contextlib.nullcontext(), "current_stream": lambda: self}.items(): monkeypatch.setattr(torch.cuda, name, value)
+        return GraphRunner(lambda xs: [xs[0] * 2 + 1], graph_sizes([Dim("batch", 1, 3, 8)], [ROWS], "cuda"))
+
+    def record_event(self): return "copied"
+    def wait_event(self, event): assert event == "copied"
 
     def test_a_batch_goes_into_the_next_captured_size(self, monkeypatch):
         def capture(self, ins):
@@ -230,8 +247,28 @@ class TestGraphs:
 
     def test_sizes(self):
         batch, length = Dim("batch", 1, 8, 32), Dim("length", 1, 16, 128)
-        assert graph_sizes([batch], "cuda:0") == (1, 2, 4, 8, 16, 32) and graph_sizes([Dim("batch", 2, 6, 10)], "cuda") == (2, 4, 6, 8, 10)
-        assert graph_sizes([batch], "cpu") == graph_sizes([batch, length], "cuda") == ()
+        assert graph_sizes([batch], [ROWS], "cuda:0") == (1, 2, 4, 8, 16, 32) and graph_sizes([Dim("batch", 2, 6, 10)], [ROWS], "cuda") == (2, 4, 6, 8, 10)
+        assert graph_sizes([batch], [ROWS], "cpu") == graph_sizes([batch, length], [ROWS], "cuda") == ()
+
+    def test_the_rest_of_a_batch_is_zeros(self, monkeypatch):
+        "Nothing of an earlier request is in a later one, whatever the model does with its batch"
+        class Largest(Graph):
+            def replay(self): self.outs[0].copy_(self.ins[0] / self.ins[0].abs().amax())
+        def capture(self, ins):
+            outs = [torch.zeros_like(ins[0])]
+            return Largest(ins, outs), ins, outs
+        run = self.runner(monkeypatch, capture)
+        run([torch.full((8, 4), 100.0)])
+        assert torch.equal(run([torch.ones(5, 4)])[0], torch.ones(5, 4))
+
+    def test_tensors_of_inference_mode_and_of_training(self, monkeypatch):
+        def capture(self, ins):
+            outs = [torch.zeros_like(ins[0])]
+            return Graph(ins, outs), ins, outs
+        run = self.runner(monkeypatch, capture)
+        with torch.inference_mode(): run([torch.ones(2, 4)])
+        run([torch.ones(2, 4, requires_grad=True)])
+        assert not run._graphs[2][1][0].requires_grad and torch.equal(run([torch.ones(2, 4)])[0], torch.full((2, 4), 3.0))
 
 def test_a_file_must_load_in_a_new_process(tmp_path):
     "As every server loads it; what crashes there, hangs there or raises there is an error here"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core import ToolkitError, cache_dir, facts_table, figure, installed, png_of, sha256, usable_cores
-from .device import no_cuda
-from .engines import ENGINES, PROGRAM, Engine, Job, Loading, Run, graph_sizes, hardware, has_vnni, takes
+from .device import no_cuda, numbered, parse_device
+from .engines import ENGINES, PROGRAM, Engine, Job, Loading, Run, arithmetic, graph_sizes, hardware, has_vnni, takes
 from .parity import TOLERANCES, accept, compare, worst_of
 from .tensors import Dim, Form, TensorSpec, as_array, as_numpy, as_torch, check_inputs, is_numpy
 
@@ -61,8 +61,8 @@ class Artifact:
     ) -> Session:
         "Load the engine, its digests checked. Raises `ToolkitError` for hardware or a torch that it is not for"
         check_fit(self, device or self.device)
-        device = device or self.device
-        how = Loading(threads or usable_cores(), device, self.precision, graph_sizes(self.dims, device))
+        device = str(numbered(parse_device(device or self.device)))
+        how = Loading(threads or usable_cores(), device, self.precision, graph_sizes(self.dims, self.outputs, device))
         return Session(self, ENGINES[self.engine].load(self.verify().path, how), how.device)
 
     def __call__(self, *xs, **named): return self.session(*xs, **named)
@@ -71,6 +71,8 @@ class Artifact:
         "Itself, if its folder holds the files that were compiled and no other. Raises `ToolkitError` if not"
         if strange := {p.name for p in self.path.iterdir()} - {*self.digests, "artifact.json"}:
             raise ToolkitError(f"{self.path} holds files that are not the artifact's", found=", ".join(sorted(strange)), do="take them away, or compile the model again")
+        if outside := [n for n in self.digests if n != Path(n).name]:
+            raise ToolkitError(f"{self.path}/artifact.json names files outside the artifact", found=", ".join(outside), do="do not use it: compile_model writes no such file; compile the model again")
         if ENGINES[self.engine].file not in self.digests: raise ToolkitError(f"{self.path}/artifact.json names no digest of its engine file", do="compile the model again")
         for name, digest in self.digests.items():
             if not (self.path / name).is_file() or sha256(self.path / name) != digest:
@@ -126,12 +128,18 @@ class Session:
         return a.form.answer([as_numpy(y) if is_numpy(given[0]) else as_torch(y, self.device) for y in ys])
 
     def warm_up(self):
-        "Run the smallest, the best and the largest batch of zeros, so that no request pays for what a first call costs"
+        "Run batches of zeros, of every size that is captured and of the batch's own three, so that no request pays for a first call"
+        a = self.artifact
+        sizes = {a.batch.min, a.batch.opt, a.batch.max, *graph_sizes(a.dims, a.outputs, self.device)}
+        for size in sorted(sizes, reverse=True): self(*self._zeros(size))      # the largest first: the others fit into its memory
+
+    def _zeros(self, size: int) -> list[Any]:
         import torch
-        for size in sorted({self.artifact.batch.min, self.artifact.batch.opt, self.artifact.batch.max}):
-            sizes = {d.name: d.opt for d in self.artifact.dims} | {"batch": size}
-            shapes = [[sizes[n] if isinstance(n, str) else n for n in spec.shape] for spec in self.artifact.inputs]
-            self(*(torch.zeros(shape, dtype=getattr(torch, spec.dtype), device=self.device) for shape, spec in zip(shapes, self.artifact.inputs)))
+        sizes = {d.name: d.opt for d in self.artifact.dims} | {"batch": size}
+        def zeros(spec: TensorSpec) -> Any:
+            shape = [sizes[n] if isinstance(n, str) else n for n in spec.shape]
+            return torch.zeros(shape, dtype=getattr(torch, spec.dtype), device=self.device)
+        return [zeros(spec) for spec in self.artifact.inputs]
 
 # %% ../nbs/03d_artifact.ipynb #fit
 log = logging.getLogger(__name__)
@@ -193,8 +201,9 @@ def _against_program(a: Artifact, program: Any, folder: Path) -> dict:
     "What an engine gives of the inputs that its program was exported with, against what the program itself gives. Raises `ToolkitError`"
     import torch
     xs = [as_torch(x, a.device) for x in program.example_inputs[0]]
-    with torch.no_grad(): want = [as_numpy(y) for y in program.module()(*xs)]
-    run = ENGINES[a.engine].load(folder, Loading(1, a.device, a.precision, graph_sizes(a.dims, a.device)))
+    device = str(numbered(parse_device(a.device)))
+    with torch.no_grad(), arithmetic(device, a.precision): want = [as_numpy(y) for y in program.module()(*xs)]
+    run = ENGINES[a.engine].load(folder, Loading(1, device, a.precision, graph_sizes(a.dims, a.outputs, device)))
     got = [as_numpy(y) for y in run([as_numpy(x) if takes(ENGINES[a.engine], a.device) == "numpy" else x for x in xs])]
     allowed = TOLERANCES[a.precision]
     accept(found := worst_of([("the program's own inputs", compare(got, want, allowed.tie))]), a.engine, allowed)
@@ -279,7 +288,7 @@ def load_artifact(
         raise ToolkitError("this artifact is of another version of zztoolkit", found=f"{path}/artifact.json", do="compile the model again")
     if d.pop("digest", "") != _digest(d | {"format": FORMAT}): raise ToolkitError(f"{path}/artifact.json is not what compile_model wrote", found="its own digest differs", do="compile the model again")
     try: artifact = _from_json(path, d).verify()
-    except (KeyError, TypeError) as e: raise ToolkitError(f"{path}/artifact.json cannot be read", found=f"{type(e).__name__}: {e}", do="compile the model again") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as e: raise ToolkitError(f"{path}/artifact.json cannot be read", found=f"{type(e).__name__}: {e}", do="compile the model again") from None
     return _rebuilt(artifact) if rebuild and PROGRAM in artifact.digests and _misfit(artifact, artifact.device) else artifact
 
 # %% ../nbs/03d_artifact.ipynb #report

@@ -5,7 +5,7 @@
 # %% ../nbs/03_compile.ipynb #imports
 from __future__ import annotations
 
-import contextlib, copy, inspect, json, logging, math, os, re, statistics, subprocess, sys, time
+import contextlib, copy, importlib, inspect, json, logging, math, os, re, statistics, subprocess, sys, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property, partial
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .artifact import Artifact, Session, alone, bound_to, check_home, load_artifact, made_with, save, staging
 from .content import structure, tensor_bytes
 from .core import InputError, Steps, ToolkitError, cache_dir, check_whole, ending, environment_without_secrets, installed
-from .device import no_cuda, parse_device
+from .device import no_cuda, numbered, parse_device
 from .engines import ENGINES, Engine, Job, Loading, arithmetic, flat, graph_sizes, hardware, sized
 from .parity import TOLERANCES, Tolerance, accept, compare, worst_of
 from .tensors import Dim, Form, TensorSpec, as_numpy, check_inputs, dtype_name, outputs_of
@@ -150,9 +150,20 @@ def _trials(s: Subject, inputs: Sequence[torch.Tensor]) -> Iterator[tuple[str, t
         least = {"batch": s.dims[0].min} if d.name != "batch" else {}
         for n in sorted({d.min, d.max}): yield f"{d.name} of {n}", s.at(**least | {d.name: n})
 
-def parity(s: Subject, run: Callable[[Sequence[torch.Tensor]], list[np.ndarray]], inputs: Sequence[torch.Tensor], allowed: Tolerance = TOLERANCES["fp32"]) -> dict:
+def parity(
+    s: Subject,
+    run: Callable[[Sequence[torch.Tensor]], list[np.ndarray]],
+    inputs: Sequence[torch.Tensor],
+    allowed: Tolerance = TOLERANCES["fp32"],
+    batches: Sequence[int] = (),     # more batch sizes to compare, beside the inputs' and the extremes
+) -> dict:
     "The worst of all trials, and which it was"
-    return worst_of([(where, compare(run(xs), s.eager(xs), allowed.tie)) for where, xs in _trials(s, inputs)])
+    trials = [*_trials(s, inputs), *((f"batch of {n}", s.at(batch=n)) for n in batches)]
+    return worst_of([(where, compare(run(xs), s.eager(xs), allowed.tie)) for where, xs in trials])
+
+def _filled_up(graphs: Sequence[int]) -> list[int]:
+    "The largest batch size that is filled up to a captured one"
+    return [n - 1 for n in graphs if n - 1 not in graphs and n > graphs[0]][-1:]
 
 # %% ../nbs/03_compile.ipynb #race
 def race(
@@ -331,14 +342,15 @@ def _attempt(s: Subject, c: Candidate, order: Order, jobs: Jobs, folder: Path):
     c.inputs = within_tables(s.inputs, job.program)
     try:
         c.engine.export(job, folder)
-        how = Loading(order.threads, order.device, c.precision, graph_sizes(s.dims, order.device))
+        device = str(numbered(parse_device(order.device)))
+        how = Loading(order.threads, device, c.precision, graph_sizes(s.dims, s.outputs, device))
         if c.engine.bound and order.device != "cpu": check_opens(c.engine, folder, how, s.at())
         c.folder, c.bytes, before = folder, sum(p.stat().st_size for p in folder.iterdir()), _rss()
         session = Session(_draft(s, c, order, folder), c.engine.load(folder, how), order.device)
         run = _runner(s, session)
         run(s.at(batch=s.dims[0].max))
         c.memory = max(_rss() - before, 0)
-        c.parity = parity(s, run, order.inputs, allowed)
+        c.parity = parity(s, run, order.inputs, allowed, _filled_up(how.graphs))
     except ToolkitError: raise
     except Exception as e: raise ToolkitError(f"{c.engine.name} cannot take this model", found=f"{type(e).__name__}: {str(e)[:600]}", do="backend='eager' takes every model that exports") from e
     accept(c.parity, c.name, allowed)
@@ -351,24 +363,24 @@ def check_opens(engine: Engine, folder: Path, how: Loading, xs: Sequence[torch.T
     """Load an engine's file and run it once in a new process, as every server does. Raise `ToolkitError` if that fails.
 
     A file of machine code may run in the process that compiled it and in no other: on an H100 an AOTInductor package
-    did, then held a new process for 40 s and ended it with SIGSEGV. Here that ends a candidate, not the notebook.
+    did, then held a new process for most of a minute and ended it with SIGSEGV. Here that ends a candidate, not the notebook.
     """
     import torch
     inputs = folder.with_name(folder.name + ".inputs")
     torch.save([x.cpu() for x in xs], inputs)
     code = "import sys; from zztoolkit.compile import _open; _open(*sys.argv[1:])"
     command = [sys.executable, "-X", "faulthandler", "-c", code, engine.name, str(folder), json.dumps(asdict(how)), str(inputs)]
-    root = str(Path(__file__).parent.parent) if "__file__" in globals() else os.getcwd()
-    environment = environment_without_secrets() | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-    try: done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+    command += [name for name in ("torchvision", "torchaudio") if name in sys.modules]      # their operators may be in the model
+    try: done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment_without_secrets())
     except subprocess.TimeoutExpired:
         raise ToolkitError(f"{engine.name} does not load in a new process", found=f"nothing after {seconds:.0f} s") from None
     finally: inputs.unlink()
     if done.returncode: raise ToolkitError(f"{engine.name} does not load in a new process", found=f"{ending(done.returncode)}\n{done.stderr[-600:]}")
 
-def _open(engine: str, folder: str, how: str, inputs: str):
+def _open(engine: str, folder: str, how: str, inputs: str, *modules: str):
     "Run in a new process: load and call"
     import torch
+    for name in modules: importlib.import_module(name)
     given = json.loads(how)
     loading = Loading(**given | {"graphs": tuple(given["graphs"])})
     xs = torch.load(inputs, weights_only=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .core import DecodeError, InputError, RequestError, TooLargeError, ToolkitError
 from .ops import (CLAHE, OPS, Apply, CenterCrop, Crop, CvtColor, Decode, Equalize, Flip, GaussianBlur, Letterbox, MedianBlur, Morphology,
-                           Normalize, Pad, Resize, Rotate, Threshold, ToDtype, Warp, as_pair, nearest_indices)
+                           Normalize, Pad, Resize, Rotate, Threshold, ToDtype, Warp, as_pair)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,9 +41,13 @@ def open_image(data: bytes, max_pixels: int) -> Image:
     except Exception as e: raise DecodeError(f"unreadable image: {e}") from e
     if img.width * img.height > max_pixels:
         raise TooLargeError(f"{img.width} x {img.height} pixels is over the limit of {max_pixels:,}")
-    if img.info.get("progressive") and (scans := bytes(data).count(b"\xff\xda")) > MAX_SCANS:
-        raise TooLargeError(f"a JPEG of {scans} scans, each of which is work for every pixel; the limit is {MAX_SCANS}")
+    if img.info.get("progressive"): check_scans(data)
     return img
+
+def check_scans(data: bytes | bytearray | memoryview):
+    "Raise `TooLargeError` for a progressive JPEG of too many scans"
+    if (scans := bytes(data).count(b"\xff\xda")) > MAX_SCANS:
+        raise TooLargeError(f"a JPEG of {scans} scans, each of which is work for every pixel; the limit is {MAX_SCANS}")
 
 _UPRIGHT_SWAPS = {5, 6, 7, 8}   # EXIF orientations that exchange width and height
 
@@ -185,14 +189,15 @@ def _resize(op: Resize, img: np.ndarray) -> np.ndarray:
     import cv2
     size = op.target(img.shape[1], img.shape[0])
     if op.smooth: return as_hwc(pillow_resize(_as_pil(img), size, op.interpolation))
-    if op.interpolation == "nearest-exact": return _pick_pixels(img, size)
-    code = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST}
+    code = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST, "nearest-exact": cv2.INTER_NEAREST_EXACT}
     return as_hwc(cv2.resize(img, size, interpolation=code[op.interpolation]))
 
-def _pick_pixels(img: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    rows = nearest_indices(img.shape[0], size[1], "nearest-exact")
-    columns = nearest_indices(img.shape[1], size[0], "nearest-exact")
-    return img[rows][:, columns]
+def nearest_indices(source: int, target: int, interpolation: str) -> np.ndarray:
+    "Return which of `source` pixels each of `target` is, int64: as OpenCV picks them, which is asked with a ramp"
+    import cv2, numpy as np
+    code = {"nearest": cv2.INTER_NEAREST, "nearest-exact": cv2.INTER_NEAREST_EXACT}[interpolation]
+    ramp = np.arange(source, dtype=np.float32)[None]
+    return cv2.resize(ramp, (target, 1), interpolation=code)[0].astype(np.int64)
 
 def _letterbox(op: Letterbox, img: np.ndarray) -> np.ndarray:
     return _framed(op, as_hwc(pillow_resize(_as_pil(img), op.target(img.shape[1], img.shape[0]))))

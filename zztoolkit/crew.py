@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import collections, hashlib, json, os, queue, select, shutil, signal, socket, subprocess, sys, threading, time, zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from .answers import Refused, refusal, schema_of, schema_text, settle, write_chu
 from .archive import Mar, archive, load_unpacked, next_step, open_mar, own_frames
 from .artifact import load_artifact
 from .core import ToolkitError, ending, environment_without_secrets, sha256
+from .device import parse_device
 from .handler import Handler, check_initialized, decode, receive
 from .sources import read_chunk
 
@@ -275,10 +276,15 @@ def lay_model(
     written = folder / "model-config.yaml"
     settings = (yaml.safe_load(written.read_text()) if written.exists() else None) or {}
     settings.setdefault("threads", 1)
+    if "device" in settings: settings["device"] = parse_device(settings["device"]).kind      # a process sees one GPU, as number 0
     written.write_text(yaml.safe_dump(settings, sort_keys=True))
     where = folder / settings.get("artifact", "artifact")
     found = load_artifact(where) if (where / "artifact.json").exists() else None
-    return Model(about["modelName"], str(about.get("modelVersion", "1.0")), digest, folder, int(settings["threads"]), found.batch.max if found else 0, "cuda" in (settings.get("device"), found and found.device))
+    return Model(about["modelName"], str(about.get("modelVersion", "1.0")), digest, folder, int(settings["threads"]), found.batch.max if found else 0, needs_gpu(settings, found.device if found else "cpu"))
+
+def needs_gpu(settings: Mapping[str, Any], compiled_for: str) -> bool:
+    "Whether the chain or the model of an archive runs on a GPU"
+    return "cuda" in (settings.get("device"), compiled_for)
 
 def visible_gpus() -> tuple[str, ...]:
     "Numbers of the GPUs that this process may use"

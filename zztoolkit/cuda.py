@@ -14,11 +14,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from .core import Batch, DecodeError, InputError, TooLargeError, ToolkitError
-from .cpu import Step, check_inside, open_image, plan_cpu, run_steps
+from .cpu import Step, check_inside, check_scans, nearest_indices, open_image, plan_cpu, run_steps
 from .device import no_cuda
 from .jpeg import JpegHeader, is_complete, read_header
 from .ops import (CLAHE, Apply, CenterCrop, Crop, CvtColor, Decode, Equalize, Flip, GaussianBlur, Letterbox, MedianBlur, Morphology, Normalize, Pad,
-                           Resize, Rotate, Threshold, ToDtype, Warp, as_pair, nearest_indices)
+                           Resize, Rotate, Threshold, ToDtype, Warp, as_pair)
 
 if TYPE_CHECKING:
     import cvcuda
@@ -52,7 +52,8 @@ def keep_memory(device: int):
     """Have freed memory of a device kept for the next batch, up to `CACHE_LIMIT` bytes, by CV-CUDA and by CUDA's default pool.
 
     CV-CUDA's own limit has no useful bound. The pool, from which nvImageCodec takes its images, by default gives
-    everything back at each synchronization; mapping it anew cost a third of the decoding of one image on an H100.
+    everything back at each synchronization. With this, constants on the device and fewer decoder threads a batch of
+    one took a quarter less time on an H100; which of them did it was not measured apart.
     """
     import cvcuda
     cvcuda.set_cache_limit_inbytes(CACHE_LIMIT)      # of the current device
@@ -126,15 +127,16 @@ class DecodeRule:
     """Which decoder reads an image of a chain on CUDA, by its header.
 
     The numbers behind it, in images per second on an H100 with 16 cores (nbs/benchmarks/gpu): baseline 4:2:0 of
-    3 megapixels 3,210 by the JPEG engines, 865 by the CPU's scaled decode; progressive of 4 megapixels 312 by
-    nvImageCodec, 567 by the CPU's scaled decode, 177 by its full one.
+    3 megapixels 3,210 by one nvImageCodec decoder, 865 by the CPU's scaled decode on all cores; progressive of
+    4 megapixels 84 by one decoder and 312 by four, 567 by the CPU's scaled decode and 177 by its full one. Where
+    between full size and a sixth of it the CPU overtakes was not measured: `progressive_shrink` is a guess between.
     """
     target: int = 0                   # pixels of the shorter side after the resize that follows; 0: none follows
     progressive_shrink: float = 2.0   # from here on the CPU's scaled decode of a progressive image is cheaper
 
     def choose(self, header: JpegHeader | None) -> tuple[str, str]:
         "Return the decoder, 'engines' (hardware), 'hybrid' (Huffman on the CPU, the rest on the GPU) or 'cpu', and why"
-        if header is None: return "cpu", "not a JPEG"
+        if header is None: return "cpu", "not a JPEG, or its header cannot be read"
         if header.is_rgb: return "cpu", "RGB inside, which the GPU takes for YCbCr"
         if len(header.components) not in (1, 3): return "cpu", f"{len(header.components)} components"
         if header.is_baseline and header.is_subsampled: return "engines", "baseline, subsampled or grey"
@@ -159,33 +161,43 @@ def _decoder(kind: str, device: int, thread: int, threads: int) -> Any:
     backends = [nvimgcodec.Backend(getattr(nvimgcodec.BackendKind, name)) for name in _BACKENDS[kind]]
     make = partial(nvimgcodec.Decoder, device_id=device, max_num_cpu_threads=threads)
     try: return make(backends=backends)
-    except RuntimeError: return make()      # a GPU without JPEG engines
+    except RuntimeError as e:
+        if "create decoder" not in str(e): raise
+        return make()      # a GPU without JPEG engines
 
 def _parameters(op: Decode) -> Any:
     from nvidia import nvimgcodec
     spec = nvimgcodec.ColorSpec.GRAY if op.mode == "GRAY" else nvimgcodec.ColorSpec.SRGB
     return nvimgcodec.DecodeParams(apply_exif_orientation=op.apply_exif_orientation, color_spec=spec)
 
-def _streams(bodies: Sequence[bytes]) -> list[Any]:
+def _open_stream(body: bytes) -> Any:
+    "Parse an image's header; None for one that nvImageCodec refuses, and the CPU has the words for what is wrong"
     from nvidia import nvimgcodec
-    return [nvimgcodec.CodeStream(body) for body in bodies]
+    try:
+        stream = nvimgcodec.CodeStream(body)
+        return stream if stream.width else None      # asking is what has it parsed
+    except RuntimeError: return None
 
 def _decode_on_gpu(op: Decode, kind: str, bodies: Sequence[bytes], threads: int) -> list[Any]:
     "Decode to nvImageCodec's images on the device, None where it could not"
     import torch
-    if not bodies: return []
+    streams = [_open_stream(body) for body in bodies]
+    readable = [s for s in streams if s is not None]
+    if not readable: return streams
     decoder = _decoder(kind, torch.cuda.current_device(), threading.get_ident(), threads)
     stream = torch.cuda.current_stream().cuda_stream
-    return decoder.decode(_streams(bodies), params=_parameters(op), cuda_stream=stream)
+    decoded = iter(decoder.decode(readable, params=_parameters(op), cuda_stream=stream))
+    return [None if s is None else next(decoded) for s in streams]
 
 def _route(op: Decode, rule: DecodeRule, body: Any) -> str:
     "Choose an image's decoder by its header. Raise `RequestError` for a body that no decoder should see"
     header = read_header(body) if isinstance(body, (bytes, bytearray, memoryview)) else None
-    if header is None or not is_complete(body):
+    if header is None or not header.width * header.height or not is_complete(body):
         open_image(body, op.max_pixels)          # the CPU's decoder says what is wrong with it
         return "cpu"
     if header.width * header.height > op.max_pixels:
         raise TooLargeError(f"{header.width} x {header.height} pixels is over the limit of {op.max_pixels:,}")
+    if header.is_progressive: check_scans(body)
     return rule.choose(header)[0]
 
 @dataclass(frozen=True)
@@ -201,7 +213,8 @@ class DecodeStep:
         if not len(routed): return routed
         decode = partial(run_steps, self.on_cpu)
         begun = [pool.submit(decode, body) if pool and kind == "cpu" else None for kind, body in routed.items]
-        images = {kind: iter(_decode_on_gpu(self.op, kind, [b for k, b in routed.items if k == kind], threads)) for kind in _BACKENDS}
+        of_kind = {kind: [body for k, body in routed.items if k == kind] for kind in _BACKENDS}
+        images = {kind: iter(_decode_on_gpu(self.op, kind, bodies, threads)) for kind, bodies in of_kind.items()}
         def finish(item: Any) -> torch.Tensor:
             (kind, body), future = item
             image = next(images[kind]) if kind in images else None
@@ -255,10 +268,10 @@ def _resize_by_area(op: Resize, x: torch.Tensor) -> torch.Tensor:
 @lru_cache(256)
 def _indices(source: int, target: int, interpolation: str, device: torch.device) -> torch.Tensor:
     import torch
-    return torch.tensor(nearest_indices(source, target, interpolation), device=device)
+    return torch.from_numpy(nearest_indices(source, target, interpolation)).to(device)
 
 def _resize_to_nearest(op: Resize, x: torch.Tensor) -> torch.Tensor:
-    "Pick pixels by the CPU engine's own indices: CV-CUDA rounds in another way, 7 % of the pixels differed"
+    "Pick pixels by the CPU engine's own indices: CV-CUDA rounds in another way, 7 % of the pixels differed on an H100"
     w, h = op.target(x.shape[1], x.shape[0])
     rows = _indices(x.shape[0], h, op.interpolation, x.device)
     columns = _indices(x.shape[1], w, op.interpolation, x.device)
@@ -372,7 +385,7 @@ NO_FLIP = 2     # CV-CUDA flips for -1, 0 and 1
 @lru_cache(64)
 def _no_flips(n: int, device: torch.device) -> torch.Tensor:
     import torch
-    return torch.full((n, 1), NO_FLIP, dtype=torch.int32, device=device)
+    return torch.tensor([[NO_FLIP]] * n, dtype=torch.int32, device=device)
 
 def _crop_normalize(crop: CenterCrop, op: Normalize, xs: Sequence[torch.Tensor]) -> torch.Tensor:
     "The middle of each image, normalised and laid out as (N, C, H, W), in one call"
@@ -471,7 +484,7 @@ def run_batch(
     pool: Executor | None = None,     # threads for the images that the CPU decodes
     threads: int = 1,                 # of nvImageCodec on the CPU
 ) -> Batch:
-    "Run a plan on the current device: one torch tensor of the live inputs, each failing alone. Nothing waits for the device"
+    "Run a plan on the current device: one torch tensor of the live inputs, each failing alone. The host waits for the decoder alone"
     import torch
     check_cuda()
     keep_memory(torch.cuda.current_device())

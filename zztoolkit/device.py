@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .core import ToolkitError
+from .core import RequestError, ToolkitError
 
 # %% auto #0
 __all__ = ['Device', 'parse_device', 'no_cuda', 'use_device', 'on_device', 'is_fatal']
@@ -51,8 +51,8 @@ def no_cuda() -> str:
 
 def use_device(device: Device):
     "Make a GPU the current device of this thread. Raise `ToolkitError` if it does not exist; do nothing for a CPU"
-    import torch
     if not device.is_cuda: return
+    import torch
     if reason := no_cuda():
         raise ToolkitError(f"{device} cannot be used", found=reason, do="zz doctor, or device='cpu'")
     index = device.index or 0
@@ -62,6 +62,12 @@ def use_device(device: Device):
             found=f"{count} GPU{'s' * (count > 1)}, numbered from 0",
             do="name one of them; CUDA_VISIBLE_DEVICES renumbers them")
     torch.cuda.set_device(index)
+
+def numbered(device: Device) -> Device:
+    "Give the current GPU its number"
+    if not device.is_cuda or device.index is not None: return device
+    import torch
+    return Device("cuda", torch.cuda.current_device())
 
 @contextlib.contextmanager
 def on_device(device: Device) -> Iterator[None]:
@@ -77,15 +83,21 @@ def on_device(device: Device) -> Iterator[None]:
 # %% ../nbs/00a_device.ipynb #fatal
 _FATAL = re.compile("|".join((
     "illegal memory access", "illegal address", "illegal instruction", "misaligned address", "device-side assert",
-    "unspecified launch failure", "hardware stack error", "uncorrectable ECC", "launch timed out",
-    "invalid program counter", "context is destroyed", "device is lost", "cudaErrorIllegalAddress",
-    "cudaErrorLaunchFailure", "cudaErrorAssert")), re.IGNORECASE)
+    "unspecified launch failure", "hardware stack error", "uncorrectable", "launch timed out", "invalid program counter",
+    "address space", "context is destroyed", "device is lost", "MPS client")), re.IGNORECASE)
+_OF_CUDA = re.compile("CUDA (error|failure)|cudaError|CUBLAS|CUDNN|NVCV|nvimgcodec", re.IGNORECASE)
 
 def is_fatal(error: BaseException | None) -> bool:
-    "Whether a CUDA error leaves every later CUDA call of this process failing; its causes are looked at too"
+    """Return whether a CUDA error leaves every later CUDA call of this process failing; its causes are looked at too.
+
+    A caller's own error never is: its text quotes the request, which may say anything.
+    """
     seen: set[int] = set()
-    while error and id(error) not in seen:
+    while error and id(error) not in seen and not isinstance(error, (RequestError, ToolkitError)):
         seen.add(id(error))
-        if _FATAL.search(str(error)) and not isinstance(error, (ToolkitError, MemoryError)): return True
+        if _FATAL.search(str(error)) and _is_of_cuda(error): return True
         error = error.__cause__ or error.__context__
     return False
+
+def _is_of_cuda(error: BaseException) -> bool:
+    return type(error).__name__ == "AcceleratorError" or bool(_OF_CUDA.search(str(error)))

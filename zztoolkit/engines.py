@@ -152,7 +152,7 @@ class Engine:
     needs: tuple[str, ...] = ()                            # distributions to compile
     runs_with: tuple[str, ...] = ()                        # to run what was compiled
     bound: bool = False                                    # to the hardware and to torch's version
-    any_card: bool = False                                 # of the architecture that it is bound to, not just the one model
+    any_card: bool = False                                 # bound to a GPU's architecture, not to its model
     slow: bool = False                                     # to compile: a minute or more
     lacks: Callable[[str], str] = field(default=lambda kind: "")    # anything else missing on a kind of device, in words
     instead: dict[str, str] = field(default_factory=dict)  # what would happen with a precision that it does not have
@@ -191,6 +191,8 @@ def _calls(model: Any, how: Loading) -> Run:
     return run
 
 # %% ../nbs/03b_engines.ipynb #float32
+_arithmetic = threading.RLock()     # the settings are the process's
+
 @contextlib.contextmanager
 def arithmetic(device: str, precision: str) -> Iterator[None]:
     """Have a GPU compute float32 in full, or with TF32's 10 bits of mantissa where `precision` is "tf32".
@@ -198,70 +200,92 @@ def arithmetic(device: str, precision: str) -> Iterator[None]:
     torch's default is TF32 for convolutions and float32 for matrix products, so that "fp32" would be neither: a
     network of convolutions differed by 0.2 % from the CPU on an H100, and by 0.0001 % in float32.
     """
+    if device == "cpu":
+        yield
+        return
     import torch
-    flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device != "cpu" else ()
-    before = [f.allow_tf32 for f in flags]
-    for f in flags: f.allow_tf32 = precision == "tf32"
-    try: yield
-    finally:
-        for f, value in zip(flags, before): f.allow_tf32 = value
+    cudnn: Any = torch.backends.cudnn
+    settings: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
+    with _arithmetic:
+        before = [s.fp32_precision for s in settings]
+        for s in settings: s.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        try: yield
+        finally:
+            for s, value in zip(settings, before): s.fp32_precision = value
 
 # %% ../nbs/03b_engines.ipynb #graphs
 log = logging.getLogger(__name__)
 
-def graph_sizes(dims: Sequence[Dim], device: str) -> tuple[int, ...]:
-    "Return the batch sizes to capture on a GPU: powers of two, and the batch's own three; none where another dimension varies"
+def graph_sizes(dims: Sequence[Dim], outputs: Sequence[TensorSpec], device: str) -> tuple[int, ...]:
+    """Return the batch sizes to capture on a GPU: powers of two, and the batch's own three.
+
+    None where another dimension varies, or where an output has the batch anywhere but in front: a batch that is
+    filled up to a captured size would show there.
+    """
     batch, *others = dims
-    if device == "cpu" or not all(d.fixed for d in others): return ()
+    cut = all(spec.shape[:1] == ("batch",) and not {"batch", "?"} & set(spec.shape[1:]) for spec in outputs)
+    if device == "cpu" or not cut or not all(d.fixed for d in others): return ()
     powers = (1 << k for k in range(batch.max.bit_length()))
     return tuple(sorted({batch.min, batch.opt, batch.max, *(n for n in powers if batch.min <= n <= batch.max)}))
 
 class GraphRunner:
     """Run a model on a GPU by replaying its launches, captured once for each of a few batch sizes.
 
-    A batch is copied into the smallest size that holds it, the rows behind it are whatever was there before, and
-    their outputs are cut off: rows of a batch do not depend on each other. Launching EfficientNet-Lite0 takes the
-    host 3.7 ms whatever the batch; replayed, a batch of 1 takes 0.64 ms and one of 8 1.02 (H100, bfloat16).
-    Source: torch.cuda.CUDAGraph.
+    A batch is copied into the smallest size that holds it, zeros fill the rest, and their outputs are cut off.
+    Launching EfficientNet-Lite0 takes the host 3.7 ms whatever the batch; replayed, a batch of 1 takes 0.64 ms and
+    one of 8 1.02 (H100, bfloat16). One batch at a time: the captured memory is one. Source: torch.cuda.CUDAGraph.
     """
     def __init__(self, run: Run, sizes: Sequence[int]):
-        self.run, self.sizes = run, sizes
+        self.run, self.sizes = run, tuple(sizes)
         self._graphs: dict[int, tuple[Any, list, list]] = {}     # by size: the graph, its inputs and outputs
-        self._pool: Any = None      # memory that the graphs share
+        self._stream: Any = None         # of all captures: only then do they share memory
+        self._pool: Any = None
+        self._read: Any = None           # event: the outputs of the last batch have been copied
         self._lock = threading.Lock()
 
     def __call__(self, xs: list) -> list:
+        import torch
         size = next((n for n in self.sizes if n >= len(xs[0])), None)
-        if size is None: return self.run(xs)
-        with self._lock:
-            if size not in self._graphs and not self._try_capture(size, xs): return self.run(xs)
-            graph, ins, outs = self._graphs[size]
-            for into, x in zip(ins, xs): into[:len(x)].copy_(x)
-            graph.replay()
-            return [y[:len(xs[0])].clone() for y in outs]
+        with self._lock, torch.inference_mode(False), torch.no_grad(), torch.cuda.device(xs[0].device):
+            if size is None or size not in self._graphs and not self._try_capture(size, xs): return self.run(xs)
+            return self._replay(size, xs)
+
+    def _replay(self, size: int, xs: list) -> list:
+        import torch
+        graph, ins, outs = self._graphs[size]
+        n = len(xs[0])
+        if self._read: torch.cuda.current_stream().wait_event(self._read)
+        for into, x in zip(ins, xs):
+            into[:n].copy_(x)
+            into[n:].zero_()
+        graph.replay()
+        ys = [y[:n].clone() for y in outs]
+        self._read = torch.cuda.current_stream().record_event()
+        return ys
 
     def _try_capture(self, size: int, xs: list) -> bool:
         "Capture a size; a model that cannot be captured runs without, from now on"
         try: self._graphs[size] = self._capture([x.new_zeros((size, *x.shape[1:])) for x in xs])
         except Exception as e:
             if is_fatal(e): raise
-            log.warning("CUDA graphs are off for this model: %s: %s", type(e).__name__, str(e).splitlines()[0])
+            log.warning("CUDA graphs are off for this model: %s: %.200s", type(e).__name__, e)
             self.sizes = ()
         return size in self._graphs
 
     def _capture(self, ins: list) -> tuple[Any, list, list]:
         import torch
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3): self.run(ins)          # what a library chooses on its first calls must not be captured
-        torch.cuda.current_stream().wait_stream(stream)
+        self._stream = self._stream or torch.cuda.Stream()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream): outs = self.run(ins)
+        caller, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        self._stream.wait_stream(caller)
+        with torch.cuda.stream(self._stream):         # comes back to the caller's, whatever a failed capture leaves
+            for _ in range(3): self.run(ins)          # what a library chooses on its first calls must not be captured
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                outs = self.run(ins)
+        caller.wait_stream(self._stream)
         return graph, ins, outs
 
-def _captured(run: Run, how: Loading) -> Run: return GraphRunner(run, how.graphs) if how.graphs else run
+def _with_graphs(run: Run, how: Loading) -> Run: return GraphRunner(run, how.graphs) if how.graphs else run
 
 # %% ../nbs/03b_engines.ipynb #eager
 def save_program(job: Job, folder: Path):
@@ -271,17 +295,21 @@ def save_program(job: Job, folder: Path):
 
 PROGRAM = "program.pt2"
 
+def _is_on_cpu(program: torch.export.ExportedProgram) -> bool:
+    tensors = (*program.state_dict.values(), *program.constants.values(), *(program.example_inputs or ((),))[0])
+    return all(x.device.type == "cpu" for x in tensors if hasattr(x, "device"))
+
 def _load_eager(folder: Path, how: Loading) -> Run:
     import torch
     torch.set_num_threads(how.threads)
     program = torch.export.load(folder / PROGRAM)
-    if how.device != "cpu" and how.index:         # the graph itself names the device that it was exported on
+    if how.device != "cpu" or not _is_on_cpu(program):      # the graph itself names the device that it was exported on
         from torch.export.passes import move_to_device_pass
         program = move_to_device_pass(program, how.device)
     model = program.module().to(how.device)
     for p in (*model.parameters(), *model.buffers()):
         if p.ndim == 4: p.data = p.data.contiguous(memory_format=torch.channels_last)
-    return _captured(_calls(model, how), how)
+    return _with_graphs(_calls(model, how), how)
 
 # %% ../nbs/03b_engines.ipynb #aoti
 def find_cuda_headers() -> Path | None:
@@ -306,8 +334,8 @@ def _load_aoti(folder: Path, how: Loading) -> Run:
     torch.set_num_threads(how.threads)
     path = str(folder / "model.pt2")
     if how.device == "cpu": return _calls(torch._inductor.aoti_load_package(path), how)
-    model = torch._inductor.aoti_load_package(path, run_single_threaded=True, device_index=how.index)     # otherwise it cannot be captured
-    return _captured(_calls(model, how), how)
+    model = torch._inductor.aoti_load_package(path, run_single_threaded=bool(how.graphs), device_index=how.index)     # otherwise it cannot be captured
+    return _with_graphs(_calls(model, how), how)
 
 # %% ../nbs/03b_engines.ipynb #onnx
 def _save_onnx(job: Job, path: Path):

@@ -26,7 +26,7 @@ class Tolerance:
 
     @property
     def tie(self) -> float:
-        "Difference of two scores, as a part of the largest, that this precision cannot tell from none: what it errs by in the mean"
+        "Difference of two scores, as a part of the largest, below which they are equal: the mean error of the precision"
         return max(TIE, self.mean)
 
 TIE = 1e-3       # of the largest value: scores so close are equal in any precision
