@@ -1,7 +1,7 @@
 "Tabular features: one row's error is its own, the same arrays offline and online, in another process and over HTTP, on pandas and on cuDF."
 from __future__ import annotations
 
-import concurrent.futures, importlib.util, inspect, json, os, subprocess, sys, time
+import concurrent.futures, importlib.util, inspect, json, os, re, subprocess, sys, time
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,9 +16,9 @@ from zztoolkit.archive import archive
 from zztoolkit.columns import Columns, moved
 from zztoolkit.compile import compile_model
 from zztoolkit.feature_ops import OPERATIONS
-from zztoolkit.core import Batch, InputError, row_list
+from zztoolkit.core import Batch, InputError, ToolkitError, row_list
 from zztoolkit.gpu_frame import gpu_door
-from zztoolkit.handler import encode
+from zztoolkit.handler import Handler, encode
 from zztoolkit.schema import Field, Schema, keep_good
 from zztoolkit.serve import deploy
 
@@ -124,6 +124,114 @@ def test_a_resident_table_of_a_million_costs_a_request_nothing():
         return min(once() for _ in range(50)) * 1e3
     assert milliseconds(300_000) < 20 * milliseconds(1_000)
 
+WAYS = {     # a table of some columns, as it may come
+    "frame": lambda df: df, "lists": lambda df: df.to_dict("list"), "records": lambda df: df.to_dict("records"),
+    "cudf": lambda df: sys.modules["cudf"].from_pandas(df)}
+
+def priced(**choices) -> F.Features:
+    ops = [F.FillMissing(["price", "stars"]), F.Normalize("price"), F.Categorify("brand")]
+    return F.Features(ops, **choices)
+
+def prices() -> pd.DataFrame:
+    return pd.DataFrame({
+        "price": [10., np.nan, 30, 20], "stars": [1., 2, 3, 5],
+        "brand": pd.array(["acer", "dell", None, "acer"], dtype="str")})
+
+def test_a_column_that_nothing_uses_is_an_error():
+    "Named, with the words that settle it: until now it was dropped in silence"
+    df = prices().assign(weight=[1.5, 2, 3, 4], colour=["red", "blue", "red", "red"])
+    with pytest.raises(ToolkitError, match="no operation uses weight, colour") as e: priced().fit(df)
+    assert 'remainder="drop"' in e.value.do and 'remainder="passthrough"' in e.value.do
+    dropped = priced(remainder="drop").fit(df)
+    equal(dropped.table(df).whole().arrays, priced().fit(prices()).table(prices()).whole().arrays)
+    with pytest.raises(ToolkitError, match="error or drop or passthrough"): priced(remainder="ignore")
+
+def test_what_reads_learns_joins_or_comes_out_is_used():
+    "Targets, keys, numbers of groups and outputs need no word; a column that is written over does"
+    sellers = pd.DataFrame({"seller": [1, 2], "stars": [4., 5.]})
+    df = pd.DataFrame({"seller": [1, 2] * 5, "shop": [1] * 10, "price": range(10), "sold": [0, 1] * 5, "weight": [2.] * 10})
+    ops = [F.JoinExternal("seller", table=sellers), F.FillMissing("stars"), F.JoinGroupby("price", key="shop", stats="count"), F.TargetEncoding("seller", target="sold")]
+    features = F.Features(ops, outputs=["stars", "shop_count", "seller_sold", "weight"])
+    assert features.fit(df).groups["continuous"] == ("stars", "shop_count", "seller_sold", "weight")
+    with pytest.raises(ToolkitError, match="no operation uses stars"): features.fit(df.assign(stars=1.))
+
+def test_numbers_pass_and_text_does_not(tmp_path):
+    "As they are, after the rest; a request must have them; the choice is restored"
+    df = prices().assign(weight=[1.5, 2, 3, 4], stock=[7, 8, 9, 10], used=[True, False, False, True])
+    fitted = priced(remainder="passthrough").fit(df)
+    assert fitted.groups["continuous"] == ("price", "stars", "weight", "stock", "used")
+    passed = df[["weight", "stock", "used"]].to_numpy("float32")
+    for rows in (df, fitted.records(df)): assert np.array_equal(fitted.table(rows).whole().arrays["continuous"][:, 2:], passed)
+    with pytest.raises(InputError, match="no column stock"): fitted.table(df.drop(columns="stock"))
+    fitted.save(tmp_path)
+    assert F.Features.load(tmp_path) == fitted
+    text = df.assign(colour="red", day=pd.Timestamp("2026-01-05"), sizes=[[1]] * 4)
+    with pytest.raises(ToolkitError, match="colour, day, sizes cannot pass") as e: fitted.fit(text)
+    assert e.value.found == "colour holds text, day holds dates, sizes holds lists"
+    with pytest.raises(ToolkitError, match="weight is missing, and nothing fills it"): fitted.fit(df.assign(weight=np.nan))
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_mistyped_header_is_rejected(way, stand_ins):
+    "The missing column and the name that it may have meant; of records, each fails, even where a value may be missing"
+    fitted = priced().fit(prices())
+    mistyped = WAYS[way](prices().rename(columns={"price": "Prise"}))
+    said = re.escape("price") + ".*" + re.escape("(did you mean 'Prise'?)")
+    with pytest.raises(InputError, match=said): fitted.table(mistyped).whole()
+    if way == "records": assert list(fitted.table(mistyped).errors) == [0, 1, 2, 3]
+
+def test_a_mistyped_csv_is_rejected_when_features_are_fitted():
+    "Before what nothing uses is told of: it is the same column"
+    with pytest.raises(ToolkitError, match=r"no column price \(did you mean 'prise'\?\)"): priced().fit(prices().rename(columns={"price": "prise"}))
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_optional_column_may_be_left_out(way, stand_ins, tmp_path):
+    "It is missing in every row, of whatever way the rows come, and counted; the choice is restored"
+    priced(optional=["stars", "brand"]).fit(prices()).save(tmp_path)
+    fitted = F.Features.load(tmp_path)
+    assert fitted.optional == ("stars", "brand")
+    missing, drift = prices().assign(stars=np.nan, brand=pd.array([None] * 4, dtype="str")), Counter()
+    made = fitted.table(WAYS[way](prices()[["price"]].fillna(7)), drift=drift).whole()
+    want = fitted.table(missing.fillna({"price": 7})).whole()
+    equal({name: x.get() if way == "cudf" else x for name, x in made.arrays.items()}, want.arrays)
+    assert drift["stars", "missing"] == drift["brand", "missing"] == 4
+    with pytest.raises(InputError, match="price"): fitted.table(WAYS[way](prices()[["stars", "brand"]])).whole()
+
+class Priced(Handler):
+    def inference(self, inputs): return inputs["continuous"][:, 1]
+
+def test_a_request_without_a_column_fails_alone():
+    "422 with the column and the closest name; its neighbours are answered, and an optional column is missing"
+    service = Priced.local(features=priced(optional="stars").fit(prices()))
+    good = {"price": 10., "stars": 4., "brand": "acer"}
+    bad = {"prise": 10., "stars": 4., "brand": "acer"}
+    first, wrong, lacking, gap = service.predict([good, bad, {"price": 1., "brand": None}, good | {"stars": None}], return_exceptions=True)
+    assert (wrong.status, str(wrong)) == (422, "price is missing (did you mean 'prise'?)")
+    assert first == 4 and lacking == gap == 2.5
+    lists = [{c: [v] * 2 for c, v in r.items()} for r in (good, bad, {"price": 1., "brand": None})]
+    many = service.handler.featurize_many(lists)
+    assert (many.requests, {i: str(e) for i, e in many.errors.items()}) == ((0, 2), {1: str(wrong)})
+    assert many.items[1]["continuous"][:, 1].tolist() == [2.5, 2.5]
+
+def test_what_is_optional_must_be_read_and_filled():
+    "Found when features are fitted, though the training table has no gap"
+    with pytest.raises(ToolkitError, match=r"star is optional, and no operation reads it \(did you mean 'stars'\?\)"): priced(optional="star").fit(prices())
+    bare = F.Features([F.Normalize("stars")], optional="stars", remainder="drop")
+    with pytest.raises(ToolkitError, match="stars is missing, and nothing fills it"): bare.fit(prices())
+
+def test_features_of_before_do_what_they_did(tmp_path):
+    "Saved without a choice: unused columns dropped; a record may leave out what may be missing, a table no column"
+    priced(optional="stars").fit(prices()).save(tmp_path)
+    said = json.loads((tmp_path / "features.json").read_text())
+    del said["remainder"], said["schema"]["optional"]
+    said["schema"]["fields"]["stars"]["nullable"] = False
+    (tmp_path / "features.json").write_text(json.dumps(said))
+    old = F.Features.load(tmp_path)
+    assert old.remainder == "drop" and old.fit(prices().assign(weight=1.)).groups == old.groups
+    assert list(old.table([{"stars": 1.}, {"price": 3.}]).errors) == [1]
+    with pytest.raises(InputError, match="no column price"): old.table(prices()[["stars", "brand"]])
+    old.save(tmp_path)
+    assert F.Features.load(tmp_path) == old
+
 class Ranker(torch.nn.Module):
     def __init__(self, ids: int):
         super().__init__()
@@ -136,7 +244,7 @@ def ranked(server, tmp_path_factory):
     torch.manual_seed(0)
     ratings, people, films = demo.movielens()
     features = F.Features([F.JoinExternal("user", table=people, take="age"), F.JoinExternal("film", table=films, take="year"), F.TargetEncoding("film", target="rating"),
-                           F.FillMissing(["age", "year"]), F.Normalize(["film_rating", "age", "year"]), F.Categorify(["user", "film"])], outputs=["film_rating", "age", "year", "user", "film"]).fit(ratings)
+                           F.FillMissing(["age", "year"]), F.Normalize(["film_rating", "age", "year"]), F.Categorify(["user", "film"])], outputs=["film_rating", "age", "year", "user", "film"], remainder="drop").fit(ratings)
     home = tmp_path_factory.mktemp("ranked")
     artifact = compile_model(Ranker(features.sizes["film"]).eval(), features.to_tensors(ratings[:8]), batch=(1, 64, 1024), backend="onnxruntime", path=home / "artifact", measure=False)
     mar = archive("recommendation", ROOT / "handlers" / "recommendation.py", artifact, features=features, example={"user": 1, "candidates": [1, 2]}, store=home, batchSize=8, maxBatchDelay=20)

@@ -18,7 +18,7 @@ from .core import InputError, Steps, ToolkitError
 from .feature_ops import (Bucketize, Categorify, Clip, DateParts, FillMissing, HashBucket, JoinExternal, JoinGroupby, Lambda, ListPad, LogOp, MinMax,
     Normalize, Operation, TargetEncoding, from_dict, to_dict)
 from .gpu_frame import check_cudf, gpu_door, is_cudf
-from .schema import Door, Schema, plain_values
+from .schema import Door, Schema, check_table, infer_field, plain_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from zztoolkit.columns import Array
 
 # %% auto #0
-__all__ = ['FLOAT32_MAX', 'FORMAT', 'FeatureTable', 'grouped_outputs', 'refuse_no_numbers', 'packed', 'Features', 'drift_shares',
-           'save', 'load', 'crossover']
+__all__ = ['FLOAT32_MAX', 'REMAINDERS', 'FORMAT', 'FeatureTable', 'grouped_outputs', 'refuse_no_numbers', 'packed', 'Features',
+           'drift_shares', 'save', 'load', 'crossover']
 
 # %% ../nbs/02_frame.ipynb #feature-table
 @dataclass(frozen=True)
@@ -103,11 +103,15 @@ def packed(table: Columns, groups: Mapping[str, tuple[str, ...]], door: Door) ->
     return FeatureTable({name: _packed(table, name, columns, kept) for name, columns in groups.items()}, dict(groups), [door.rows[i] for i in kept], dict(sorted(errors.items())))
 
 # %% ../nbs/02_frame.ipynb #features
+REMAINDERS = ("error", "drop", "passthrough")
+
 @dataclass(frozen=True)
 class Features:
     "Operations in order, fitted to a training table by `fit`; then the same for a frame, a dict of lists and JSON records"
     ops: Sequence[Operation]
     outputs: Any = ()                 # columns that come out; default: all that an operation gives
+    remainder: str = "error"          # columns of the training table that no operation uses: "error", "drop" or "passthrough" (numbers, as they are)
+    optional: Any = ()                # columns of the training table that a table or a record may lack later: then they are missing
     others: str = "allow"             # columns of a row that no operation reads: "allow" or "refuse"
     ranges: str = "count"             # numbers outside the training table's range: "count" (as drift) or "refuse"
     schema: Schema | None = None      # of what is read, after `fit`
@@ -121,6 +125,8 @@ class Features:
         if len(set(outputs)) < len(outputs): raise ToolkitError("an output is named twice", found=", ".join(outputs))
         object.__setattr__(self, "ops", ops)
         object.__setattr__(self, "outputs", outputs)
+        object.__setattr__(self, "optional", (self.optional,) if isinstance(self.optional, str) else tuple(self.optional))
+        if self.remainder not in REMAINDERS: raise ToolkitError(f"remainder must be {' or '.join(REMAINDERS)}", found=repr(self.remainder))
         self._check_order()
 
     def _check_order(self):
@@ -161,14 +167,18 @@ class Features:
         return {c: found[c] for c in self.gives if c in found}
 
     def fit(self, df: pd.DataFrame) -> Features:
-        "Features fitted to `df`; each operation to what those before it give"
+        "Features fitted to `df`; each operation to what those before it give. Raises `ToolkitError` for a column that none uses (see `remainder`)"
         return self.fit_transform(df)[0]
 
     def fit_transform(self, df: pd.DataFrame) -> tuple[Features, FeatureTable]:
         "Fitted features, and the features of the training table itself, in which `TargetEncoding` is out of fold: train on these"
         if is_cudf(df): df = df.to_pandas()      # type: ignore[operator]
+        check_table(df, [*self.reads, *self.learns])
+        return with_remainder(self, df)._learn(df)
+
+    def _learn(self, df: pd.DataFrame) -> tuple[Features, FeatureTable]:
         keys = {c for o in self.ops for c in o.keys}
-        schema, columns = Schema.learn(df, self.reads, self.others, self.ranges, keys)
+        schema, columns = Schema.learn(df, self.reads, self.others, self.ranges, keys, self.optional)
         table, done = columns.put(Schema.learn(df, self.learns, whole=keys)[1]), []
         try:
             for o in self.ops:
@@ -274,6 +284,40 @@ class Features:
         check_cudf()
         return replace(self, gpu_rows=crossover(self, df, sizes, repeats))
 
+# %% ../nbs/02_frame.ipynb #remainder
+def unused_columns(features: Features, df: pd.DataFrame) -> list:
+    "Columns of a training table that no operation reads or learns from, and that are no output"
+    used = {*features.reads, *features.learns}
+    return [c for c in dict.fromkeys(df.columns) if c not in used]
+
+def with_remainder(features: Features, df: pd.DataFrame) -> Features:
+    "The features, with the columns that pass among their outputs. Raises `ToolkitError` for unused columns, or for one that cannot pass"
+    unused = unused_columns(features, df)
+    if not unused or features.remainder == "drop": return features
+    if features.remainder == "passthrough":
+        check_passing(features, df, unused)
+        return replace(features, outputs=(*features.gives, *unused))
+    raise ToolkitError(
+        f"no operation uses {', '.join(map(str, unused))}",
+        found=f"the training table has columns {', '.join(map(str, df.columns))}",
+        do="an operation that uses them, or Features(..., remainder=\"drop\") to leave them out, or remainder=\"passthrough\" for numbers as they are")
+
+NO_NUMBERS = {"lists": "lists", "text": "text", "datetime": "dates"}
+
+def check_passing(features: Features, df: pd.DataFrame, unused: Sequence):
+    "Raise `ToolkitError` unless all `unused` columns hold numbers, and stay what they are"
+    if odd := [c for c in unused if not isinstance(c, str)]: raise ToolkitError("names of columns must be text", found=repr(odd[0]), do="df.columns = df.columns.map(str)")
+    check_table(df, unused)
+    if over := [c for c in unused if c in features.gives]: raise ToolkitError(f"{', '.join(over)} cannot pass: an operation writes over it", do="rename or drop the column")
+    fields = {c: infer_field(c, df[c]) for c in unused}
+    kinds = {c: "lists" if f.many else f.kind for c, f in fields.items()}
+    wrong = {c: kind for c, kind in kinds.items() if kind in NO_NUMBERS}
+    if not wrong: return
+    raise ToolkitError(
+        f"{', '.join(wrong)} cannot pass: only numbers go into the features as they are",
+        found=", ".join(f"{c} holds {NO_NUMBERS[kind]}" for c, kind in wrong.items()),
+        do="Categorify or HashBucket for text, ListPad for lists, DateParts for dates; or leave them out of the training table: df.drop(columns=...)")
+
 # %% ../nbs/02_frame.ipynb #helpers
 def _worst(features: Features, columns: Columns) -> Columns:
     "The first row, with everything missing that may be"
@@ -295,7 +339,10 @@ def drift_shares(counts: Mapping[tuple[str, str], int], rows: int) -> pd.DataFra
     return pd.DataFrame(shares).fillna(0.0)
 
 def _lines(features: Features) -> list[tuple[str, str, str]]:
-    return [(type(o).__name__, ", ".join((*o.reads, *(f"({c})" for c in o.learns if c not in o.reads))), ", ".join(o.gives)) for o in features.ops]
+    given = {c for o in features.ops for c in o.gives}
+    passing = ", ".join(c for c in features.outputs if c not in given)
+    lines = [(type(o).__name__, ", ".join((*o.reads, *(f"({c})" for c in o.learns if c not in o.reads))), ", ".join(o.gives)) for o in features.ops]
+    return [*lines, ("as it is", passing, passing)] if passing else lines
 
 # %% ../nbs/02_frame.ipynb #save
 FORMAT = 1
@@ -306,7 +353,7 @@ def save(features: Features, folder: Path):
     tables: dict[str, KeyedTable] = {}
     ops, functions = [to_dict(o, tables) for o in features.ops], [o.function for o in features.ops if isinstance(o, Lambda)]
     if len({f.__name__ for f in functions}) < len(set(functions)): raise ToolkitError("two functions of Lambdas have one name", do="rename one: functions are saved by their names")     # type: ignore[union-attr]
-    told = {"format": FORMAT, "ops": ops, "outputs": features.outputs, "groups": features.groups, "gpu_rows": features.gpu_rows, "schema": features.schema.to_dict()}
+    told = {"format": FORMAT, "ops": ops, "outputs": features.outputs, "remainder": features.remainder, "groups": features.groups, "gpu_rows": features.gpu_rows, "schema": features.schema.to_dict()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and any(folder.iterdir()) and not (folder / "features.json").exists(): raise ToolkitError(f"{folder} is there and holds no features", do="give a new folder")
     with tempfile.TemporaryDirectory(prefix=".features-", dir=folder.parent) as tmp:
@@ -331,7 +378,9 @@ def _rebuilt(told: dict, tables: dict[str, KeyedTable], functions: Mapping[str, 
     ops, schema = tuple(from_dict(o, tables, functions) for o in told["ops"]), Schema.from_dict(told["schema"])
     schema.prepare()
     for t in tables.values(): t.prepare()
-    made = Features(ops, told["outputs"], schema.others, schema.ranges, schema, {n: tuple(c) for n, c in told["groups"].items()}, int(told["gpu_rows"]))
+    groups = {n: tuple(c) for n, c in told["groups"].items()}
+    remainder = told.get("remainder", "drop")      # what features did that were saved before there was a choice
+    made = Features(ops, told["outputs"], remainder, schema.optional or (), schema.others, schema.ranges, schema, groups, int(told["gpu_rows"]))
     if {c for columns in made.groups.values() for c in columns} != set(made.gives): raise ValueError("groups that are not the outputs")
     return made
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .columns import Columns, Text, moved
 from .core import InputError, ToolkitError
-from .schema import Door, Field, Schema, explained, read_series
+from .schema import Door, Field, Schema, absent, explained, read_series
 
 if TYPE_CHECKING:
     import cudf
@@ -73,9 +73,13 @@ def gpu_door(schema: Schema, data: Any) -> Door:
     "Let in a cuDF data frame. Anything else is read on the host, and its columns are moved"
     check_cudf()
     _use_memory_pool()
-    if is_cudf(data):
-        schema.check_names(data.columns)
-        return schema.open(len(data), lambda c, f: read_gpu_series(c, f, data[c]), schema.unknown(data.columns, range(len(data))))
     import cupy
+    if is_cudf(data):
+        n = len(data)
+        def read(c: str, f: Field) -> tuple[Column, dict[int, InputError]]:
+            if c in data.columns: return read_gpu_series(c, f, data[c])
+            return moved(absent(f, n)[0], cupy), {}
+        schema.check_names(data.columns)
+        return schema.open(n, read, schema.unknown(data.columns, range(n)))
     door = schema(data)
     return replace(door, columns=Columns({c: moved(x, cupy) for c, x in door.columns.items()}))

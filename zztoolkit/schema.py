@@ -5,11 +5,12 @@
 # %% ../nbs/02b_schema.ipynb #imports
 from __future__ import annotations
 
-import functools, re
+import difflib, functools, re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timezone
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from .columns import Columns, Lists, Text, array_module, is_missing, on_host
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['KINDS', 'LONGEST_TEXT', 'MOST', 'MISSING', 'FITTING', 'FIRST_DAY', 'LAST_DAY', 'Field', 'refusals', 'shown',
-           'plain_values', 'plain', 'suspects', 'read_series', 'explained', 'Door', 'Schema', 'keep_good',
-           'out_of_range']
+           'plain_values', 'plain', 'suspects', 'read_series', 'explained', 'infer_field', 'check_table', 'absent',
+           'Door', 'Schema', 'keep_good', 'out_of_range']
 
 # %% ../nbs/02b_schema.ipynb #field
 KINDS = ("int", "float", "bool", "text", "datetime")
@@ -107,6 +108,24 @@ def shown(x: Any, most: int = 80) -> str:
     except ValueError: return "a number of thousands of digits"
 
 MISSING = object()     # stands for a column that a record lacks
+
+# %% ../nbs/02b_schema.ipynb #closest
+def closest(
+    name: str,           # of a column that is missing
+    given: Iterable,     # names that are there
+    known: Iterable,     # of them, those that belong to another column
+) -> str:
+    "` (did you mean 'prise'?)`, or nothing where no name is like it"
+    def plain(c: Any) -> str: return str(c).strip().casefold()
+    taken = set(known)
+    free = {plain(c): c for c in islice(given, 1000) if c not in taken}
+    near = difflib.get_close_matches(plain(name), free, 1)
+    return f" (did you mean {shown(free[near[0]])}?)" if near else ""
+
+def no_column(missing: Sequence[str], given: Iterable, known: Iterable) -> str:
+    "What is said of a table that lacks columns: their names, and for each the closest one that is given"
+    given, known = list(given), list(known)
+    return "the table has no column " + ", ".join(c + closest(c, given, known) for c in missing)
 
 # %% ../nbs/02b_schema.ipynb #values
 def _since_1970(field: Field, dates: np.ndarray) -> np.ndarray:
@@ -204,7 +223,7 @@ def _kind_of(name: str, values: Sequence) -> str:
     if len(found) == 1 and (kind := min(found)) in KINDS: return kind
     raise ToolkitError(f"column {name} holds {', '.join(sorted(found)) or 'nothing'}", do=f"a column holds values, or lists of values, of one kind: {', '.join(KINDS)}")
 
-def _infer(name: str, series: pd.Series, whole: bool = False) -> Field:
+def infer_field(name: str, series: pd.Series, whole: bool = False) -> Field:
     "The field of a pandas column, without ranges; `whole`: floats are whole numbers, which pandas makes floats of where some are missing"
     nullable = bool(series.isna().any())
     simple = {"b": "bool", "i": "int", "u": "int", "f": "float", "M": "datetime"}.get(series.dtype.kind)
@@ -221,6 +240,20 @@ def _with_range(field: Field, column: Column) -> Field:
     if isinstance(x, Text) or bool(is_missing(x).all()): return field
     known = x[~is_missing(x)]
     return replace(field, low=known.min().item(), high=known.max().item())
+
+def check_table(df: Any, names: Sequence[str]):
+    "Raise `ToolkitError` unless `df` is a training table with rows, and with each of the columns once"
+    if not hasattr(df, "iloc") or not hasattr(df, "columns"):
+        raise ToolkitError("a training table must be a pandas data frame", found=type(df).__name__, do="pd.DataFrame(records), pd.read_parquet(path)")
+    if missing := [c for c in names if c not in df]:
+        raise ToolkitError(no_column(missing, df.columns, names), found=f"columns {', '.join(map(repr, df.columns))}")
+    if twice := [c for c in names if list(df.columns).count(c) > 1]:
+        raise ToolkitError(f"the table has two columns called {twice[0]}", do="rename or drop one of them")
+    if not len(df): raise ToolkitError("the table has no rows", do="give rows to learn from")
+
+def absent(field: Field, n: int) -> tuple[Column, dict[int, InputError]]:
+    "An optional column that a table of `n` rows lacks: missing in each"
+    return _column(field, [None] * n), {}
 
 @dataclass(frozen=True)
 class Door:
@@ -240,25 +273,35 @@ class Schema:
     fields: dict[str, Field]
     others: str = "allow"       # columns that no field names: "allow" (they are not looked at) or "refuse"
     ranges: str = "count"       # values outside the training table's range: "count" (as drift) or "refuse"
+    optional: Sequence[str] | None = ()     # columns that may be left out; None: a record may leave out what may be missing (as features saved before do)
 
     def __post_init__(self):
         for word, given, known in (("others", self.others, ("allow", "refuse")), ("ranges", self.ranges, ("count", "refuse"))):
             if given not in known: raise ToolkitError(f"{word} must be {' or '.join(known)}", found=repr(given))
+        if self.optional is not None: self._check_optional(tuple(self.optional))
+
+    def _check_optional(self, names: tuple[str, ...]):
+        object.__setattr__(self, "optional", names)
+        for c in names:
+            if c not in self.fields:
+                near = closest(c, self.fields, ())
+                raise ToolkitError(f"{c} is optional, and no operation reads it{near}", found=f"read are {', '.join(self.fields)}")
+            if not self.fields[c].nullable:
+                raise ToolkitError(f"{c} is optional, and may not be missing", do="Schema.of(df, names, optional=[...])")
 
     @classmethod
-    def of(cls, df: pd.DataFrame, names: Iterable[str], others: str = "allow", ranges: str = "count", whole: Iterable[str] = ()) -> Schema:
+    def of(cls, df: pd.DataFrame, names: Iterable[str], others: str = "allow", ranges: str = "count", whole: Iterable[str] = (), optional: Iterable[str] = ()) -> Schema:
         "Learned from a training table; `whole` are columns whose floats are whole numbers. Raises `ToolkitError` for a column that is not there or holds values of several kinds"
-        return cls.learn(df, names, others, ranges, whole)[0]
+        return cls.learn(df, names, others, ranges, whole, optional)[0]
 
     @classmethod
-    def learn(cls, df: pd.DataFrame, names: Iterable[str], others: str = "allow", ranges: str = "count", whole: Iterable[str] = ()) -> tuple[Schema, Columns]:
-        "The schema of a training table, and its columns"
-        names = list(names)
-        if not hasattr(df, "iloc") or not hasattr(df, "columns"): raise ToolkitError("a training table must be a pandas data frame", found=type(df).__name__, do="pd.DataFrame(records), pd.read_parquet(path)")
-        if missing := [c for c in names if c not in df]: raise ToolkitError(f"the table has no column {', '.join(missing)}", found=f"columns {', '.join(map(repr, df.columns))}")
-        if twice := [c for c in names if list(df.columns).count(c) > 1]: raise ToolkitError(f"the table has two columns called {twice[0]}", do="rename or drop one of them")
-        if not len(df): raise ToolkitError("the table has no rows", do="give rows to learn from")
-        bare = cls({c: _infer(c, df[c], c in set(whole)) for c in names}, others, ranges)
+    def learn(cls, df: pd.DataFrame, names: Iterable[str], others: str = "allow", ranges: str = "count", whole: Iterable[str] = (), optional: Iterable[str] = ()) -> tuple[Schema, Columns]:
+        "The schema of a training table, and its columns; an `optional` one may be missing, whether the table has gaps in it or not"
+        names, optional = list(names), tuple(optional)
+        check_table(df, names)
+        fields = {c: infer_field(c, df[c], c in set(whole)) for c in names}
+        gaps = {c: replace(fields[c], nullable=True) for c in optional if c in fields}
+        bare = cls(fields | gaps, others, ranges, optional)
         columns = bare(df[names]).whole("table", "drop those rows, or mend them")
         return replace(bare, fields={c: _with_range(f, columns[c]) for c, f in bare.fields.items()}), columns
 
@@ -266,40 +309,71 @@ class Schema:
         "Let in a list of records, a dict of lists or a pandas data frame. Raises `InputError` for anything else, and for a table that lacks a column"
         if hasattr(data, "iloc") and hasattr(data, "columns"):
             self.check_names(data.columns)
-            return self.open(len(data), lambda c, f: read_series(c, f, data[c]), self.unknown(data.columns, range(len(data))))
+            n = len(data)
+            def read(c, f): return read_series(c, f, data[c]) if c in data.columns else absent(f, n)
+            return self.open(n, read, self.unknown(data.columns, range(n)))
         if isinstance(data, Mapping): return self._lists(data)
         if isinstance(data, (str, bytes, bytearray)) or not hasattr(data, "__iter__") or hasattr(data, "iloc"): raise InputError(f"records must be a list of objects, a dict of lists or a data frame; got {shown(data)}")
         data = list(data)
         wrong = {i: InputError(f"a record must be an object with {', '.join(self.fields)}; got {shown(r)}") for i, r in enumerate(data) if not isinstance(r, Mapping)}
         records = [{} if i in wrong else r for i, r in enumerate(data)]
         first = {i: e for i, r in enumerate(records) for e in self.unknown(r, [i]).values()} if self.others == "refuse" else {}
-        return self.open(len(records), lambda c, f: _read_list(c, f, [r.get(c, None if f.nullable else MISSING) for r in records]), first | wrong)
+        return self.open(len(records), lambda c, f: self._from_records(c, f, records), first | wrong)
+
+    @property
+    def may_lack(self) -> set[str]:
+        "Columns that a record may leave out"
+        if self.optional is None: return {c for c, f in self.fields.items() if f.nullable}
+        return set(self.optional)
+
+    def _from_records(self, name: str, field: Field, records: Sequence[Mapping]) -> tuple[Column, dict[int, InputError]]:
+        "A column of records; of one that lacks it, the error names it and the closest name that it has"
+        instead = None if name in self.may_lack else MISSING
+        column, bad = _read_list(name, field, [r.get(name, instead) for r in records])
+        told: dict[tuple, InputError] = {}      # by the names that a record has: those of a table have the same
+        for i in bad:
+            if name in records[i]: continue
+            names = tuple(records[i])
+            if names not in told: told[names] = self._lacks(name, names)
+            bad[i] = told[names]
+        return column, bad
+
+    def _lacks(self, name: str, given: Iterable) -> InputError:
+        "What is said of a record, or of lists, with the names that are given"
+        near = closest(name, given, self.fields)
+        null = "; null says that it is not known" if self.fields[name].nullable and not near else ""
+        return InputError(f"{name} is missing{near}{null}")
 
     def _lists(self, data: Mapping[str, Sequence]) -> Door:
         self.check_names(data)
-        if single := [c for c in self.fields if isinstance(data[c], (str, bytes)) or not hasattr(data[c], "__len__")]: raise InputError(f"{single[0]} must be a list of values, got {shown(data[single[0]])}; one record is given as [record]")
-        lengths = {c: len(data[c]) for c in self.fields}
+        given = [c for c in self.fields if c in data]
+        if single := [c for c in given if isinstance(data[c], (str, bytes)) or not hasattr(data[c], "__len__")]: raise InputError(f"{single[0]} must be a list of values, got {shown(data[single[0]])}; one record is given as [record]")
+        lengths = {c: len(data[c]) for c in given}
         n = max(lengths.values(), default=0)
         if set(lengths.values()) - {n}: raise InputError(f"columns of different lengths: {', '.join(f'{c} {k}' for c, k in lengths.items())}")
-        return self.open(n, lambda c, f: _read_list(c, f, list(data[c])), self.unknown(data, range(n)))
+        def read(c, f): return _read_list(c, f, list(data[c])) if c in data else absent(f, n)
+        return self.open(n, read, self.unknown(data, range(n)))
 
     def rectangle(self, request: Any) -> dict[str, list]:
-        "A dict of lists with every column, all of one length; what may be missing may be left out. Raises `InputError`"
+        "A dict of lists with every column, all of one length; an optional one may be left out. Raises `InputError`"
         if not isinstance(request, Mapping): raise InputError(f"expected an object with {', '.join(self.fields)}, each a list; got {shown(request)}")
         given = {c: request[c] for c in self.fields if c in request}
         if single := [c for c, x in given.items() if not isinstance(x, (list, tuple))]: raise InputError(f"{single[0]} must be a list, got {shown(given[single[0]])}")
         if len(lengths := {len(x) for x in given.values()}) != 1: raise InputError(f"columns of different lengths: {', '.join(f'{c} {len(x)}' for c, x in given.items()) or 'there is none'}")
+        if missing := [c for c in self.fields if c not in given and c not in self.may_lack]: raise self._lacks(missing[0], request)
         n, = lengths
-        return {c: list(given[c]) if c in given else [None if f.nullable else MISSING] * n for c, f in self.fields.items()}
+        return {c: list(given[c]) if c in given else [None] * n for c in self.fields}
 
     def prepare(self):
         "Build pydantic's checks, so that the first request does not wait for them"
         for f in self.fields.values(): f.check
 
     def check_names(self, given: Iterable):
-        "Raise `InputError` unless each field's column is there, once: one that is forgotten must not be filled in for every row"
+        "Raise `InputError` unless each field's column is there, once, or is optional: one that is forgotten or mistyped must not be filled in for every row"
         counts = Counter(list(given))
-        if missing := [c for c in self.fields if not counts[c]]: raise InputError(f"the table has no column {', '.join(missing)}")
+        optional = self.optional or ()
+        if missing := [c for c in self.fields if not counts[c] and c not in optional]:
+            raise InputError(f"{no_column(missing, counts, self.fields)}; it has {', '.join(map(str, counts))[:200] or 'none'}")
         if twice := [c for c in self.fields if counts[c] > 1]: raise InputError(f"the table has two columns called {twice[0]}")
 
     def unknown(self, given: Iterable[str], rows: Iterable[int]) -> dict[int, InputError]:
@@ -322,7 +396,8 @@ class Schema:
 
     def __str__(self) -> str:
         wide = max(map(len, self.fields), default=0)
-        return "\n".join(f"{c:<{wide}}  {f}" + (f", {f.shown(f.low)} to {f.shown(f.high)}" if f.low is not None and f.kind != "bool" else "") for c, f in self.fields.items())
+        def lacks(c: str) -> str: return ", optional" if c in (self.optional or ()) else ""
+        return "\n".join(f"{c:<{wide}}  {f}{lacks(c)}" + (f", {f.shown(f.low)} to {f.shown(f.high)}" if f.low is not None and f.kind != "bool" else "") for c, f in self.fields.items())
     __repr__ = __str__
 
     def count_drift(self, columns: Columns):
@@ -336,10 +411,12 @@ class Schema:
         def one(f: Field) -> Any: return {"text": "example", "bool": False, "datetime": "2000-01-01"}.get(f.kind, 0) if f.low is None else f.shown(f.low) if f.kind == "datetime" else bool(f.low) if f.kind == "bool" else f.low
         return {c: [one(f)] if f.many else one(f) for c, f in self.fields.items()}
 
-    def to_dict(self) -> dict: return {"others": self.others, "ranges": self.ranges, "fields": {c: asdict(f) for c, f in self.fields.items()}}
+    def to_dict(self) -> dict: return {"others": self.others, "ranges": self.ranges, "optional": self.optional, "fields": {c: asdict(f) for c, f in self.fields.items()}}
 
     @classmethod
-    def from_dict(cls, d: Mapping) -> Schema: return cls({c: Field(**f) for c, f in d["fields"].items()}, d["others"], d["ranges"])
+    def from_dict(cls, d: Mapping) -> Schema:
+        fields, optional = {c: Field(**f) for c, f in d["fields"].items()}, d.get("optional")
+        return cls(fields, d["others"], d["ranges"], None if optional is None else tuple(optional))
 
 def keep_good(columns: Columns, n: int, errors: Mapping[int, InputError]) -> Door:
     "The door, with the rows that no error names"
