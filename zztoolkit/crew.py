@@ -15,10 +15,10 @@ from typing import Any
 from .answers import Refused, refusal, schema_of, schema_text, settle, write_chunk
 from .archive import Mar, archive, load_unpacked, next_step, open_mar, own_frames
 from .artifact import load_artifact
-from .core import ToolkitError, ending, environment_without_secrets, sha256
+from .core import InputError, ToolkitError, ending, environment_without_secrets, sha256
 from .device import parse_device
 from .handler import Handler, check_initialized, decode, receive
-from .sources import read_chunk
+from .sources import Rows, read_chunk
 
 # %% auto #0
 __all__ = ['LOADING', 'Task', 'failure', 'checked', 'Place', 'WorkerProcess', 'Worker', 'Model', 'lay_model', 'visible_gpus']
@@ -75,10 +75,23 @@ def _answers(service: Any, bodies: list) -> list:
     found = [x if isinstance(x, Exception) else next(tried) for x in bodies]
     return [refusal(x) if isinstance(x, Exception) else decode(*x) for x in found]
 
+def check_header(handler: Any, kind: str, rows: Rows):
+    "Raise `ToolkitError` if a table lacks a column that the features of a handler of records read: once, not for each row"
+    own = not isinstance(handler, Handler) or handler.chain or type(handler).preprocess is not Handler.preprocess
+    if own or not handler.features or kind == "photographs" or not len(rows.keys): return
+    first, = rows.bodies(0, 1)
+    if not isinstance(first, dict): return
+    try: handler.features.schema.check_names(first)
+    except InputError as e:
+        raise ToolkitError(
+            str(e),
+            do="rename the column, or fit the features with optional=[...] for one that may be left out") from None
+
 def _do_chunk(service: Any, task: Task, say: Callable) -> dict:
     "Answer a chunk and write its files; without a schema, settle one"
     rows = read_chunk(task.kind, task.place, task.first)
     if len(rows.keys) != task.rows: raise ToolkitError("the source has changed since the run began", found=f"chunk {task.chunk} has {len(rows.keys)} rows, it had {task.rows}", do="restore it, or begin anew: restart=True (--restart)")
+    check_header(getattr(service._entry_point, "__self__", None), task.kind, rows)
     outcomes: list = []
     drift: collections.Counter = collections.Counter()
     for a, b in task.batches():
