@@ -8,11 +8,12 @@ SUITE  := not faults and not image and not deploy
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test deploy-check gpu gpu-bundle faults image lab notebooks export ladder soak bench-vision bench-compile bench-frame clean tune-grid
+.PHONY: help demo test deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export ladder soak bench-vision bench-compile bench-frame clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
+	@echo "make test-torchvision  chains against the real torchvision and timm, in an environment of their own (two minutes)"
 	@echo "make deploy-check  checkov's rules on the rendered chart, and its S3 store (installs checkov and the AWS CLI apart)"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every operation on images and tables on both engines"
 	@echo "make gpu-bundle    what an offline GPU machine lacks, packed into .gpu-bundle; PARTS=A,B (tests/gpu/README.md)"
@@ -46,6 +47,12 @@ deploy-check: $(VENV)/dev.ok
 	@test -x .venv-checkov/bin/checkov || { $(PYTHON) -m venv --clear .venv-checkov && .venv-checkov/bin/python -m pip install -q $(foreach p,$(call ini,checkov_requirements),'$(p)'); }
 	@test -x .venv-aws/bin/aws || { $(PYTHON) -m venv --clear .venv-aws && .venv-aws/bin/python -m pip install -q $(foreach p,$(call ini,aws_requirements),'$(p)'); }
 	@pytest -m deploy
+
+# torchvision from PyPI is built for CUDA; its transforms run beside PyTorch's CPU wheel all the same
+test-torchvision: $(VENV)/demo.ok
+	@test -e .venv-torchvision/ok || { echo "── installing torchvision and timm (first time only)"; $(PYTHON) -m venv --clear .venv-torchvision && .venv-torchvision/bin/python -m pip install -q $(filter torch==%,$(call ini,demo_requirements)) $(foreach p,$(call ini,torchvision_requirements),'$(p)') && .venv-torchvision/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,torchvision_nodeps_requirements),'$(p)') && touch .venv-torchvision/ok; }
+	@$(BIN)/python -c 'from zztoolkit.demo import photographs; photographs()'
+	@PYTHONPATH=. .venv-torchvision/bin/python -m pytest -q --noconftest -p no:cacheprovider tests/test_torchvision.py
 
 gpu: $(VENV)/dev.ok
 	@$(PIP) install -e '.[gpu,rapids]'

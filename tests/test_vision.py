@@ -64,7 +64,7 @@ def test_scaled_decode_of_any_size(width, aspect, quality, progressive, subsampl
     assert_within_bound(V.Chain(V.Decode(mode), resize), photo)
 
 def assert_within_bound(chain: V.Chain, photo: bytes):
-    "Mean difference under 2 of 255"
+    "Mean difference under 2 of 255: what these photographs keep, and no bound for others (`test_fine_texture_is_planned_exactly`)"
     planned, exact = chain(photo), chain.plan(exact=True)(photo)
     assert planned.shape == exact.shape and np.abs(planned.astype(int) - exact).mean() < 2
 
@@ -78,10 +78,33 @@ def test_scaled_decode_of_real_photographs(photos, ratio):
             assert_within_bound(V.Chain(V.Decode(), V.Resize(int(min(PIL.Image.open(io.BytesIO(photo)).size) / ratio))), photo)
 
 @few(200)
-@given(st.lists(EXACT | FUSED, max_size=6), LAST)
-def test_json_round_trip(ops, last):
-    chain = V.Chain(V.Decode(), *ops, *last)
-    assert V.Chain.from_json(chain.to_json()) == chain
+@given(st.lists(EXACT | FUSED, max_size=6), LAST, st.booleans())
+def test_json_and_repr_round_trip(ops, last, exact):
+    chain = V.Chain(V.Decode(), *ops, *last, exact=exact)
+    again = V.Chain.from_json(chain.to_json())
+    assert again == chain and hash(again) == hash(chain) and again.exact is exact
+    assert eval(repr(chain), vars(V)) == chain
+
+LARGE_PHOTO = encoded(PHOTO.resize((2048, 2400), PIL.Image.Resampling.LANCZOS), "JPEG", quality=90, progressive=True)
+
+@pytest.mark.parametrize("ops", [(V.Resize(256), V.CenterCrop(224), V.Normalize()), (V.Letterbox(320), V.ToDtype()), (V.Resize(96, "bicubic"),)])
+def test_exact_is_a_word_of_the_chain(ops):
+    "Wherever a chain is planned: called, in a batch, for CUDA, and after a copy of it"
+    chain = V.Chain(V.Decode(), *ops)
+    exact, want = chain.with_exact(), chain.plan(exact=True)(LARGE_PHOTO)
+    assert not same(chain(LARGE_PHOTO), want)
+    assert same(exact(LARGE_PHOTO), want) and same(exact.batch([LARGE_PHOTO]).items[0], want) and same(exact.decoding(3)(LARGE_PHOTO), want)
+    assert same(V.Chain.from_json(exact.to_json())(LARGE_PHOTO), want)
+    assert [exact.plan(device).exact for device in ("cpu", "cuda")] == [True, True] and str(exact._planned_for_cuda) == str(chain.plan("cuda", exact=True))
+    assert exact != chain and exact.with_exact(False) == chain
+
+def test_fine_texture_is_planned_exactly():
+    "No photograph: lines finer than a pixel of the result, which a JPEG of fewer pixels has as other lines"
+    rows = (127 + 127 * np.sin(2 * np.pi * np.mgrid[:4096, :4096][0] / 9)).astype(np.uint8)
+    lines, chain = encoded(PIL.Image.fromarray(rows), "JPEG", quality=90), V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize())
+    chosen, measured = V.choose_plan(chain, [lines])
+    assert chosen == chain.with_exact() and measured.worst_mean_255 > 2 and "mean difference" in measured.reason
+    assert V.choose_plan(chain, [lines], tolerance=V.PlanTolerance(mean=20))[0] == chain
 
 AWKWARD = {
     "1 pixel": encoded(PHOTO.resize((1, 1))), "wide": encoded(PHOTO.resize((3000, 1))), "tall": encoded(PHOTO.resize((1, 3000)), "JPEG"),
@@ -121,6 +144,13 @@ def test_a_plan_does_not_change_what_is_seen(photos, lite0, chain, labelled):
     exact = chain.plan(exact=True)
     best = [[int(lite0(run(p.read_bytes())[None]).argmax()) for p in [*photos, *(p for p, _ in labelled)]] for run in (chain, exact)]
     assert best[0] == best[1]
+
+def test_the_chosen_plan_sees_what_exact_sees(lite0, chain):
+    "Two of the large photographs get another name from the fast plan (nbs/01d_agreement.ipynb); what is chosen knows"
+    photos = demo.large_photographs()
+    chosen, measured = V.choose_plan(chain, photos, lite0)
+    assert measured.top1 < 1 and chosen.exact and measured.images == len(photos) and "top-1" in measured.reason
+    assert V.choose_plan(chain.decoding(3), photos, lite0)[0] == chain.decoding(3)
 
 def test_what_cannot_be_planned_says_so():
     with pytest.raises(ToolkitError, match="CLAHE.*takes 1 channel, but the operation before it gives 3"): V.Chain(V.Decode(), V.CLAHE())

@@ -14,7 +14,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core import Batch, DecodeError, InputError, ToolkitError, figure
+from .agreement import Agreement, PlanTolerance, choose_plan, measure_plan
+from .core import Batch, DecodeError, InputError, ToolkitError, figure, usable_cores
 from .cpu import Step, cpu_kernel, decode_image, plan_cpu, run_steps
 from .cuda import explain_decoder, plan_cuda, run_batch
 from .device import Device, on_device, parse_device
@@ -71,7 +72,7 @@ class Plan:
         return fig
 
     def decoder(self, photo: str | Path | bytes) -> str:
-        "Say which decoder reads an image, and why: on CUDA that hangs on its header"
+        "Say which decoder reads an image, and why: on CUDA that depends on its header"
         body = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
         return explain_decoder(self.steps, body) if parse_device(self.device).is_cuda else "the CPU"
 
@@ -126,15 +127,20 @@ def _shown(chain: Chain, photo: Any) -> tuple[Chain, Any]:
     x, region = _source(photo)
     if chain.crops_per_request: chain = chain.at(region or (0, 0, 400, 300))
     if type(x).__module__.startswith("PIL."): x = np.asarray(x.convert("RGB"))
-    if isinstance(x, np.ndarray) and chain.decodes: return Chain(*chain.ops[1:]), _check_image(x)
+    if isinstance(x, np.ndarray) and chain.decodes: return Chain(*chain.ops[1:], exact=chain.exact), _check_image(x)
     return chain, x if chain.decodes or isinstance(x, np.ndarray) else decode_image(Decode(), x)
 
 # %% ../nbs/01_vision.ipynb #chain
 class Chain:
     "Image operations in order: a value that is planned for a device, saved as JSON and carried in an archive"
-    def __init__(self, *ops: Any):
+    def __init__(self,
+        *ops: Any,
+        exact: bool = False, # plan without any approximation, everywhere: as torchvision computes it
+    ):
         check_order(ops)
+        if not isinstance(exact, bool): raise ToolkitError("exact is True or False", found=repr(exact))
         self.ops = tuple(ops)
+        self.exact = exact
 
     @property
     def decodes(self) -> bool:
@@ -146,16 +152,22 @@ class Chain:
         "Does it take the region of each request?"
         return any(isinstance(o, Crop) and o.per_request for o in self.ops)
 
-    def __repr__(self) -> str: return f"Chain({', '.join(map(repr, self.ops))})"
-    def __eq__(self, other: object) -> bool: return isinstance(other, Chain) and self.ops == other.ops
-    def __hash__(self) -> int: return hash(self.ops)
+    def __repr__(self) -> str:
+        parts = [*map(repr, self.ops), *["exact=True"] * self.exact]
+        return f"Chain({', '.join(parts)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and (self.ops, self.exact) == (other.ops, other.exact)
+
+    def __hash__(self) -> int: return hash((self.ops, self.exact))
 
     def plan(self,
         device: str = "cpu", # or "cuda"
-        exact: bool = False, # forbid every approximation: full decode, resize before crop
+        exact: bool | None = None, # forbid every approximation: full decode, resize before crop; None: as the chain says
     ) -> Plan:
         "What runs on a device. Raises `ToolkitError` for an operation that its engine lacks; planning needs no GPU"
         kind = parse_device(device).kind
+        if exact is None: exact = self.exact
         plan = plan_cpu if kind == "cpu" else plan_cuda
         return Plan(str(device), exact, plan(self.ops, exact))
 
@@ -168,12 +180,17 @@ class Chain:
     def decoding(self, reducing_gap: float | None) -> Chain:
         "The chain with another `reducing_gap` of its `Decode`. Raises `ToolkitError` if it has none"
         if not self.decodes: raise ToolkitError("this chain decodes nothing", found=repr(self), do="leave reducing_gap out")
-        return Chain(replace(self.ops[0], reducing_gap=reducing_gap), *self.ops[1:])
+        return Chain(replace(self.ops[0], reducing_gap=reducing_gap), *self.ops[1:], exact=self.exact)
+
+    def with_exact(self, exact: bool = True) -> Chain:
+        "Return the chain that plans without any approximation, or with `exact=False` the one that may approximate"
+        return Chain(*self.ops, exact=exact)
 
     def at(self, region: tuple[int, int, int, int]) -> Chain:
         "The chain for the region of one request. Raises `InputError` if it takes none"
         if not self.crops_per_request: raise InputError("this chain crops no region of a request")
-        return Chain(*(Crop(*region) if isinstance(o, Crop) and o.per_request else o for o in self.ops))
+        ops = [Crop(*region) if isinstance(o, Crop) and o.per_request else o for o in self.ops]
+        return Chain(*ops, exact=self.exact)
 
     def __call__(self,
         x: Any, # encoded image (bytes or a `Path`), an image uint8 (H, W, C) if the chain decodes none, or a dict of one and a region
@@ -193,11 +210,11 @@ class Chain:
         pool: Executor | None = None, # threads to share them on the CPU; decoding and resizing release Python's lock
         device: str | Device = "cpu", # or "cuda", "cuda:1"
         decoded: Callable[[float], None] = lambda share: None, # told what share of the time so far went into decoding, with what the plan has joined to it
-        threads: int = 1,             # of the GPU's decoder on the CPU
+        threads: int | None = None,   # of the GPU's decoder on the CPU; default: all usable cores
     ) -> Batch: # the live ones stacked, (N, C, H, W): a NumPy array, or on CUDA a torch tensor; the others in `errors`
         "Run the chain on many inputs, each failing alone"
         if (where := parse_device(device)).is_cuda:
-            with on_device(where): return run_batch(self._planned_for_cuda.steps, xs, decoded, pool, threads)
+            with on_device(where): return run_batch(self._planned_for_cuda.steps, xs, decoded, pool, threads or usable_cores())
         spent: list[tuple[float, float]] = []
         batch = Batch.of(xs).map(partial(self._timed, spent), pool).through(stack_rows)
         if self.decodes and spent: decoded(sum(first for first, _ in spent) / sum(whole for _, whole in spent))
@@ -223,25 +240,35 @@ class Chain:
 
     def to_json(self) -> str:
         "The chain as JSON; `Chain.from_json` reads it back"
-        return json.dumps({"chain": list(map(op_to_dict, self.ops))}, indent=1)
+        saved: dict = {"chain": list(map(op_to_dict, self.ops))}
+        if self.exact: saved["exact"] = True
+        return json.dumps(saved, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Chain:
         "The chain that `to_json` wrote"
-        try: ops = json.loads(text)["chain"]
-        except (ValueError, KeyError, TypeError): raise ToolkitError("not a saved chain", found=str(text)[:80], do="Chain.to_json writes one") from None
-        if not isinstance(ops, list): raise ToolkitError("not a saved chain", found=str(text)[:80], do="Chain.to_json writes one")
-        return cls(*map(op_from_dict, ops))
+        try: saved = json.loads(text)
+        except (ValueError, TypeError): saved = None
+        if not isinstance(saved, dict) or not isinstance(saved.get("chain"), list):
+            raise ToolkitError("not a saved chain", found=str(text)[:80], do="Chain.to_json writes one")
+        return cls(*map(op_from_dict, saved["chain"]), exact=saved.get("exact", False))
 
     @classmethod
-    def from_torchvision(cls, transform: Any) -> Chain:
-        "A chain of a `torchvision.transforms` (v1 or v2) pipeline, with a `Decode` before it. Raises `ToolkitError` that names what it cannot convert"
-        return cls(Decode(), *_of_torchvision(transform))
+    def from_torchvision(cls,
+        transform: Any,      # of `torchvision.transforms` or `.v2`: a `Compose`, or `weights.transforms()` of a classifier, detector or segmenter
+        exact: bool = False, # plan without any approximation, so that the numbers are the transform's too
+    ) -> Chain:
+        "Return a chain of a torchvision pipeline, with a `Decode` before it. Raise `ToolkitError` that names what it cannot convert"
+        return cls(Decode(), *_of_torchvision(transform), exact=exact)
 
     @classmethod
-    def from_timm(cls, config: dict) -> Chain:
-        "A chain of timm's data configuration (`timm.data.resolve_data_config(model.pretrained_cfg)`), as timm evaluates"
-        return cls(*_of_timm(config))
+    def from_timm(cls,
+        config: Any,         # `timm.data.create_transform(...)`, or the dict of `timm.data.resolve_data_config({}, model=model)`
+        exact: bool = False, # plan without any approximation, so that the numbers are the transform's too
+    ) -> Chain:
+        "Return a chain of what timm evaluates with. Raise `ToolkitError` that names what it cannot convert"
+        ops = _of_timm(config) if isinstance(config, dict) else [Decode(), *_of_torchvision(config)]
+        return cls(*ops, exact=exact)
 
     def show(self,
         photo: Any = None,   # a path, bytes, an image (PIL, or uint8 (H, W, C)), or a dict of one and a region; default: a sample photograph
@@ -251,7 +278,7 @@ class Chain:
         return _show_stages(*_shown(self, photo), times)
 
     def compare(self, photo: Any = None) -> Figure:
-        "What the plan gives of `photo` (what `show` takes) beside what `exact=True` gives, and the difference of their pixels, amplified"
+        "What the plan gives of `photo` (what `show` takes) beside what `exact=True` gives, the difference of their pixels, amplified, and how large it is for the model"
         return _show_difference(*_shown(self, photo))
 
 # %% ../nbs/01_vision.ipynb #show
@@ -292,7 +319,9 @@ def _show_difference(chain: Chain, x: Any) -> Figure:
     planned, exact = (Chain(*ops).plan(exact=e)(x) for e in (False, True))
     off = np.abs(planned.astype(int) - exact)
     gain = max(1, 255 // max(int(off.max()), 1))
-    return _row_of_pictures([("the plan", planned), ("exact", exact), (f"difference x {gain}\nmean {off.mean():.2f}, largest {off.max()} of 255", (off * gain).astype(np.uint8))])
+    fig = _row_of_pictures([("the plan", planned), ("exact", exact), (f"difference x {gain}", (off * gain).astype(np.uint8))])
+    fig.suptitle(str(measure_plan(chain, [x])), fontsize=9)
+    return fig
 
 # %% ../nbs/01_vision.ipynb #bring
 def _words(interpolation: Any) -> str:
@@ -319,6 +348,18 @@ def _one_fill(fill: Any) -> int:
     if len(values) == 1 and float(v := values.pop()).is_integer(): return int(v)
     raise ToolkitError("a fill of several colours has no counterpart", found=repr(fill))
 
+def _normalize_of(t: Any) -> list: return [Normalize(_floats(t.mean), _floats(t.std))]
+
+def _floats(values: Any) -> tuple[float, ...]:
+    "Numbers of a sequence or a float32 tensor (timm's), each as short as float32 tells it from its neighbours"
+    import numpy as np
+    return tuple(v if isinstance(v, float) else float(str(np.float32(v))) for v in values)
+
+def _optional_resize_of(t: Any) -> list:
+    "The `Resize` of a preset of `torchvision.transforms._presets`, if it has one"
+    if t.resize_size is None: return []
+    return [Resize(_int_or_pair(t.resize_size), _words(t.interpolation), antialias=t.antialias is not False)]
+
 def _to_dtype_of(t: Any) -> list:
     name = str(t.dtype).rpartition(".")[2]
     if not t.scale and name != "uint8": raise ToolkitError("ToDtype without scale has no counterpart before Normalize", found=repr(t), do="ToDtype(torch.float32, scale=True)")
@@ -328,10 +369,11 @@ TORCHVISION: dict[str, Callable[[Any], list]] = {
     "Resize": _resize_of, "CenterCrop": lambda t: [CenterCrop(_int_or_pair(t.size))], "Pad": _pad_of,
     "Grayscale": lambda t: [CvtColor("RGB2GRAY")] + [CvtColor("GRAY2RGB")] * (t.num_output_channels == 3),
     "ToTensor": lambda t: [ToDtype()], "ToDtype": _to_dtype_of, "ConvertImageDtype": lambda t: [ToDtype(str(t.dtype).rpartition(".")[2])],
-    "Normalize": lambda t: [Normalize(tuple(t.mean), tuple(t.std))],
-    **{name: lambda t: [] for name in ("ToImage", "PILToTensor", "ToPureTensor", "Identity")},
-    "ImageClassification": lambda t: [Resize(_int_or_pair(t.resize_size), _words(t.interpolation), antialias=t.antialias is not False),
-                                      CenterCrop(_int_or_pair(t.crop_size)), Normalize(tuple(t.mean), tuple(t.std))]}
+    "Normalize": _normalize_of, "MaybeToTensor": lambda t: [ToDtype()],      # timm's
+    **{name: lambda t: [] for name in ("ToImage", "PILToTensor", "MaybePILToTensor", "ToPureTensor", "Identity")},
+    "ImageClassification": lambda t: [*_optional_resize_of(t), CenterCrop(_int_or_pair(t.crop_size)), *_normalize_of(t)],
+    "SemanticSegmentation": lambda t: [*_optional_resize_of(t), *_normalize_of(t)],
+    "ObjectDetection": lambda t: [ToDtype()]}
 
 def _flat(transform: Any) -> list:
     "The transforms of a `Compose`, also of those in it"
@@ -344,13 +386,17 @@ def _counterpart(t: Any) -> list:
     try: return TORCHVISION[name](t)
     except (TypeError, AttributeError) as e: raise ToolkitError(f"{name} has no counterpart in a chain with these parameters", found=f"{t!r}: {e}") from None
 
+_TO_TENSOR = ("ToTensor", "PILToTensor", "ToImage", "MaybeToTensor", "MaybePILToTensor")      # what follows them works on a tensor, not on a PIL image
+
 def _of_torchvision(transform: Any) -> list:
     ops: list = []
     pil = True
     for t in _flat(transform):
         ops += map(_of_pil, _counterpart(t)) if pil else _counterpart(t)
-        pil = pil and type(t).__name__ not in ("ToTensor", "PILToTensor", "ToImage")
-    return _joined(ops)
+        pil = pil and type(t).__name__ not in _TO_TENSOR
+    ops = _joined(ops)
+    ends_in_image = not ops or ops[-1].gives == "image"
+    return ops + [ToDtype("uint8")] * (ends_in_image and not pil)
 
 def _joined(ops: list) -> list:
     "Images are uint8 here, and `ToDtype` and `Normalize` are one"
@@ -360,7 +406,6 @@ def _joined(ops: list) -> list:
 
 def _of_timm(config: dict) -> list:
     import math
-    if not isinstance(config, dict): raise ToolkitError("not a data configuration of timm", found=repr(config)[:80], do="give timm.data.resolve_data_config({}, model=model)")
     if absent := {"input_size", "mean", "std"} - config.keys(): raise ToolkitError(f"timm's configuration lacks {', '.join(sorted(absent))}", do="give timm.data.resolve_data_config({}, model=model)")
     try: _, height, width = config["input_size"]
     except (TypeError, ValueError): raise ToolkitError("input_size is (channels, height, width)", found=repr(config["input_size"])) from None
@@ -369,4 +414,4 @@ def _of_timm(config: dict) -> list:
     if mode not in ("center", "squash"): raise ToolkitError(f"timm's crop_mode {mode!r} has no counterpart in a chain", do="use 'center' or 'squash'")
     if mode == "center" and height != width: raise ToolkitError("timm's crop_mode 'center' of an input that is not square has no counterpart in a chain", found=f"{height} x {width}")
     size: Any = scale[0] if mode == "center" else tuple(scale)
-    return [Decode(), _of_pil(Resize(size, word)), CenterCrop((height, width)), Normalize(tuple(config["mean"]), tuple(config["std"]))]
+    return [Decode(), _of_pil(Resize(size, word)), CenterCrop((height, width)), Normalize(_floats(config["mean"]), _floats(config["std"]))]
