@@ -1,5 +1,5 @@
 "A pod's life: nothing unchecked is loaded, who may come in, and how it ends."
-import re, shutil, socket, time, zipfile
+import json, os, re, shutil, socket, subprocess, sys, tempfile, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +8,8 @@ import psutil, pytest
 from conftest import missing
 from pods import ECHO, Pod, echo, wait_until
 from zztoolkit.core import sha256
-from zztoolkit.serve import free_ports
+from zztoolkit.image import dockerfile
+from zztoolkit.serve import OWNER, error_of, free_ports, own_folder, sweep
 from zztoolkit.signing import new_key, sign
 from zztoolkit.vision import sample_photo
 
@@ -23,6 +24,71 @@ def store(tmp_path_factory) -> Path:
     mar = echo(home / "store")
     sign(mar, new_key(home / "release")[0])
     return home / "store"
+
+@pytest.fixture(scope="module")
+def guarded(store, tmp_path_factory):
+    "A pod that asks for tokens, started with secrets in its environment under names that do not say so"
+    home = tmp_path_factory.mktemp("guarded")
+    (home / "tokens").write_text(OLD)
+    secrets = {"MY_API_KEY": "hush-hush-hush", "SHOP_DB": "hush-hush-hush", "SHOP_LIMIT": "7", "ZZ_ENV": "SHOP_LIMIT"}
+    with Pod(home / "log", store, "--tokens", home / "tokens", "--work", home / "work", env=secrets) as pod:
+        pod.work = home / "work"
+        yield pod.wait_ready()
+
+def test_management_has_a_key_that_nobody_else_holds(guarded):
+    "No other process on this machine scales a model away or asks TorchServe itself, and no file says the key"
+    model = guarded.url(2, "/models/echo")
+    scaled = guarded.http.put(model, params=dict(min_worker=0, max_worker=0, synchronous="true"))
+    assert (scaled.status_code, guarded.http.get(model).status_code) == (400, 400) and "Token" in scaled.text
+    assert guarded.http.post(guarded.url(1, "/predictions/echo"), json={"x": 1}).status_code == 400
+    assert guarded.ready and guarded.predict({"x": 1}, OLD).json() == {"x": 1}
+    assert not [*guarded.work.rglob("key_file.json")]
+
+def test_no_process_keeps_the_environment_of_the_start(guarded):
+    "As /proc shows it, the supervisor's own and haproxy's included; a worker gets what is on the list, and what --env names"
+    family = [psutil.Process(guarded.process.pid), *guarded.family()]
+    assert {"haproxy", "java"} <= {p.name() for p in family}
+    assert not [p.name() for p in family if b"hush" in Path(f"/proc/{p.pid}/environ").read_bytes()]
+    names = guarded.predict({"who": True}, OLD).json()["names"]
+    assert "SHOP_LIMIT" in names and not {"SHOP_DB", "MY_API_KEY", "ZZ_ENV"} & {*names}
+
+def test_the_first_process_of_an_image_is_started_clean():
+    "tini keeps what it was started with for as long as the pod lives"
+    command = json.loads(re.search(r"^ENTRYPOINT (.*)$", dockerfile(), re.M)[1])
+    command[2] = command[2].replace("tini -- /opt/zztoolkit/bin/zz run", "python3 -c 'import os, sys, json; print(json.dumps([sys.argv[1:], dict(os.environ)]))'")
+    given = {"PATH": os.environ["PATH"], "SHOP_DB": "hush\nA=b", "SHOP_LIMIT": "7", "ZZ_ENV": "OTHER,SHOP_LIMIT", "ZZ_STORE": "/models", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--models", "a b"], env=given, capture_output=True, text=True, check=True)
+    args, names = json.loads(done.stdout)
+    assert args == ["--models", "a b"] and {*given} - {*names} == {"SHOP_DB"}
+
+def test_a_front_that_hangs_is_noticed(guarded):
+    [haproxy] = [p for p in guarded.family() if p.name() == "haproxy"]
+    state = lambda: [guarded.get(path).status_code for path in ("/livez", "/readyz")]
+    assert state() == [200, 200]
+    haproxy.suspend()
+    try: assert state() == [503, 503]
+    finally: haproxy.resume()
+    wait_until(lambda: state() == [200, 200], 5)
+
+@pytest.mark.parametrize("given, status", {
+    "Bearer": ([f"Bearer {OLD}"], 200), "bearer": ([f"bearer {OLD}"], 200), "Basic": ([f"Basic {OLD}"], 401), "no scheme": ([OLD], 401),
+    "more": ([f"Bearer {OLD} {OLD}"], 401), "twice": ([f"Bearer {OLD}"] * 2, 401), "second": (["Bearer wrong", f"Bearer {OLD}"], 401),
+}.values())
+def test_one_header_of_one_scheme(guarded, given, status):
+    headers = [("Authorization", value) for value in given]
+    assert guarded.http.post(guarded.url(0, "/predictions/echo"), json={"x": 1}, headers=headers).status_code == status
+
+def test_methods_that_run_no_handler(guarded):
+    "Neither by another spelling of the path; and what the front rejects, it says in JSON"
+    ask = lambda method, path: guarded.http.request(method, guarded.url(0, path), headers={"Authorization": f"Bearer {OLD}"})
+    for path in ("/predictions/echo", "/%70redictions/echo", "/predictions/echo/1.0", "/explanations/echo"):
+        assert {m: ask(m, path).status_code for m in ("GET", "HEAD", "DELETE", "PATCH", "OPTIONS", "BREW")} == dict.fromkeys(("GET", "HEAD", "DELETE", "PATCH", "OPTIONS", "BREW"), 405)
+    no = ask("DELETE", "/predictions/echo")
+    assert no.json()["code"] == 405 and no.headers["allow"] == "POST, PUT"
+    assert ask("GET", "/ping").json() == {"status": "Healthy"}
+    with socket.create_connection(("127.0.0.1", guarded.ports[0]), 5) as s:
+        s.sendall(b"no request\r\n\r\n")
+        assert s.recv(1 << 16).startswith(b"HTTP/1.1 400 ")      # haproxy's own page: its configuration reaches only what it could parse
 
 def alive(pid: int) -> bool: return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
@@ -70,9 +136,9 @@ def nothing_can_be_registered(pod: Pod):
     "Neither by an address of this machine's own (SSRF: nobody is asked), nor by a file; and the front lets nobody near management"
     site = socket.create_server(("127.0.0.1", 0))
     for url in (f"http://127.0.0.1:{site.getsockname()[1]}/evil.mar", "echo.mar", "file:///etc/passwd"):
-        assert pod.http.post(pod.url(2, "/models"), params={"url": url}).status_code == 405
+        assert pod.http.post(pod.url(2, "/models"), params={"url": url}).status_code == 400
         assert pod.http.post(pod.url(0, "/models"), params={"url": url}, headers={"Authorization": f"Bearer {NEW}"}).status_code in (404, 405)
-    assert pod.http.delete(pod.url(2, "/models/shop")).status_code == 405
+    assert pod.http.delete(pod.url(2, "/models/shop")).status_code == 400
     site.settimeout(1)
     with site, pytest.raises(TimeoutError): site.accept()      # nobody has asked
 
@@ -92,7 +158,7 @@ def no_secret(pod: Pod, names: list[str]):
     assert folder.stat().st_mode & 0o077 == 0
     files = "".join(f.read_text(errors="replace") for f in folder.rglob("*") if f.is_file())
     for secret in (OLD, NEW, "hush-hush-hush"): assert secret not in lines + pod.said() + files
-    assert all("hush-hush-hush" not in p.environ().values() for p in family if "haproxy" not in p.name())
+    assert all("hush-hush-hush" not in p.environ().values() for p in family)
 
 def finishes(pod: Pod, ask):
     "SIGTERM: not ready, but whoever comes is served; clients with an open connection are told to come back by another; what is in flight is answered"
@@ -122,6 +188,69 @@ def test_a_taken_port_is_named_at_once(store, tmp_path):
         for place, name in enumerate(("front", "inference", "management", "metrics", "probes")):
             with Pod(tmp_path / "log", store, ports=[*free[:place], taken.getsockname()[1], *free[place:]]) as pod: assert pod.process.wait(20) == 1
             assert f"({name}) is not to be had" in pod.said().splitlines()[-3] and "java" not in pod.said()
+
+def test_a_work_folder_whose_path_is_too_long(store, tmp_path):
+    "Sockets stand in it, and the kernel allows their paths 107 bytes"
+    said = refusal(store, tmp_path, "--work", tmp_path / ("w" * 100))
+    assert "the path of the work folder is too long" in said and "--work" in said and "java" not in said and "haproxy" not in said
+    assert not [*tmp_path.glob("w*")]
+
+def test_a_wrong_token_in_a_notebook_is_401(serve_source):
+    "TorchServe says 400: its InvalidKeyException is one of the errors that it calls a bad request"
+    endpoint = serve_source("guarded", ECHO)
+    raw = endpoint.post(b"{}", "application/json", Authorization="Bearer wrong")
+    error = error_of(raw, endpoint)
+    assert raw.status_code == 400 and error.status == 401 and "token is wrong" in str(error)
+
+MAKE = "import sys, time; from zztoolkit.serve import own_folder; print(own_folder(sys.argv[1]), flush=True); time.sleep(60)"
+
+def made_by_another(prefix: str, tmp: Path) -> tuple[subprocess.Popen, Path]:
+    "A process that has made itself a folder in `tmp`"
+    other = subprocess.Popen([sys.executable, "-c", MAKE, prefix], stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp)})
+    assert other.stdout
+    return other, Path(other.stdout.readline().strip())
+
+def test_what_a_killed_process_has_left_is_swept(tmp_path, monkeypatch):
+    "And nothing else: not a living one's, not another user's, nothing behind a link, nothing that does not say whose it is"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead, left = made_by_another("zz-serve-", tmp_path)
+    alive_, kept = made_by_another("zztoolkit-", tmp_path)
+    stranger = copied(left, tmp_path / "zz-serve-stranger")
+    if os.getuid() == 0: os.chown(stranger, 12345, 12345)
+    else: shutil.rmtree(stranger)
+    elsewhere = copied(left, tmp_path / "elsewhere")
+    (tmp_path / "zz-serve-link").symlink_to(elsewhere)
+    (tmp_path / "zz-serve-nobody").mkdir()
+    (left / "out").symlink_to(elsewhere)
+    dead.kill(), dead.wait()
+    own_folder("zz-serve-")
+    assert not left.exists() and (elsewhere / OWNER).exists() and (tmp_path / "zz-serve-link").is_symlink()
+    assert kept.exists() and (tmp_path / "zz-serve-nobody").exists() and stranger.exists() == (os.getuid() == 0)
+    alive_.kill(), alive_.wait()
+
+def test_a_recycled_process_id_is_another_process(tmp_path, monkeypatch):
+    "The id of one that lives, with another start: its folder goes"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = own_folder("zz-serve-")
+    claim = json.loads((folder / OWNER).read_text())
+    (folder / OWNER).write_text(json.dumps(claim | {"started": claim["started"] - 1}) + "\n")
+    sweep()
+    assert not folder.exists()
+
+def test_the_folder_of_a_killed_pod_is_swept(store, tmp_path):
+    with Pod(tmp_path / "log", store) as pod:
+        folders = lambda: [*pod.tmp.glob("zztoolkit-*")]
+        wait_until(lambda: [*pod.tmp.glob("zztoolkit-*/store/echo.mar")], 10)
+        pod.process.kill(), pod.process.wait()
+        assert folders()
+        next_ = subprocess.run([str(Path(sys.executable).with_name("zz")), "run", store, "--models", "absent.mar", "--ports", ",".join(map(str, free_ports(5)))], capture_output=True, text=True, env=os.environ | {"TMPDIR": str(pod.tmp)})
+        assert next_.returncode == 1 and "no archive at" in next_.stdout + next_.stderr
+        assert not folders()
+
+def test_two_pods_do_not_share_a_work_folder(guarded, store, tmp_path):
+    "The second says whose it is, and takes nothing from the first"
+    said = refusal(store, tmp_path, "--work", guarded.work)
+    assert f"process {guarded.process.pid}" in said and guarded.predict({"x": 1}, OLD).status_code == 200
 
 def test_tampered_archives_are_refused(store, tmp_path):
     "With the digest left, with the digest changed too, and with a stranger's signature"

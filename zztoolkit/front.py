@@ -62,34 +62,55 @@ frontend front
   http-response wait-for-body time 1s if {{ status 500 507 }}
   http-response set-status 503 reason "Worker died" if {{ status 500 507 }} {{ res.body -m sub "Worker died." }}
   http-response return status 415 content-type application/json string '{no_form}' if {{ status 500 }} {{ res.body -m sub ErrorDataDecoderException }}
-{access}  default_backend torchserve
+{access}  acl runs method POST PUT
+  acl looks method GET HEAD OPTIONS
+  acl page path / /ping /api-description
+  acl state path_beg /v1/ /v2/
+  http-request return status 405 content-type application/json string '{no_method}' hdr Allow "POST, PUT" unless runs or looks page or looks state
+{key}  default_backend torchserve
+frontend probe
+  bind unix@{folder}/probe.sock mode 600
+  no log
+  http-request return status 200
 backend torchserve
   server torchserve 127.0.0.1:{target}
 """
 
-_ACCESS = """  acl known req.fhdr(authorization),word(2,' '),sha2(256),hex -m str -i -f {folder}/front.tokens
-  http-request return status 401 content-type application/json string '{no_token}' hdr WWW-Authenticate Bearer unless known
+_ACCESS = """  acl one_header req.fhdr_cnt(authorization) eq 1
+  acl bearer req.fhdr(authorization) -m reg -i '^bearer [!-~]+$'
+  acl known req.fhdr(authorization),word(2,' '),sha2(256),hex -m str -i -f {folder}/front.tokens
+  http-request return status 401 content-type application/json string '{no_token}' hdr WWW-Authenticate Bearer unless one_header bearer known
   http-request del-header authorization
+"""
+
+# what TorchServe itself asks for; the supervisor puts it in by the socket, so that no file holds it
+_KEY = """  http-request set-var(txn.key) str(inference),map_str({folder}/front.key)
+  http-request return status 503 content-type application/json string '{not_up}' unless {{ var(txn.key) -m found }}
+  http-request set-header authorization "Bearer %[var(txn.key)]"
 """
 
 def _told(code: int, kind: str, message: str) -> str:
     "An error as TorchServe words its own"
     return json.dumps({"code": code, "type": kind, "message": message})
 
-_ERRORS = {408: ("RequestTimeout", "the request did not come to its end"), 500: ("InternalError", "the front failed"),
+# not what cannot be parsed at all: its 400 is a page compiled into haproxy (h1_send_error), which a configuration can only silence
+_ERRORS = {400: ("BadRequest", "the request is no valid HTTP"), 405: ("MethodNotAllowed", "send it with POST or PUT"), 408: ("RequestTimeout", "the request did not come to its end"),
+           413: ("PayloadTooLarge", "the request is too large"), 500: ("InternalError", "the front failed"), 501: ("NotImplemented", "the front cannot do that"),
            502: ("BadGateway", "the model server broke off"), 503: ("ServiceUnavailable", "the model server is not up"), 504: ("GatewayTimeout", "no answer in time")}
 _NO_FORM = _told(415, "UnsupportedMediaType", "the body is no form, which is what curl calls it unless told: send it with Content-Type: application/octet-stream, or application/json")
-_NO_TOKEN = _told(401, "Unauthorized", "give a token: Authorization: Bearer TOKEN")
+_NO_TOKEN = _told(401, "Unauthorized", "give one token, in one header: Authorization: Bearer TOKEN")
+_NO_METHOD, _NOT_UP = _told(405, *_ERRORS[405]), _told(503, *_ERRORS[503])
 
 def _connections() -> int:
     "How many clients the limit on open files leaves room for: each costs two"
     return max(16, min(10_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100) // 2))
 
-def front_config(folder: Path, host: str, port: int, target: int, timeout: int, tokens: bool, tls: bool = False) -> str:
-    "haproxy.cfg: from `host`:`port` to TorchServe's inference port on this machine; `timeout` seconds for an answer"
+def front_config(folder: Path, host: str, port: int, target: int, timeout: int, tokens: bool, tls: bool = False, key: bool = False) -> str:
+    "haproxy.cfg: from `host`:`port` to TorchServe's inference port on this machine; `timeout` seconds for an answer; `key`: TorchServe asks for one"
     errors = "\n".join(f"  http-error status {code} content-type application/json string '{_told(code, *said)}'" for code, said in _ERRORS.items())
-    return _CONFIG.format(folder=folder, errors=errors, no_form=_NO_FORM, host=host, port=port, target=target, timeout=timeout, connections=_connections(), threads=min(4, usable_cores()),
-                          tls=f" ssl crt {folder}/front.pem alpn http/1.1" if tls else "", access=_ACCESS.format(folder=folder, no_token=_NO_TOKEN) if tokens else "")
+    return _CONFIG.format(folder=folder, errors=errors, no_form=_NO_FORM, no_method=_NO_METHOD, host=host, port=port, target=target, timeout=timeout, connections=_connections(), threads=min(4, usable_cores()),
+                          tls=f" ssl crt {folder}/front.pem alpn http/1.1" if tls else "", access=_ACCESS.format(folder=folder, no_token=_NO_TOKEN) if tokens else "",
+                          key=_KEY.format(folder=folder, not_up=_NOT_UP) if key else "")
 
 # %% ../nbs/10a_front.ipynb #front
 class Front:
@@ -102,13 +123,14 @@ class Front:
         tokens: Path | None = None,  # file of the tokens that open it; None: it asks for none
         timeout: int = 130,          # seconds for an answer
         tls: Path | None = None,     # folder of tls.crt and tls.key, as a Secret of Kubernetes has them; None: plain HTTP
+        key: bool = False,           # TorchServe asks for its own key: nothing goes there before `use_key`
     ):
         self.folder, self.tokens, self.tls = folder, tokens, tls
         self.process: subprocess.Popen | None = None
         self.known = _hashed(read_tokens(tokens)) if tokens else []
         if tokens and not self.known: raise ToolkitError(f"no token in {tokens}", do="one token a line: openssl rand -hex 24")
         self.shown = read_certificate(tls) if tls else ""
-        for name, lines in (("front.cfg", [front_config(folder, host, port, target, timeout, bool(tokens), bool(tls))]), ("front.state", []), ("front.tokens", self.known), ("front.pem", self.shown.splitlines())):
+        for name, lines in (("front.cfg", [front_config(folder, host, port, target, timeout, bool(tokens), bool(tls), key)]), ("front.state", []), ("front.key", []), ("front.tokens", self.known), ("front.pem", self.shown.splitlines())):
             (folder / name).write_text("\n".join(lines) + "\n" * bool(lines))
             (folder / name).chmod(0o600)
 
@@ -118,7 +140,7 @@ class Front:
         "Start it and wait until it answers. Raises `ToolkitError`"
         haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/sbin")
         if not haproxy: raise ToolkitError("haproxy is not installed", do="apt install haproxy, or --no-front: then nothing asks for a token but TorchServe itself, and clients who hold connections open can lose requests at a stop")
-        self.process = start_child([haproxy, "-db", "-f", str(self.folder / "front.cfg")], stdout=subprocess.PIPE, text=True, errors="replace")
+        self.process = start_child([haproxy, "-db", "-f", str(self.folder / "front.cfg")], stdout=subprocess.PIPE, text=True, errors="replace", env={})
         self.listener = threading.Thread(target=self._listen, args=(self.process.stdout, answered), daemon=True)
         self.listener.start()
         end = time.monotonic() + 10
@@ -135,17 +157,37 @@ class Front:
         "What haproxy says: answers go to whoever counts them, all else to our own output"
         for line in lines:
             if said := re.match(r"answer (\d+) (\d+) (.*)", line): answered(said[3], int(said[1]), int(said[2]) / 1000)
-            elif line.startswith("["): print(line, end="", flush=True)      # what it logs besides, it says twice
+            elif line.startswith("[") and " stopped (cumulated" not in line: print(line, end="", flush=True)      # what it logs besides, it says twice; and an end that was asked for is no news
 
     @property
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
 
-    def ask(self, *commands: str) -> str:
+    @property
+    def responds(self) -> bool:
+        "Does haproxy answer on its own socket? That one is open even when every connection is taken"
+        with suppress(OSError): return bool(self.ask("show info", timeout=1))
+        return False
+
+    @property
+    def serves(self) -> bool:
+        "Does haproxy answer HTTP? By a way of our own, so that nothing is counted as a caller's, but not where callers leave no connection free"
+        with suppress(OSError): return self._send("probe.sock", "GET / HTTP/1.0\r\n\r\n", 1).startswith("HTTP/1.1 200 ")
+        return False
+
+    def use_key(self, key: str):
+        "Show TorchServe this key with every request. Raises `OSError`"
+        file = self.folder / "front.key"
+        if said := self.ask(f"clear map {file}", f"add map {file} inference {key}").strip(): raise OSError(said)
+
+    def ask(self, *commands: str, timeout: float = 3) -> str:
         "What haproxy answers on its socket. Raises `OSError`"
+        return self._send("front.sock", "; ".join(commands) + "\n", timeout)
+
+    def _send(self, name: str, text: str, timeout: float) -> str:
         with socket.socket(socket.AF_UNIX) as s:
-            s.settimeout(3)
-            s.connect(str(self.folder / "front.sock"))
-            s.sendall("; ".join(commands).encode() + b"\n")
+            s.settimeout(timeout)
+            s.connect(str(self.folder / name))
+            s.sendall(text.encode())
             return b"".join(iter(lambda: s.recv(1 << 16), b"")).decode()
 
     def renew_tokens(self) -> str: # what happened, '' for nothing
@@ -182,8 +224,8 @@ class Front:
 
     def numbers(self) -> dict[str, int]:
         "`in_flight`, and answers so far by class: `2xx`, `4xx`, `5xx`"
-        rows = {r["svname"]: r for r in csv.DictReader(self.ask("show stat").removeprefix("# ").splitlines())}
-        return {"in_flight": int(rows["BACKEND"]["scur"])} | {c: int(rows["FRONTEND"][f"hrsp_{c}"] or 0) for c in ("2xx", "4xx", "5xx")}
+        rows = {r["# pxname"]: r for r in csv.DictReader(self.ask("show stat").splitlines()) if r["svname"] in ("FRONTEND", "BACKEND")}
+        return {"in_flight": int(rows["torchserve"]["scur"])} | {c: int(rows["front"][f"hrsp_{c}"] or 0) for c in ("2xx", "4xx", "5xx")}
 
     def closing(self):
         "From now on every answer asks its client to come back by another connection"

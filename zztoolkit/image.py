@@ -13,6 +13,7 @@ from pathlib import Path
 import zztoolkit
 from .archive import Mar, open_mar
 from .core import ToolkitError, sha256
+from .run import usual_pattern
 from .signing import signature_of
 
 # %% auto #0
@@ -145,4 +146,4 @@ def image_context(
 def dockerfile() -> str:
     "The Dockerfile, for the Python that runs here"
     text = Path(zztoolkit.__file__).with_name("container").joinpath("Dockerfile").read_text()
-    return text.replace("{python}", "{}.{}".format(*sys.version_info))
+    return text.replace("{python}", "{}.{}".format(*sys.version_info)).replace("{usual}", usual_pattern())

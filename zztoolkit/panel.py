@@ -17,7 +17,7 @@ from typing import Any
 from .archive import Mar, packed, reconfigured
 from .core import ToolkitError, ending, usable_cores
 from .sampling import Sample, Sampler, usage
-from .serve import Counted, LocalServer, Management, PredictionError, Progress, counted, deploy, exit_codes, exit_words, RunningServer, next_version, printed_by, running_servers, tracebacks
+from .serve import Counted, LocalServer, Management, PredictionError, Progress, counted, deploy, exit_codes, exit_words, RunningServer, next_version, printed_by, running_servers, tracebacks, temporary_folder
 
 # %% auto #0
 __all__ = ['STYLE', 'DROP', 'Service', 'service', 'services', 'StageTime', 'Pace', 'pace', 'bound_of', 'binned', 'sparkline',
@@ -338,7 +338,7 @@ def renewed(
 
 def reload(server: LocalServer, now: Service, progress: Progress = lambda step: None) -> str:
     "Serve the same archive as a new version, in new workers, without a failed request; its version"
-    with tempfile.TemporaryDirectory(prefix="zz-reload-") as work:
+    with temporary_folder("zz-reload-") as work:
         progress("pack what is served")
         mar = renewed(unpacked(server, now.name, now.version), Path(work), next_version(server, now.name), now)
         deploy(server, mar, progress)
@@ -346,7 +346,7 @@ def reload(server: LocalServer, now: Service, progress: Progress = lambda step: 
 
 def start_again(server: LocalServer, were: Sequence[Service], progress: Progress = lambda step: None):
     "Start a server that died, with the services that it had"
-    with tempfile.TemporaryDirectory(prefix="zz-again-") as work:
+    with temporary_folder("zz-again-") as work:
         mars = []
         for s in were:
             mars.append(renewed(unpacked(server, s.name, s.version), Path(work, s.name), s.version, s))

@@ -5,11 +5,11 @@
 # %% ../nbs/10_run.ipynb #imports
 from __future__ import annotations
 
-import re, shutil, signal, socket, tempfile, threading, time, warnings
+import os, re, shutil, signal, socket, sys, threading, time, warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,10 +19,10 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from .archive import Mar, check_name, open_mar
-from .core import ToolkitError
+from .core import ToolkitError, environment_without_secrets
 from .front import Front
-from .serve import (NOT_DRAINED, Management, Settings, end_java, exit_codes, exit_words, free_ports, inherit_orphans, kill_orphans,
-                             lay_out, properties, start_child, tail, wait_idle, why_worker_died)
+from .serve import (NOT_DRAINED, Management, Settings, claim, end_java, exit_codes, exit_words, free_ports, inherit_orphans, kill_orphans,
+                             lay_out, own_folder, owner_alive, owners, properties, start_child, sweep, tail, wait_idle, why_worker_died)
 from .signing import public_keys, signature_of, verify
 
 if TYPE_CHECKING: import subprocess
@@ -77,6 +77,7 @@ class Pod:
     work: Path | None = None        # where TorchServe's folder is made anew; None: a temporary one
     endpoint_wait: float = 10       # seconds from the signal in which requests are let in
     settings: Settings = Settings(drain_timeout=30)
+    env: Sequence[str] = ()         # names of variables that handlers get besides the usual ones
 
     def __post_init__(self):
         if (self.tokens or self.tls) and not self.front: raise ToolkitError("tokens and TLS are the front's", found="--tokens or --tls with --no-front", do="leave one of them out")
@@ -84,8 +85,37 @@ class Pod:
 
     @property
     def own_tokens(self) -> bool:
-        "Does TorchServe itself ask for its keys?"
+        "Do callers show TorchServe its own keys?"
         return self.token_auth and not self.tokens
+
+    @property
+    def hidden_key(self) -> bool:
+        "Does the front show TorchServe a key that callers never see?"
+        return self.front and not self.own_tokens
+
+# %% ../nbs/10_run.ipynb #environment
+_USUAL = """PATH HOME USER LOGNAME SHELL HOSTNAME TERM PWD LANG LANGUAGE TZ TMPDIR TEMP TMP JAVA_HOME VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH LD_PRELOAD
+SSL_CERT_FILE SSL_CERT_DIR XDG_CACHE_HOME XDG_CONFIG_HOME""".split()
+_USUAL_BEGIN = ("LC_", "PYTHON", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "MALLOC_", "TORCH", "PYTORCH_", "TRITON_", "ORT_", "OPENCV_")
+
+def usual_pattern() -> str:
+    "The supervisor's usual variables, as a pattern of a shell's `case`"
+    return "|".join([*_USUAL, *(f"{p}*" for p in (*_USUAL_BEGIN, "ZZ_"))])
+
+def allowed(
+    names: Sequence[str] = (),      # that pass, whatever they are called
+) -> dict[str, str]:
+    "Of our environment, what a process needs to run, without what looks like a secret; and what is named"
+    usual = {k: v for k, v in environment_without_secrets().items() if k in _USUAL or k.startswith(_USUAL_BEGIN)}
+    return usual | {k: os.environ[k] for k in names if k in os.environ}
+
+def forget_environment(names: Sequence[str] = ()):
+    "Begin this process anew if it was started with more than it needs: /proc shows to every process of this user what another was started with"
+    keep = {k: v for k, v in os.environ.items() if k.startswith("ZZ_")} | allowed(names)
+    given = set[str]()
+    with suppress(OSError): given = {os.fsdecode(v.partition(b"=")[0]) for v in Path("/proc/self/environ").read_bytes().split(b"\0") if v}
+    if given - {*keep}: os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], keep)
+    for name in {*os.environ} - {*keep}: del os.environ[name]
 
 # %% ../nbs/10_run.ipynb #take-in
 @dataclass(frozen=True)
@@ -152,6 +182,8 @@ class Workers:
     wanted: int = 0     # 0: TorchServe does not know the version
     queued: int = 0     # requests that wait for a worker
 
+_YEARS = 20 * 366 * 24 * 60    # minutes: a key that only this process knows need not be renewed
+
 def say(text: str): print(f"zz run: {text}", flush=True)
 
 def _complaints(folder: Path) -> str:
@@ -165,8 +197,8 @@ class Server:
         self.taken: list[Taken] = []
         self.served = self.draining = False     # was it ever ready; is it to end
         self.java: subprocess.Popen | None = None
-        self.management = Management(folder, f"http://127.0.0.1:{pod.ports.management}", pod.own_tokens, timeout=5)
-        self.front = Front(folder, pod.host, pod.ports.front, pod.ports.inference, pod.tokens, pod.settings.response_timeout + 10, pod.tls) if pod.front else None
+        self.management = Management(folder, f"http://127.0.0.1:{pod.ports.management}", pod.own_tokens or pod.hidden_key, timeout=5)
+        self.front = Front(folder, pod.host, pod.ports.front, pod.ports.inference, pod.tokens, pod.settings.response_timeout + 10, pod.tls, pod.hidden_key) if pod.front else None
         self.latency = Latency([])
         self.exits_told, self.news = 0, set[str]()     # what `say` has said already
 
@@ -174,16 +206,25 @@ class Server:
         "Start both. Raises `ToolkitError` if the front does not come up; what becomes of TorchServe, `look_after` tells"
         self.taken = taken
         plan = lay_out(self.folder, self._properties(), echo=True)
-        self.java = start_child(plan["command"], cwd=self.folder, env=plan["environment"])
+        own = {k: plan["environment"][k] for k in ("TMPDIR", "TEMP", "LOG_LOCATION", "METRICS_LOCATION", "JAVA_HOME")}
+        self.java = start_child(plan["command"], cwd=self.folder, env=allowed(self.pod.env) | own)
         self.latency = Latency(list({t.name for t in taken}))
         if self.front: self.front.start(self.latency.answered)
 
     def _properties(self) -> str:
         pod, p = self.pod, self.pod.ports
         inference = "127.0.0.1" if pod.front else pod.host
-        return properties(pod.settings, (p.inference, p.management, p.metrics, *free_ports(2)), self.folder / "store", enable_model_api="false",
-            disable_token_authorization=str(not pod.own_tokens).lower(), inference_address=f"http://{inference}:{p.inference}",
+        settings = replace(pod.settings, token_minutes=_YEARS) if pod.hidden_key else pod.settings
+        return properties(settings, (p.inference, p.management, p.metrics, *free_ports(2)), self.folder / "store", enable_model_api="false",
+            disable_token_authorization=str(not (pod.own_tokens or pod.hidden_key)).lower(), inference_address=f"http://{inference}:{p.inference}",
             metrics_address=f"http://{pod.host}:{p.metrics}", load_models=",".join(f"{t.name}={t.mar.path.name}" for t in self.taken))
+
+    def hide_key(self):
+        "Take TorchServe's keys from its file, which goes, and give the front the one for inference. Raises `ToolkitError` or `OSError`"
+        if not (self.front and self.pod.hidden_key): return
+        key = self.management.tokens.bearer("inference")["Authorization"].split()[1]
+        self.management.tokens.file.unlink(missing_ok=True)
+        self.front.use_key(key)
 
     def _workers(self, t: Taken) -> Workers:
         d = next((v for v in self.management.versions(t.name) if v["modelVersion"] == t.mar.version), None)
@@ -200,13 +241,14 @@ class Server:
         "Does TorchServe run, and answer?"
         if self.java is None: return True       # archives are being checked
         if self.java.poll() is not None: return False
+        if self.served and not self.draining and self.front and not self.front.responds: return False
         with suppress(ToolkitError): return bool(self.management.models())
         return not self.served      # it does not answer before it is up
 
     @property
     def ready(self) -> bool:
         "Has every version a worker, and may requests come?"
-        if not self.served or self.draining or (self.front and not self.front.running): return False
+        if not self.served or self.draining or (self.front and not self.front.serves): return False
         with suppress(ToolkitError): return all(w.ready for w in self.workers())
         return False
 
@@ -232,8 +274,10 @@ def _await_first(server: Server):
     "Is it ready at last? Raises `ToolkitError` if a model does not load"
     for t in server.taken:
         if why := why_worker_died(server.folder, t.name, t.mar.version): raise ToolkitError(f"{t.name} version {t.mar.version} does not load", found=why, do="mend the handler and roll out another version")
-    try: states = server.workers()
-    except ToolkitError: return     # not up yet
+    try:
+        server.hide_key()
+        states = server.workers()
+    except (ToolkitError, OSError): return     # not up yet
     for w, t in zip(states, server.taken):
         if not w.wanted: raise ToolkitError(f"TorchServe does not take {t.mar.path.name}", found=_complaints(server.folder), do="pack it anew with zz archive")
     if not all(w.ready for w in states): return
@@ -300,6 +344,7 @@ def probes(server: Server, host: str, port: int) -> Iterator[None]:
 
     class Answers(BaseHTTPRequestHandler):
         timeout = 10        # of a client that says nothing
+        error_content_type, error_message_format = "application/json", '{"code": %(code)d, "type": "%(message)s", "message": "%(explain)s"}\n'
 
         def do_GET(self):
             status, text = routes.get(self.path.partition("?")[0], lambda: (404, " ".join(routes) + "\n"))()
@@ -319,17 +364,38 @@ def probes(server: Server, host: str, port: int) -> Iterator[None]:
         http.server_close()
 
 # %% ../nbs/10_run.ipynb #run
+_LONGEST = 84    # bytes of a folder: haproxy binds FOLDER/front.sock.1234567.tmp, and a socket's path has 107 at most
+
 @contextmanager
 def _own_folder(work: Path | None) -> Iterator[Path]:
-    "An empty folder that only its owner can enter; what a killed supervisor left in it is gone"
-    folder = work / "server" if work else Path(tempfile.mkdtemp(prefix="zztoolkit-"))
+    "An empty folder that only its owner can enter; what a killed supervisor left is gone. Raises `ToolkitError`"
+    folder = _work_folder(work) if work else own_folder()
     try:
-        if work: shutil.rmtree(folder, ignore_errors=True)
-        (folder / "store").mkdir(parents=True)
-        folder.chmod(0o700)
-    except OSError as e: raise ToolkitError(f"{folder} cannot be written", found=str(e), do="--work names a folder that this user may write: an emptyDir") from None
-    try: yield folder
+        _check_length(folder, work)
+        (folder / "store").mkdir()
+        yield folder
     finally: shutil.rmtree(folder, ignore_errors=True)
+
+def _work_folder(work: Path) -> Path:
+    "`server` in the folder that the user names, made anew"
+    folder = work.absolute() / "server"
+    _check_length(folder, work)
+    sweep()
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        living = [o["pid"] for o in owners(folder) if owner_alive(o)]
+        if living: raise ToolkitError(f"{work} is in use", found=f"process {living[0]} serves from it", do="give each zz run a --work of its own")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        folder.chmod(0o700)
+        claim(folder)
+    except OSError as e: raise ToolkitError(f"{folder} cannot be written", found=str(e), do="--work names a folder that this user may write: an emptyDir") from None
+    return folder
+
+def _check_length(folder: Path, work: Path | None):
+    "Is there room for the names of the sockets? The programs that make them say it late, and in their own words"
+    size, name = len(os.fsencode(folder)), "--work" if work else "TMPDIR"
+    if size > _LONGEST: raise ToolkitError("the path of the work folder is too long", found=f"{size} bytes, at most {_LONGEST}: {folder}", do=f"give a shorter {name}: sockets stand in it, and the kernel allows their paths 107 bytes")
 
 def _all_free(pod: Pod):
     "Are the ports that TorchServe and the front will want? Java says it late, and at length. Raises `ToolkitError`"

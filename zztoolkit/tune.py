@@ -20,7 +20,7 @@ from .bench import CROWD, OUTSIDE, Level, Window, load_record, measure, others, 
 from .core import ToolkitError, check_whole, figure, usable_cores
 from .handler import artifact_folder, worker_threads
 from .load import closed, payloads
-from .serve import Endpoint, LocalServer, deploy, next_version
+from .serve import Endpoint, LocalServer, deploy, next_version, temporary_folder
 
 if TYPE_CHECKING:
     import optuna
@@ -485,7 +485,7 @@ class Tuning:
         if dict(self.best.setting) == self.space.normal(self.space.default):
             progress("– its setting is the best already")
             return endpoint
-        with tempfile.TemporaryDirectory(prefix="zz-tune-") as work:
+        with temporary_folder("zz-tune-") as work:
             progress("pack it with the best setting")
             mar = self.write(endpoint.archive(Path(work, "own")), Path(work, "best"), next_version(endpoint.server, endpoint.name))
             return deploy(endpoint.server, mar, progress, serving=lambda: mar.move_to(Path(store or default_store())))
@@ -597,7 +597,7 @@ def tune(
     "Find the setting with the highest rate that keeps the objective and the limit. The service itself is left as it is. Raises `ToolkitError`"
     check_whole(concurrency=concurrency, trials=trials)
     objective, limit, bodies = seconds_of(slo) if slo else 0.0, mebibytes_of(memory) if memory else 0.0, payloads(inputs)
-    with tempfile.TemporaryDirectory(prefix="zz-tune-") as work:
+    with temporary_folder("zz-tune-") as work:
         mar = what.archive(Path(work, "own")) if isinstance(what, Endpoint) else what.verify() if isinstance(what, Mar) else open_mar(what)
         config = mar.config | ({k: what.info[k] for k in CONFIG_DEFAULTS} if isinstance(what, Endpoint) else {})
         more = _more_artifacts(mar, artifacts)

@@ -91,6 +91,7 @@ volumes:
   env:
     - {name: HOME, value: /work}
     {{- with $v.server.env }}
+    - {name: ZZ_ENV, value: "{{ range $i, $e := . }}{{ if $i }},{{ end }}{{ $e.name }}{{ end }}"}     # zz run forgets all others
     {{- toYaml . | nindent 4 }}
     {{- end }}
   ports:
