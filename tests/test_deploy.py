@@ -152,6 +152,11 @@ def test_zz_run_takes_what_the_chart_says(tmp_path):
         given = command.make_context("run", list(server_of(template(tmp_path, CASES[case]))["args"])).params
         assert str(given["store"]) == "/models" and given["models"].startswith("classifier=") and given["endpoint_wait"] + given["drain_timeout"] + 22 == 62
 
+def test_handlers_see_the_environment_that_the_values_name(tmp_path):
+    "`zz run` forgets all variables but the usual ones and those in ZZ_ENV"
+    env = server_of(template(tmp_path, dict(server=dict(env=[dict(name="SHOP_LIMIT", value="7"), dict(name="REGION", value="eu")]))))["env"]
+    assert {e["name"]: e["value"] for e in env} == {"HOME": "/work", "ZZ_ENV": "SHOP_LIMIT,REGION", "SHOP_LIMIT": "7", "REGION": "eu"}
+
 @pytest.mark.parametrize("wrong, says", [
     ({"server": {"drain": 3}}, "Additional property drain is not allowed"),
     ({"store": {"kind": "ftp"}}, 'store.kind must be one of the following: "image", "pvc", "s3", "oci"'),
@@ -488,13 +493,14 @@ def test_tls_and_its_rotation(tmp_path):
     if not (shutil.which("haproxy") or Path("/usr/sbin/haproxy").exists()): missing("Debian's haproxy is not installed")
     certificate(tmp_path / "tls", 1)
     site, [port] = serve_text("answered\n", tmp_path), free_ports(1)
+    (tmp_path / "metrics").rename(tmp_path / "ping")
     (own := tmp_path / "own").mkdir()
     front = Front(own, "127.0.0.1", port, site.server_port, tls=tmp_path / "tls").start()
     serial = lambda: x509.load_pem_x509_certificate(ssl.get_server_certificate(("127.0.0.1", port)).encode()).serial_number
 
     def ask() -> str:
         context = ssl.create_default_context(cafile=str(tmp_path / "tls" / "tls.crt"))
-        return httpx.get(f"https://localhost:{port}/metrics", verify=context, trust_env=False).text
+        return httpx.get(f"https://localhost:{port}/ping", verify=context, trust_env=False).text
     try:
         assert ask() == "answered\n" and serial() == 1 and front.renew_certificate() == ""
         certificate(tmp_path / "tls", 2)

@@ -5,28 +5,101 @@
 # %% ../nbs/05_archive.ipynb #imports
 from __future__ import annotations
 
-import ast, glob, importlib.util, json, logging, os, re, shutil, subprocess, sys, tempfile, traceback, warnings, zipfile
+import ast, base64, binascii, glob, importlib.util, io, json, logging, lzma, os, re, shutil, signal, struct, subprocess, sys, tempfile, traceback, warnings, zipfile, zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .artifact import Artifact, load_artifact
 from .core import InputError, RequestError, ToolkitError, check_whole, ending, environment_without_secrets, sha256
 from .frame import Features
-from .handler import Handler, artifact_folder, check_initialized, load_service, receive, to_body
+from .handler import Handler, artifact_folder, check_initialized, encode, load_service, receive, takes_images, to_body
 from .tensors import Dim
 from .vision import Chain, sample_photo
 
 # %% auto #0
-__all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'Members', 'Mar', 'default_store', 'open_mar', 'check_name', 'check_handler_file',
-           'check_rules', 'own_frames', 'default_example', 'check_ids', 'load_unpacked', 'check_unpacked', 'next_step',
-           'model_config', 'as_model', 'as_features', 'archive', 'packed', 'reconfigured']
+__all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'Members', 'Mar', 'default_store', 'open_mar', 'copy_mar', 'check_name',
+           'check_handler_file', 'built_in_handlers', 'check_rules', 'own_frames', 'default_example', 'check_ids',
+           'load_unpacked', 'check_unpacked', 'crash_report', 'next_step', 'model_config', 'as_model', 'as_features',
+           'given_settings', 'archive', 'packed', 'reconfigured']
+
+# %% ../nbs/05_archive.ipynb #limits
+MAX_RATIO = 200             # bytes unpacked for one of the archive; weights barely compress
+RATIO_FLOOR = 64 << 20      # bytes that any archive may unpack to: a table of zeros is honest, too
+MAX_MEMBERS = 20_000
+MAX_DIRECTORY = 8 << 20     # bytes of a zip file's list of its members
+MAX_MANIFEST = 1 << 20      # bytes of MANIFEST.json, and of model-config.yaml
+MAX_ABOUT = 16 << 20        # bytes of an artifact.json, which holds its evidence
+MAX_EXAMPLE = 512 << 10     # bytes of a request that an archive keeps
+
+# What zipfile, zlib, json and the like raise for damaged bytes, and what a manifest of another shape gives
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, NotImplementedError,
+           RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError)
+
+@contextmanager
+def _reading(path: Path, what: str = "") -> Iterator[None]:
+    "Raise `ToolkitError` with the file's name for whatever damaged bytes raise"
+    try: yield
+    except ToolkitError: raise
+    except _DAMAGE as e:
+        raise ToolkitError(
+            f"{path} is no model archive, or is damaged",
+            found=f"{what}{': ' * bool(what)}{type(e).__name__}: {str(e)[:300]}",
+            do="restore the file, or pack it again with zz archive") from None
+
+# %% ../nbs/05_archive.ipynb #open-zip
+class _Guarded(io.BufferedReader):
+    "A zip file whose list of members cannot fill the memory"
+    limited = True
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.limited and size and size > MAX_DIRECTORY: raise zipfile.BadZipFile(f"its list of members has {size} bytes, more than {MAX_DIRECTORY}")
+        return super().read(size)
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    "An archive as a zip file, within the limits. Raise `ToolkitError` if it is damaged or beyond them"
+    with _reading(path), _Guarded(io.FileIO(path)) as file, zipfile.ZipFile(file) as z:
+        file.limited = False
+        check_members(path, z.infolist())
+        yield z
+
+def check_members(path: Path, members: Sequence[zipfile.ZipInfo]):
+    "Raise `ToolkitError` for files that no archive holds: too many, outside its folder, or unpacked far larger than packed"
+    if len(members) > MAX_MEMBERS:
+        raise ToolkitError(f"{path} holds too many files", found=f"{len(members):,}, at most {MAX_MEMBERS:,} are allowed", do="pack them as one file, and unpack it in `initialize`")
+    if outside := [m.filename for m in members if _is_outside(m.filename)]:
+        raise ToolkitError(f"{path} names files outside its folder", found=", ".join(outside[:5]), do="do not use it: no packer makes such an archive")
+    if len({m.filename for m in members}) < len(members):
+        raise ToolkitError(f"{path} holds two files of one name", do="do not use it: who unpacks it decides which one counts")
+    if odd := [m.filename for m in members if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]:
+        raise ToolkitError(f"{path} is compressed in a way that TorchServe does not read", found=", ".join(odd[:5]), do="pack it again with zz archive")
+    packed, unpacked = path.stat().st_size, sum(m.file_size for m in members)
+    if unpacked > max(RATIO_FLOOR, MAX_RATIO * packed):
+        raise ToolkitError(
+            f"{path} unpacks to far more than it should",
+            found=f"{packed:,} bytes to {unpacked:,}; at most {MAX_RATIO} times as many, or {RATIO_FLOOR >> 20} MiB, are allowed",
+            do="do not use it, unless you know why: raise zztoolkit.archive.MAX_RATIO")
+
+def _is_outside(name: str) -> bool:
+    "Would a file of this name leave the folder that it is unpacked into?"
+    return not name or name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts
+
+def _read(z: zipfile.ZipFile, name: str, most: int) -> bytes:
+    "A small member; never more than `most` bytes of it are in memory"
+    with z.open(name) as f: data = f.read(most + 1)
+    if len(data) <= most: return data
+    raise ToolkitError(
+        f"{name} is too large",
+        found=f"over {most:,} bytes in {z.fp.name if z.fp else ''}",
+        do="do not use this archive: an honest one has a few hundred bytes there")
 
 # %% ../nbs/05_archive.ipynb #mar
 _MANIFEST = "MAR-INF/MANIFEST.json"
+_EXAMPLE = "MAR-INF/example"     # content type, a line end, and the body of the request that the dry run made up
 NOT_TRIED = "not tried: the handler reads requests in a way of its own; give --example, a request"
 @dataclass(frozen=True)
 class Mar:
@@ -42,29 +115,51 @@ class Mar:
 
     def verify(self) -> Mar:
         "Itself, if the file still has its digest. Raises `ToolkitError` if not"
-        if (found := sha256(self.path)) != self.digest:
-            raise ToolkitError(f"{self.path} is not the archive that was packed", found=f"sha256 {found}, expected {self.digest}", do="pack it again, or restore the file")
+        _check_digest(self.path, self.digest, self.path)
         return self
 
     @property
     def config(self) -> dict:
         "What its model-config.yaml says; {} for an archive without one"
         import yaml
-        with zipfile.ZipFile(self.path) as z:
-            file = json.loads(z.read(_MANIFEST))["model"].get("configFile")
-            return (yaml.safe_load(z.read(file)) or {}) if file in z.namelist() else {}
+        with open_zip(self.path) as z:
+            file = _model_in(z).get("configFile")
+            if file not in z.namelist(): return {}
+            try: config = yaml.safe_load(_read(z, file, MAX_MANIFEST)) or {}
+            except (yaml.YAMLError, RecursionError) as e: raise ValueError(f"{file}: {e}") from None
+            if not isinstance(config, dict): raise ValueError(f"{file} holds a {type(config).__name__}, not keys with values")
+            return config
+
+    def whole(self, key: str, default: int) -> int:
+        "A whole number of its configuration. Raise `ToolkitError` for anything else"
+        value = self.config.get(key)
+        if value is None: return default
+        if isinstance(value, int): return value
+        raise ToolkitError(f"{key} of {self.path} must be a whole number", found=repr(value)[:100], do="pack it again with zz archive")
 
     @property
     def artifacts(self) -> dict[str, dict]:
         "What artifact.json says of each artifact that it holds, by folder"
-        with zipfile.ZipFile(self.path) as z: return {n.split("/")[0]: json.loads(z.read(n)) for n in z.namelist() if re.fullmatch("[^/]+/artifact.json", n)}
+        with open_zip(self.path) as z:
+            return {n.split("/")[0]: json.loads(_read(z, n, MAX_ABOUT)) for n in z.namelist() if re.fullmatch("[^/]+/artifact.json", n)}
+
+    @property
+    def example(self) -> tuple[bytes, str] | None:
+        "The request that was made up for the dry run, and its content type; None if its engineer gave one, or none"
+        with open_zip(self.path) as z:
+            if _EXAMPLE not in z.namelist(): return None
+            kind, _, body = _read(z, _EXAMPLE, MAX_EXAMPLE + 100).partition(b"\n")
+            return body, kind.decode()
 
     def move_to(self, store: Path) -> Mar:
-        "Itself in another folder, the digest beside it; an archive of the same name there is replaced"
+        "Itself in another folder, the digest beside it; an archive of the same name there is replaced. Raise `ToolkitError` if the copy has another digest"
         store.mkdir(parents=True, exist_ok=True)
         part = store / f".{self.path.name}.part"
-        shutil.copyfile(self.path, part)
-        os.replace(part, store / self.path.name)
+        try:
+            shutil.copyfile(self.path, part)
+            _check_digest(part, self.digest, self.path)
+            os.replace(part, store / self.path.name)
+        finally: part.unlink(missing_ok=True)
         _sidecar(store / self.path.name).write_text(f"{self.digest}  {self.path.name}\n")
         return replace(self, path=store / self.path.name)
 
@@ -74,20 +169,62 @@ def default_store() -> Path:
     root = next((p for p in (here, *here.parents) if any((p / m).exists() for m in ("settings.ini", "pyproject.toml", ".git"))), here)
     return root / "model_store"
 
+# %% ../nbs/05_archive.ipynb #open-mar
 def _sidecar(path: Path) -> Path: return path.with_name(path.name + ".sha256")
 
+def _check_digest(file: Path, digest: str, of: Path):
+    "Raise `ToolkitError` unless a file, a copy of the archive `of` or that itself, has this SHA-256"
+    if (actual := sha256(file)) != digest:
+        raise ToolkitError(f"{of} is not the archive that was packed", found=f"sha256 {actual}, expected {digest}", do="pack it again, or restore the file")
+
+def _digest_beside(path: Path) -> str:
+    "The digest in the .sha256 beside an archive; '' if there is none. Raise `ToolkitError` for a file that holds no digest"
+    beside = _sidecar(path)
+    if not os.path.lexists(beside): return ""
+    try:
+        with open(beside, "rb") as f: words = f.read(4096).decode().split()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ToolkitError(f"{beside} cannot be read", found=f"{type(e).__name__}: {e}", do="restore it, or pack the archive again") from None
+    if words and re.fullmatch("[0-9a-fA-F]{64}", words[0]): return words[0].lower()
+    raise ToolkitError(f"{beside} holds no SHA-256", found=" ".join(words)[:80] or "nothing", do="restore it, or pack the archive again")
+
+def _model_in(z: zipfile.ZipFile) -> dict:
+    "What the manifest says of the model"
+    try: return dict(json.loads(_read(z, _MANIFEST, MAX_MANIFEST))["model"])
+    except RecursionError as e: raise ValueError(f"{_MANIFEST}: {e}") from None
+
+def _opened(file: Path, digest: str, of: Path) -> Mar:
+    "The archive in `file`, a copy of `of` or that itself: its digest compared before anything of it is parsed"
+    if digest: _check_digest(file, digest, of)
+    with _reading(of, "MANIFEST.json"), open_zip(file) as z:
+        model = _model_in(z)
+        name, version = model["modelName"], model.get("modelVersion", "1.0")
+        try: check_name(name), check_name(version)
+        except ToolkitError as e:
+            raise ToolkitError(
+                f"{of} names its model or version as nothing can be served",
+                found=f"{e.problem}: {e.found}",
+                do="pack it again with zz archive, under another name") from None
+    if not digest: warnings.warn(f"{of.name} has no .sha256 beside it: nothing says that it is what was packed", stacklevel=3)
+    return Mar(file, name, version, digest or sha256(file))
+
 def open_mar(path: str | Path) -> Mar:
-    "The archive at `path`, compared with the digest that was written beside it"
+    "The archive at `path`, compared with the digest that was written beside it. Raise `ToolkitError` for another digest, for damage, and for what is beyond the limits"
     path = Path(path)
     if not path.is_file(): raise ToolkitError(f"no archive at {path}", do="zz archive makes one")
-    try:
-        with zipfile.ZipFile(path) as z: model = json.loads(z.read(_MANIFEST))["model"]
-        name, version = check_name(model["modelName"]), check_name(model.get("modelVersion", "1.0"))
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as e:
-        raise ToolkitError(f"{path} is no model archive", found=f"{type(e).__name__}: {e}", do="pack it with zz archive") from None
-    beside = _sidecar(path)
-    if not beside.exists(): warnings.warn(f"{path.name} has no .sha256 beside it: nothing says that it is what was packed")
-    return Mar(path, name, version, beside.read_text().split()[0] if beside.exists() else sha256(path)).verify()
+    return _opened(path, _digest_beside(path), path)
+
+def copy_mar(
+    archive: Mar | str | Path,
+    folder: Path, # that only this user can write
+) -> Mar: # the copy
+    "Copy an archive, then verify the copy: what was verified is what is used, whatever becomes of the original. Raise `ToolkitError`"
+    path = archive.path if isinstance(archive, Mar) else Path(archive)
+    if not path.is_file(): raise ToolkitError(f"no archive at {path}", do="zz archive makes one")
+    digest = archive.digest if isinstance(archive, Mar) else _digest_beside(path)
+    try: copy = Path(shutil.copyfile(path, folder / path.name))
+    except OSError as e: raise ToolkitError(f"{path} cannot be copied", found=str(e), do=f"let this user read it, and make room in {folder}") from None
+    return _opened(copy, digest, path)
 
 # %% ../nbs/05_archive.ipynb #names
 def check_name(name: str) -> str:
@@ -99,13 +236,18 @@ def check_name(name: str) -> str:
 def check_handler_file(path: str | Path) -> Path:
     "`path`, if its name can be imported and is nobody else's module"
     path = Path(path)
-    if not path.is_file(): raise ToolkitError(f"no handler file at {path}")
+    if not path.is_file(): raise ToolkitError(f"no handler file at {path}", do=f"give a file, or a handler that TorchServe brings: {', '.join(sorted(built_in_handlers()))}")
     if path.stem == "zztoolkit": raise ToolkitError("a handler cannot be called zztoolkit", do="the handler's file would stand in for the package: rename it")
     if path.suffix != ".py" or not path.stem.isidentifier():
         raise ToolkitError(f"{path.name} cannot be imported as a module", do="name it like a Python variable: quality_inspection.py")
     if (spec := _installed_module(path.stem)) and (not spec.origin or Path(spec.origin).resolve() != path.resolve()):
         raise ToolkitError(f"{path.name} has the name of an installed module", found=str(spec.origin), do="rename the handler file: TorchServe imports it by its bare name")
     return path
+
+def built_in_handlers() -> set[str]:
+    "Names of the handlers that TorchServe brings, as torch-model-archiver takes them"
+    from model_archiver.model_packaging_utils import model_handlers
+    return {*model_handlers}
 
 def _installed_module(stem: str):
     "Where `import stem` would come from, this folder and the model store's folders apart"
@@ -149,15 +291,10 @@ def _dry_run(service: Any, body: bytes, kind: str) -> str:
     "Answer one request, or two at once for a handler that is to batch; the answer, or raise what the handler raised"
     handler: Any = getattr(service._entry_point, "__self__", None)
     batching = isinstance(handler, Handler) and handler.config.get("batchSize", 1) > 1
-    rows = receive(service, [(body, kind)] * (2 if batching else 1))
-    if isinstance(handler, Handler):
-        answer = handler.run(rows, service.context).answers()[0]
-        if isinstance(answer, Exception): raise answer
-        if handler.split_by: raise handler.split_by     # one request works, two together do not
-        return answer[0].decode(errors="replace")
-    answers = service._entry_point(rows, service.context)
-    if not isinstance(answers, list) or len(answers) != 1: raise TypeError(f"handle returned {answers!r} for one request; it must return a list of one answer")
-    return str(answers[0])
+    answer = _ask(service, [(body, kind)] * (2 if batching else 1))[0]
+    if isinstance(answer, Exception): raise answer
+    if batching and handler.split_by: raise handler.split_by     # one request works, two together do not
+    return answer[0].decode(errors="replace")
 
 def check_ids(handler: Handler):
     "Raise `ToolkitError` unless the model takes the highest id of each of the handler's features: the network was made for others, if not"
@@ -173,23 +310,177 @@ def load_unpacked(folder: str) -> Any: # ts.service.Service
     "The handler of an unpacked archive, loaded as a worker does. Raises what the handler's own module raises"
     manifest = json.loads(Path(folder, "MAR-INF", "MANIFEST.json").read_text())["model"]
     sys.path.insert(0, folder)
-    importlib.import_module(Path(manifest["handler"]).stem)     # its own error, before TorchServe's loader masks it
+    if manifest["handler"] not in built_in_handlers():
+        importlib.import_module(Path(manifest["handler"]).stem)     # its own error, before TorchServe's loader masks it
     return load_service(folder, manifest["modelName"], manifest["handler"])
 
-def _probe(folder: str, report: str, example: str = "", kind: str = ""):
+_STR = "a str"      # in the place of a content type
+
+def _example(handler: Any, file: str, kind: str, named: str) -> tuple[bytes, str]:
+    "The request for the dry run, as `Endpoint.predict` sends it; of a str the handler decides whether it is text or names a file"
+    body, images = Path(file).read_bytes(), takes_images(handler)
+    if kind != _STR: return body, kind
+    if named and images is not False: return to_body(Path(named))
+    if not images: return to_body(body.decode(), False)
+    raise InputError(f"no file at {body.decode()}, and this handler takes images")
+
+def _probe(folder: str, report: str, example: str = "", kind: str = "", named: str = ""):
     "Run in a fresh interpreter: load the handler of an unpacked archive as a worker does, and try one request"
     found: dict[str, Any] = {}
     try:
         service = load_unpacked(folder)
         handler: Any = getattr(service._entry_point, "__self__", None)
         if isinstance(handler, Handler): check_initialized(handler)
-        chosen = (Path(example).read_bytes(), kind) if example else default_example(handler)
-        if chosen is not None: found["answer"] = _dry_run(service, *chosen)
+        chosen = _example(handler, example, kind, named) if example else default_example(handler)
+        if chosen is not None:
+            found["answer"] = _dry_run(service, *chosen)
+            if not example: Path(report).with_name("made-up").write_bytes(chosen[1].encode() + b"\n" + chosen[0])
         if isinstance(handler, Handler): check_ids(handler)
+        if chosen is not None: found["note"] = check_isolation(service, *chosen)
+    except DependsOnNeighbours as e: found["neighbours"] = e.found
     except RequestError as e: found["refused"] = str(e)
     except ToolkitError as e: found["error"] = str(e)
     except BaseException as e: found["error"] = own_frames(e, folder)
     Path(report).write_text(json.dumps(found))
+
+# %% ../nbs/05_archive.ipynb #isolation
+class DependsOnNeighbours(ToolkitError):
+    "A request's answer changes with the requests beside it in the batch"
+
+Outcome = tuple[bytes, str] | Exception      # of one request
+
+def _ask(service: Any, bodies: Sequence[tuple[bytes, str]]) -> list[Outcome]:
+    "The outcome of each request of one batch. A handler that is not ours fails for all of them at once, and raises"
+    rows = receive(service, bodies)
+    handler: Any = getattr(service._entry_point, "__self__", None)
+    if isinstance(handler, Handler): return handler.run(rows, service.context).answers()
+    answers = service._entry_point(rows, service.context)
+    if isinstance(answers, list) and len(answers) == len(rows): return [encode(a) for a in answers]
+    requests = "one request" if len(rows) == 1 else f"{len(rows)} requests"
+    raise TypeError(f"handle returned {answers!r:.200} for {requests}; it must return a list of one answer for each")
+
+def check_isolation(service: Any, body: bytes, kind: str) -> str: # a note, where it could not be tried
+    """Raise `DependsOnNeighbours` if the example's answer changes with the requests beside it in a batch.
+
+    It is answered beside itself (twice: an answer that differs already is random), beside a different request, and beside a
+    broken one. Batches of one size are compared, since an answer may tell the size; numbers may differ by `_tolerance`.
+    """
+    config = service.context.model_yaml_config or {}
+    if config.get("batchSize", 1) < 2: return ""
+    example, off = (body, kind), _tolerance(service)
+    beside_itself, again = (_ask(service, [example] * 2)[0] for _ in range(2))
+    if not _alike(beside_itself, again, off): return _RANDOM
+    ours = isinstance(getattr(service._entry_point, "__self__", None), Handler)
+    neighbours = {"different": different_request(body, kind), "broken": broken_request(body, kind)}
+    for what, neighbour in neighbours.items():
+        try: answer, others = _ask(service, [example, neighbour])
+        except Exception:
+            if ours: raise
+            return _FAILS_TOGETHER.format(what)
+        expected = [beside_itself] if _alike(answer, beside_itself, off) else _ask(service, [example])
+        if not _alike(answer, expected[0], off): _complain("the example", "by itself or beside itself", beside_itself, what, answer)
+        if what == "broken" and ours and not isinstance(others, Exception): _check_broken(service, neighbour, others)
+    return ""
+
+_RANDOM = "its answer differs from one call to the next, so whether it depends on the requests beside it was not tried"
+_FAILS_TOGETHER = "a {} request fails its whole batch; subclass zztoolkit.Handler, whose requests fail alone, or let batchSize be 1"
+
+def _check_broken(service: Any, broken: tuple[bytes, str], answer: Outcome):
+    "Raise `DependsOnNeighbours` if a broken request was answered beside the example, and fails by itself"
+    alone = _ask(service, [broken])[0]
+    if not isinstance(alone, Exception): return
+    _complain("a broken request", "by itself", alone, "good", answer, " (a table of all requests fills what one of them lacks with NaN)")
+
+def _complain(request: str, alone: str, expected: Outcome, neighbour: str, answer: Outcome, why: str = ""):
+    raise DependsOnNeighbours("", found=f"{request}, {alone}: {_shown(expected)}\n{request}, beside a {neighbour} one: {_shown(answer)}{why}")
+
+def _shown(x: Outcome) -> str:
+    if isinstance(x, Exception): return f"{type(x).__name__}: {x}"[:300]
+    return x[0][:300].decode(errors="replace")
+
+def _tolerance(service: Any) -> float:
+    """By how much two equal answers may differ, as a part of the larger number, or of 1.
+
+    0.001; with an artifact on a GPU or of a reduced precision, where sums depend on the batch, 0.02.
+    """
+    handler: Any = getattr(service._entry_point, "__self__", None)
+    session = getattr(handler, "session", None)
+    return 1e-3 if session is None or session.artifact.precision == "fp32" and session.device == "cpu" else 0.02
+
+# %% ../nbs/05_archive.ipynb #neighbours
+def different_request(body: bytes, kind: str) -> tuple[bytes, str]:
+    "A request like this one with other contents: its numbers are larger by 1, its picture or its text is mirrored"
+    if kind == "application/json": return json.dumps(_changed(json.loads(body))).encode(), kind
+    if (x := _array_in(body)) is not None: return _mirrored(x, body), kind
+    return body[::-1], kind
+
+def broken_request(body: bytes, kind: str) -> tuple[bytes, str]:
+    "A request like this one that is broken: its first field is missing, or the end of its bytes"
+    if kind != "application/json": return body[:len(body) // 2], kind
+    value = json.loads(body)
+    rest = dict(list(value.items())[1:]) if isinstance(value, dict) else {}
+    return json.dumps(rest).encode(), kind
+
+def _changed(x: Any) -> Any:
+    if isinstance(x, dict): return {k: _changed(v) for k, v in x.items()}
+    if isinstance(x, list): return [_changed(v) for v in x]
+    if isinstance(x, str): return x[::-1]
+    return x if x is None or isinstance(x, bool) else x + 1
+
+def _array_in(body: bytes) -> Any:
+    "The array that bytes hold as .npy or as a picture, else None"
+    import numpy as np, PIL.Image
+    with suppress(Exception):       # whatever a decoder says: then it is neither
+        if body.startswith(b"\x93NUMPY"): return np.load(io.BytesIO(body), allow_pickle=False)
+        return np.asarray(PIL.Image.open(io.BytesIO(body)).convert("RGB"))
+    return None
+
+def _mirrored(x: Any, body: bytes) -> bytes:
+    import numpy as np, PIL.Image
+    buf = io.BytesIO()
+    if body.startswith(b"\x93NUMPY"): np.save(buf, x + 1 if x.dtype.kind in "iuf" else x[..., ::-1])
+    else: PIL.Image.fromarray(np.ascontiguousarray(x[:, ::-1])).save(buf, "PNG", compress_level=1)
+    return buf.getvalue()
+
+# %% ../nbs/05_archive.ipynb #alike
+_NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
+
+def _alike(a: Outcome, b: Outcome, off: float) -> bool:
+    "Are two outcomes equal but for the last digits of their numbers?"
+    if isinstance(a, Exception) or isinstance(b, Exception): return type(a) is type(b) and str(a) == str(b)
+    if a[1] != b[1]: return False
+    if a[1] != "application/json": return _alike_bytes(a[0], b[0], off)
+    return _alike_json(json.loads(a[0]), json.loads(b[0]), off)
+
+def _alike_json(a: Any, b: Any, off: float) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict): return a.keys() == b.keys() and all(_alike_json(a[k], b[k], off) for k in a)
+    if isinstance(a, list) and isinstance(b, list): return len(a) == len(b) and all(_alike_json(x, y, off) for x, y in zip(a, b))
+    if isinstance(a, str) and isinstance(b, str): return a == b or _alike_text(a, b, off)
+    if isinstance(a, bool) or isinstance(b, bool) or a is None or b is None: return a is b
+    return isinstance(a, (int, float)) and isinstance(b, (int, float)) and _near(a, b, off)
+
+def _near(a: float, b: float, off: float) -> bool: return abs(a - b) <= off * max(1, abs(a), abs(b))
+
+def _alike_text(a: str, b: str, off: float) -> bool:
+    "Equal but for numbers in it; base64 as the bytes that it stands for"
+    try: x, y = (base64.b64decode(t, validate=True) for t in (a, b))
+    except (binascii.Error, ValueError): pass
+    else: return _alike_arrays(x, y, off)
+    numbers = zip(_NUMBER.findall(a), _NUMBER.findall(b))
+    return _NUMBER.sub("#", a) == _NUMBER.sub("#", b) and all(_near(float(m), float(n), off) for m, n in numbers)
+
+def _alike_bytes(a: bytes, b: bytes, off: float) -> bool:
+    if a == b or _alike_arrays(a, b, off): return True
+    with suppress(UnicodeDecodeError): return _alike_text(a.decode(), b.decode(), off)
+    return False
+
+def _alike_arrays(a: bytes, b: bytes, off: float) -> bool:
+    "Two arrays in .npy, or two pictures, which may differ by two of 255 levels in the mean"
+    import numpy as np
+    x, y = _array_in(a), _array_in(b)
+    if x is None or y is None or x.shape != y.shape: return False
+    if not a.startswith(b"\x93NUMPY"): return bool(np.abs(x.astype(int) - y).mean() <= 2)
+    return bool(np.allclose(x, y, rtol=off, atol=off, equal_nan=True)) if x.dtype.kind in "fiu" else bool((x == y).all())
 
 # %% ../nbs/05_archive.ipynb #check-unpacked
 def check_unpacked(
@@ -200,24 +491,49 @@ def check_unpacked(
     "Load and try the handler in a fresh process. Raises `ToolkitError` with the engineer's own traceback"
     folder = folder.resolve()
     report, body = folder.with_name("report.json"), folder.with_name("example")
-    code = "import sys; from zztoolkit.archive import _probe; _probe(*sys.argv[1:])"
-    args = [sys.executable, "-c", code, str(folder), str(report)]
+    code = "import os, sys; from zztoolkit.archive import _probe; _probe(*sys.argv[1:]); os._exit(0)"     # whatever threads the handler has left
+    args = [sys.executable, "-X", "faulthandler", "-c", code, str(folder), str(report)]
     if example is not None:
-        data, kind = to_body(example)
+        data, kind = (example.encode(), _STR) if isinstance(example, str) else to_body(example)
         body.write_bytes(data)
         args += [str(body), kind]
-    try: done = subprocess.run(args, cwd=folder, capture_output=True, text=True, timeout=timeout, env=environment_without_secrets() | {"PYTHONDONTWRITEBYTECODE": "1"})
-    except subprocess.TimeoutExpired:
-        raise ToolkitError("the handler did not answer in a fresh process", found=f"nothing after {timeout:.0f} s", do="look for a loop or a download in `initialize`") from None
-    if not report.exists():
-        raise ToolkitError("the handler's process died", found=f"{ending(done.returncode)}\n{done.stderr[-2000:]}")
+        if isinstance(example, str) and os.path.isfile(example): args.append(os.path.abspath(example))
+    code_of_exit, printed = _run_alone(args, folder, timeout)
+    if not report.exists(): raise ToolkitError("the handler's process died", found=f"{ending(code_of_exit)}\n{crash_report(printed)}", do=next_step(printed))
     found = json.loads(report.read_text())
     if "refused" in found: raise ToolkitError("the handler refuses the example", found=found["refused"], do="give another one (--example)")
     if "error" in found: raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do=f"nothing was packed, and what is served still is; {next_step(found['error'])}")
+    if "neighbours" in found: raise DependsOnNeighbours("a request's answer depends on the requests beside it in its batch", found=found["neighbours"], do=_ISOLATE)
     return found
+
+_ISOLATE = """compute each row from its own request alone: with Batch.map, Batch.of(requests).map(f) calls f with one request, and one that fails leaves the batch;
+  raise RequestError for a request that is wrong (a missing field: InputError) before requests become one table or array;
+  take means, maxima and categories from the training data, not from the batch; call .eval() on a network.
+  Nothing was packed, and what is served still is. With batchSize 1 no request has a neighbour"""
+
+def _run_alone(args: Sequence[str], folder: Path, timeout: float) -> tuple[int, str]:
+    "Run a process until it ends, and end what it has started; its exit code, and the errors that it printed. Raise `ToolkitError` after `timeout` seconds"
+    with tempfile.TemporaryFile() as errors:        # no pipe: a child of the handler would hold it open
+        process = subprocess.Popen(args, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+                                   env=environment_without_secrets() | {"PYTHONDONTWRITEBYTECODE": "1"})
+        try: code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise ToolkitError("the handler did not answer in a fresh process", found=f"nothing after {timeout:.0f} s", do="look for a loop or a download in `initialize`") from None
+        finally:
+            with suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        errors.seek(0)
+        return code, errors.read().decode(errors="replace")
+
+def crash_report(printed: str) -> str:
+    "Of what a process has printed: where it crashed, if Python says so, else the end"
+    before, crash, after = printed.partition("Fatal Python error:")
+    if not crash: return printed[-2000:]
+    return before[-500:] + crash + after.partition("\nExtension modules:")[0][:3000]
 
 def next_step(error: str) -> str:
     "What mends an error of a handler's fresh process"
+    if "Fatal Python error:" in error: return "the lines above are where it crashed, the innermost call first; a library of another version or for other hardware does that (zz doctor)"
     last = error.rstrip().rpartition("\n")[2]
     if last.startswith("ModuleNotFoundError"): return "install that package here, or give a module of your own with the archive (--extra-file NAME.py)"
     if last.startswith("FileNotFoundError"): return "give the file with the archive (--extra-file) and open it in context.system_properties['model_dir']"
@@ -259,11 +575,12 @@ def _manifest(text: bytes, **model: str) -> bytes:
 
 def _members(z: zipfile.ZipFile) -> dict[str, Callable[[], bytes]]: return {n: partial(z.read, n) for n in z.namelist()}
 
-def _repack(made: Path, target: Path):
-    "The same archive: equal inputs give equal bytes"
-    with zipfile.ZipFile(made) as old: _write(target, _members(old) | {_MANIFEST: lambda: _manifest(old.read(_MANIFEST))})
+def _repack(made: Path, target: Path, example: Path):
+    "The same archive with the request that the dry run made up, if it did: equal inputs give equal bytes"
+    kept = {_EXAMPLE: example.read_bytes} if example.exists() and example.stat().st_size <= MAX_EXAMPLE else {}
+    with zipfile.ZipFile(made) as old: _write(target, _members(old) | {_MANIFEST: lambda: _manifest(old.read(_MANIFEST))} | kept)
 
-def _run_archiver(name: str, version: str, handler: Path, contents: Path, model_file: Path | None, out: Path):
+def _run_archiver(name: str, version: str, handler: Path | str, contents: Path, model_file: Path | None, out: Path):
     "torch-model-archiver with everything in `contents` as extra files"
     from model_archiver.model_archiver_config import ModelArchiverConfig
     from model_archiver.model_packaging import generate_model_archive
@@ -313,36 +630,52 @@ def as_features(features: Any) -> Features | Path | None:
     if isinstance(features, (str, Path)) and (Path(features) / "features.json").exists(): return Path(features)
     raise ToolkitError("no features there", found=repr(features)[:200], do="give fitted Features, or the folder that features.save(folder) wrote")
 
+def given_settings(given: Mapping | str | Path | None) -> dict:
+    "Keys of model-config.yaml, given as such or as a YAML file of them. Raise `ToolkitError` for anything else"
+    import yaml
+    if given is None or isinstance(given, Mapping): return dict(given or {})
+    try: settings = yaml.safe_load(Path(given).read_text()) or {}
+    except (OSError, ValueError, yaml.YAMLError) as e: raise ToolkitError(f"no configuration in {given}", found=str(e), do="YAML, as TorchServe's model-config.yaml has it") from None
+    if isinstance(settings, dict): return settings
+    raise ToolkitError(f"no configuration in {given}", found=f"a {type(settings).__name__}", do="YAML, as TorchServe's model-config.yaml has it: key: value")
+
 def archive(
     name: str,                              # of the model
-    handler: str | Path,                    # file of the handler: a zztoolkit `Handler`, or any TorchServe handler
+    handler: str | Path,                    # file of the handler: a zztoolkit `Handler`, or any TorchServe handler; or the name of one that TorchServe brings
     model: Any = None,                      # an `Artifact`, its folder, or the serialized file of a TorchServe handler
     version: str = "1.0",
     store: str | Path | None = None,        # folder the archive is put into; default: model_store of the project
     chain: Chain | None = None,             # preprocessing, for a handler whose class names none
     features: Any = None,                   # fitted `Features`, or the folder they were saved to, for a handler of records
     extra_files: Sequence[str | Path] = (), # files and folders the handler reads from its model folder
-    example: Any = None,                    # for the dry run: a file, or what `Endpoint.predict` takes
+    example: Any = None,                    # for the dry run: what `Endpoint.predict` takes (text, the path of a file, a record, ...)
+    settings: Mapping | str | Path | None = None,   # model-config.yaml, or its keys, such as a section `handler`; `config` goes before it
     **config: Any,                          # model-config.yaml: minWorkers, batchSize, maxBatchDelay (ms), threads, ...
 ) -> Mar:
     "Check the handler as a worker would run it, pack it, and put it into the store. What stood there stays until it worked"
     check_name(name), check_name(version)
-    if isinstance(example, (str, Path)) and not Path(example).is_file(): raise ToolkitError(f"no example at {example}", do="give a file, or what Endpoint.predict takes")
-    handler = check_handler_file(handler)
-    check_rules(handler.read_text(), handler.name)
+    if isinstance(example, Path) and not example.is_file(): raise ToolkitError(f"no example at {example}", do="give a file, or what Endpoint.predict takes")
+    source = str(handler) if str(handler) in built_in_handlers() else _checked(handler)
     artifact, model_file = as_model(model)
-    settings = model_config(artifact.batch if artifact else None, config)
+    whole_config = model_config(artifact.batch if artifact else None, given_settings(settings) | config)
     store = Path(store or default_store())
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as work:
         contents, made, final = Path(work, "contents"), Path(work, f"{name}.mar"), Path(work, "final.mar")
-        _lay_out(contents, artifact, chain, as_features(features), extra_files, settings)
-        _run_archiver(name, version, handler.resolve(), contents, model_file, Path(work))
-        _repack(made, final)
-        with zipfile.ZipFile(final) as z: z.extractall(Path(work, "unpacked"))
+        _lay_out(contents, artifact, chain, as_features(features), extra_files, whole_config)
+        _run_archiver(name, version, source, contents, model_file, Path(work))
+        with zipfile.ZipFile(made) as z: z.extractall(Path(work, "unpacked"))
         found = check_unpacked(Path(work, "unpacked"), example)
+        if found.get("note"): warnings.warn(f"{name}: {found['note']}", stacklevel=2)
+        _repack(made, final, Path(work, "made-up"))
         os.replace(final, made)
         return Mar(made, name, version, sha256(made), tried="answer" in found).move_to(store)
+
+def _checked(handler: str | Path) -> Path:
+    "The file of a handler that TorchServe can take"
+    file = check_handler_file(handler)
+    check_rules(file.read_text(), file.name)
+    return file.resolve()
 
 # %% ../nbs/05_archive.ipynb #reconfigure
 def _stored(store: Path, name: str, version: str, members: Members) -> Mar:
@@ -372,13 +705,17 @@ def reconfigured(
     **config: Any,                          # keys of model-config.yaml; None takes one away
 ) -> Mar:
     "The archive with other keys in its configuration, and all else as it was"
+    Path(store).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as work:
+        return _reconfigured(copy_mar(mar, Path(work)), Path(store), version, artifacts, config)
+
+def _reconfigured(mar: Mar, store: Path, version: str | None, artifacts: Mapping[str, Artifact], config: Mapping[str, Any]) -> Mar:
     import yaml
-    mar.verify()
-    settings = {k: v for k, v in (mar.config | config).items() if v is not None}
+    settings = {k: v for k, v in {**mar.config, **config}.items() if v is not None}
     dims = {name: Dim(**a["dims"][0]) for name, a in mar.artifacts.items()} | {name: a.batch for name, a in artifacts.items()}
     text = yaml.safe_dump(model_config(dims.get(settings.get("artifact", "artifact")), settings), sort_keys=True).encode()
     with zipfile.ZipFile(mar.path) as old:
-        members, file = _members(old), json.loads(old.read(_MANIFEST))["model"].get("configFile", "model-config.yaml")
+        members, file = _members(old), _model_in(old).get("configFile", "model-config.yaml")
         for name, a in artifacts.items(): members |= _of_folder(a.verify().path, f"{name}/")
         members |= {file: lambda: text, _MANIFEST: lambda: _manifest(old.read(_MANIFEST), modelVersion=version or mar.version, configFile=file)}
-        return _stored(Path(store), mar.name, version or mar.version, members)
+        return _stored(store, mar.name, version or mar.version, members)

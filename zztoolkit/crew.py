@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .answers import Refused, refusal, schema_of, schema_text, settle, write_chunk
-from .archive import Mar, archive, load_unpacked, next_step, open_mar, own_frames
+from .archive import Mar, archive, copy_mar, load_unpacked, next_step, own_frames
 from .artifact import load_artifact
 from .core import InputError, ToolkitError, ending, environment_without_secrets, sha256
 from .device import parse_device
@@ -21,7 +21,8 @@ from .handler import Handler, check_initialized, decode, receive
 from .sources import Rows, read_chunk
 
 # %% auto #0
-__all__ = ['LOADING', 'Task', 'failure', 'checked', 'Place', 'WorkerProcess', 'Worker', 'Model', 'lay_model', 'visible_gpus']
+__all__ = ['LOADING', 'Task', 'failure', 'checked', 'check_header', 'Place', 'WorkerProcess', 'Worker', 'Model', 'lay_model',
+           'needs_gpu', 'visible_gpus']
 
 # %% ../nbs/09c_crew.ipynb #task
 @dataclass(frozen=True)
@@ -271,8 +272,9 @@ def _unpack(handler: Any, home: Path, folder: Path, given: dict) -> str:
     if (path / "MAR-INF" / "MANIFEST.json").exists():
         shutil.copytree(path, folder, ignore=shutil.ignore_patterns("__pycache__"))
         return _folder_digest(folder)
-    mar = open_mar(path)
+    mar = copy_mar(path, home)      # what is unpacked is what was verified
     with zipfile.ZipFile(mar.path) as z: z.extractall(folder)
+    mar.path.unlink()
     return mar.digest
 
 def lay_model(

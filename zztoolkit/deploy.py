@@ -5,24 +5,25 @@
 # %% ../nbs/10c_deploy.ipynb #imports
 from __future__ import annotations
 
-import base64, difflib, hashlib, json, math, re, shutil, subprocess, sys, tempfile, zipfile
+import base64, difflib, hashlib, json, math, os, re, shutil, subprocess, sys, tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .archive import Mar, default_example, default_store, load_unpacked, open_mar
-from .core import Finding, Report, ToolkitError, environment_without_secrets, installed, sha256
+from .archive import Mar, copy_mar, default_store, open_mar, open_zip
+from .core import Finding, Report, ToolkitError, installed
 from .handler import to_body
-from .image import compiled_for, image_context
-from .signing import signature_of
+from .image import image_context
+from .signing import public_keys, signature_of, verify
 
 # %% auto #0
 __all__ = ['GIB', 'FRONTEND_BYTES', 'WORKER_BYTES', 'find_archive', 'stored_name', 'model_values', 'cores', 'unpacked',
            'worker_memory', 'work_size', 'resources', 'example_of', 'chart_folder', 'set_of', 'image_values',
-           'told_image', 'render', 'helm', 'Release', 'told', 'objects_in', 'schema_errors', 'newest_minors', 'check',
-           'diff_objects', 'diff_models', 'diff', 'apply']
+           'told_image', 'take_copy', 'render', 'helm', 'Release', 'told', 'objects_in', 'schema_errors',
+           'newest_minors', 'check', 'diff_objects', 'diff_models', 'diff', 'apply']
 
 # %% ../nbs/10c_deploy.ipynb #find-archive
 def find_archive(
@@ -49,21 +50,20 @@ def stored_name(mar: Mar) -> str:
 
 def model_values(mar: Mar) -> dict[str, Any]:
     "What the chart's `models` says of an archive"
-    config = mar.config
-    return dict(name=mar.name, version=mar.version, file=stored_name(mar), sha256=mar.digest, workers=int(config.get("minWorkers", 1)),
-                batchSize=int(config.get("batchSize", 1)), maxBatchDelay=int(config.get("maxBatchDelay", 100)))
+    return dict(name=mar.name, version=mar.version, file=stored_name(mar), sha256=mar.digest, workers=mar.whole("minWorkers", 1),
+                batchSize=mar.whole("batchSize", 1), maxBatchDelay=mar.whole("maxBatchDelay", 100))
 
 def cores(mar: Mar) -> int:
     "That its workers' threads use"
-    return int(mar.config.get("minWorkers", 1)) * int(mar.config.get("threads") or 1)
+    return mar.whole("minWorkers", 1) * (mar.whole("threads", 0) or 1)
 
 def unpacked(mar: Mar) -> int:
     "Bytes of its files"
-    with zipfile.ZipFile(mar.path) as z: return sum(i.file_size for i in z.infolist())
+    with open_zip(mar.path) as z: return sum(i.file_size for i in z.infolist())
 
 def worker_memory(mar: Mar) -> int:
     "Bytes that its workers need, by the rule of thumb"
-    return int(mar.config.get("minWorkers", 1)) * (WORKER_BYTES + 3 * unpacked(mar))
+    return mar.whole("minWorkers", 1) * (WORKER_BYTES + 3 * unpacked(mar))
 
 def work_size(mars: Sequence[Mar]) -> str:
     "Of the folder where a pod writes: its archives packed and unpacked, and 2 GiB for logs and what handlers keep"
@@ -76,27 +76,18 @@ def resources(mars: Sequence[Mar]) -> dict[str, Any]:
     return {"requests": size, "limits": dict(size)}
 
 # %% ../nbs/10c_deploy.ipynb #examples
-def _write_example(folder: str, out: str):
-    "Run in a fresh interpreter: a request for an unpacked archive's handler, its content type on the first line; nothing if none is known"
-    found = default_example(getattr(load_unpacked(folder)._entry_point, "__self__", None))
-    if found: Path(out).write_bytes(found[1].encode() + b"\n" + found[0])
-
 def example_of(mar: Mar) -> tuple[bytes, str] | None:
-    "A request that its handler answers, and its content type; None if only its engineer knows one"
-    with tempfile.TemporaryDirectory() as tmp:
-        with zipfile.ZipFile(mar.path) as z: z.extractall(folder := Path(tmp, "unpacked"))
-        out, code = Path(tmp, "example"), "import sys; from zztoolkit.deploy import _write_example; _write_example(*sys.argv[1:])"
-        done = subprocess.run([sys.executable, "-c", code, str(folder), str(out)], capture_output=True, text=True, cwd=folder, env=environment_without_secrets())
-        if done.returncode: raise ToolkitError(f"{mar.path.name} does not load", found=done.stderr[-2000:], do="pack it again with zz archive")
-        if not out.exists(): return None
-        kind, _, body = out.read_bytes().partition(b"\n")
-        return body, kind.decode()
+    "A request that its handler answers, and its content type, as the archive keeps it; None if only its engineer knows one. Nothing of the archive runs"
+    return mar.example
 
 _MOST = 700 << 10    # bytes of a ConfigMap's examples; it may have a MiB, and base64 takes a third more
 
+def _check_examples(mars: Sequence[Mar], given: Mapping[str, Any]):
+    if odd := set(given) - {m.name for m in mars}: raise ToolkitError("an example for a model that is not rendered", found=", ".join(sorted(odd)))
+
 def _examples(mars: Sequence[Mar], given: Mapping[str, Any]) -> dict[str, tuple[bytes, str]]:
     "The request of each archive, by the name of its file in the chart"
-    if odd := set(given) - {m.name for m in mars}: raise ToolkitError("an example for a model that is not rendered", found=", ".join(sorted(odd)))
+    _check_examples(mars, given)
     found = {f"{m.name}-{m.version}": to_body(given[m.name]) if m.name in given else example_of(m) for m in mars}
     known = {k: v for k, v in found.items() if v}
     if (size := sum(len(body) for body, _ in known.values())) > _MOST: raise ToolkitError("the examples are too large for a ConfigMap", found=f"{size >> 10} KiB of {_MOST >> 10}", do="--example NAME=FILE, with a smaller one")
@@ -141,12 +132,23 @@ def _chart(folder: Path, models: list[dict], examples: Mapping[str, tuple[bytes,
         (folder / "files" / "examples" / key).write_bytes(e[0])
         m["example"] = {"file": f"files/examples/{key}", "contentType": e[1]}
 
+def take_copy(what: str | Path, stores: Sequence[Path], folder: Path, keys: Sequence[Path]) -> Mar:
+    "Copy the archive that is meant into a folder, with its digest and its signature, and verify the copy. Raise `ToolkitError` if nobody vouches for it"
+    meant = find_archive(what, stores)
+    folder.mkdir()
+    mar, signature = copy_mar(meant, folder), signature_of(meant.path)
+    if signature.is_file(): shutil.copyfile(signature, signature_of(mar.path))
+    if keys: verify(mar, keys)
+    elif "@sha256:" not in str(what) and not meant.path.with_name(meant.path.name + ".sha256").exists():
+        raise ToolkitError(f"nothing vouches for {meant.path}", found="no .sha256 beside it, no digest given, no keys", do="zz archive writes the .sha256; zz sign signs, and --keys names who is believed; NAME@sha256:DIGEST pins")
+    return mar
+
 def _keep(mar: Mar, folder: Path):
-    "A copy of an archive under its name in a release, with its digest, and its signature if it has one"
+    "Put an archive, a copy that was verified, under its name in a release, with its digest, and its signature if it has one"
     file = folder / stored_name(mar)
-    if not file.exists() or sha256(file) != mar.digest: shutil.copyfile(mar.path, file)
+    if signature_of(mar.path).exists(): os.replace(signature_of(mar.path), signature_of(file))
+    os.replace(mar.path, file)
     file.with_name(file.name + ".sha256").write_text(f"{mar.digest}  {file.name}\n")
-    if signature_of(mar.path).exists() and mar.path != file: shutil.copyfile(signature_of(mar.path), signature_of(file))
     for made in folder.glob(f"{file.name}*"): made.chmod(0o644)      # a pod's user reads them, whoever packed them
 
 _MODELS_IMAGE = """# The archives alone, for `store.image`: podman build -f models.Dockerfile -t NAME archives
@@ -166,7 +168,7 @@ def _values(name: str, image: str, models_image: str, mars: Sequence[Mar], model
     import yaml
     values = dict(image=image_values(image or f"{name}:{set_of(models)}"), models=models, resources=resources(mars), server={"workSize": work_size(mars)})
     if models_image: values["store"] = {"image": models_image}
-    if any(compiled_for(m)[1] == "cuda" for m in mars): values["gpu"] = {"count": 1}
+    if any(a.get("device") == "cuda" for m in mars for a in m.artifacts.values()): values["gpu"] = {"count": 1}
     return f"# Written by `zz deploy render`. What is yours goes into a file of its own: --values FILE.\n{yaml.safe_dump(values, sort_keys=False)}"
 
 def render(
@@ -179,29 +181,48 @@ def render(
     build: bool | None = None,                # write a container build; default: unless an image is named
     packages: Sequence[str] = (),             # that handlers import, for that build, as pip takes them
     models_image: str = "",                   # that models.Dockerfile made of an earlier render, by digest: where the pods get the archives that are not in `image`
+    keys: str | Path | None = None,           # a public key or a folder of them, one of which must have signed every archive
     progress: Callable[[str], None] = lambda step: None,
 ) -> Release:
-    "Write a container build and a chart for these archives"
+    "Write a container build and a chart for these archives. Each is copied and the copy verified before it is read; nothing of it runs"
     to = Path(to)
-    kept = to / "archives"
-    mars = _different([find_archive(a, [default_store(), kept]) for a in archives])
+    kept, stores, believed = to / "archives", [default_store(), to / "archives"], public_keys(Path(keys)) if keys else []
+    meant = _different([find_archive(a, stores) for a in archives])
     if values: _own_values(Path(values))
-    name = _release_name(name or mars[0].name.lower().replace("_", "-").replace(".", "-"))
-    models, found = [model_values(m) for m in mars], _examples(mars, examples or {})
-    try: kept.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ToolkitError(f"{to} is no folder to render into", found=str(e)) from None
-    with tempfile.TemporaryDirectory(prefix=".rendering-", dir=to) as work:
+    _check_examples(meant, examples or {})
+    name = _release_name(name or meant[0].name.lower().replace("_", "-").replace(".", "-"))
+    if image: image_values(image)
+    with _work_folder(to) as work:
+        mars = _different([take_copy(a, stores, Path(work, str(i)), believed) for i, a in enumerate(archives)])
+        models, found = [model_values(m) for m in mars], _examples(mars, examples or {})
         _chart(Path(work, "chart"), models, found)
+        settings = _values(name, image, models_image, mars, models)
+        kept.mkdir(exist_ok=True)
         for mar in mars: _keep(mar, kept)
+        for i in range(len(mars)): shutil.rmtree(Path(work, str(i)))
         if build or (build is None and not image):
             progress("finding the digests of all packages for the container build")
             image_context(Path(work, "container"), [kept / m["file"] for m in models], packages)
         Path(work, "models.Dockerfile").write_text(_models_dockerfile(kept, models))
-        Path(work, "values.yaml").write_text(_values(name, image, models_image, mars, models))
+        Path(work, "values.yaml").write_text(settings)
         if values: shutil.copyfile(values, Path(work, "own-values.yaml"))
         Path(work, "release.json").write_text(json.dumps({"name": name}) + "\n")
         _replace(Path(work), to)
     return Release(to, name)
+
+@contextmanager
+def _work_folder(to: Path) -> Iterator[str]:
+    "A folder in `to`, which is made if need be, and is gone again if it was and nothing came of it"
+    new = not to.exists()
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".rendering-", dir=to)
+    except OSError as e: raise ToolkitError(f"{to} is no folder to render into", found=str(e)) from None
+    try:
+        with folder as work: yield work
+    finally:
+        if new:
+            with suppress(OSError): to.rmdir()
 
 def _own_values(file: Path) -> dict[str, Any]:
     "Values that a person wrote. Raises `ToolkitError` for what is not YAML of the chart's kind, and for models: these come from the archives"

@@ -83,7 +83,7 @@ def _signature_in(file: Path) -> tuple[str, bytes]:
         kind, key_id, signature = file.read_text().split()
         if kind != "ed25519": raise ValueError(kind)
         return key_id, base64.b64decode(signature, validate=True)
-    except ValueError: raise ToolkitError(f"{file.name} is no signature", found="not: ed25519 KEY-ID SIGNATURE", do="zz sign writes it anew") from None
+    except (OSError, ValueError): raise ToolkitError(f"{file.name} is no signature", found="not: ed25519 KEY-ID SIGNATURE", do="zz sign writes it anew") from None
 
 def verify(
     archive: str | Path | Mar, # its bytes are read, and compared with its .sha256 where it has one
