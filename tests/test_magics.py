@@ -1,8 +1,11 @@
 "`%%serve` in a real IPython shell, against a real TorchServe."
-import threading, time
+import os, signal, subprocess, sys, textwrap, threading, time, zipfile
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+
+import zztoolkit
+from zztoolkit.core import ToolkitError
 
 HEAD = """#| export
 from zztoolkit import Handler, vision as V
@@ -106,6 +109,94 @@ def test_arguments_that_cannot_be(notebook):
     for change, says in ((("goods", "no-name"), "not a name for a handler"), (("--batch-size 4", "--batch-size 64"), "batch size 64 is more"),
                          (("--model artifact", "--model nowhere"), "no model there"), (("class Goods", "class A: pass\nclass Goods"), "exactly one")):
         with pytest.raises(Exception, match=says): notebook.run(cell(1).replace(*change), "serve")
+
+@pytest.mark.parametrize("option, says", [("--workers 0", "--workers/-w: must be a positive whole number, not 0"), ("--workers many", "--workers/-w: must be"),
+                                          ("--batch-size -1", "--batch-size/-b: "), ("--max-batch-delay 2.5", "--max-batch-delay/-d: must be a whole number, not 2.5")])
+def test_a_wrong_option_is_named_as_it_was_typed(notebook, option, says):
+    with pytest.raises(Exception) as e: notebook.run(f"%%serve goods {option}\nclass Goods: pass")
+    assert says in str(e.value) and "minWorkers" not in str(e.value)
+
+def test_a_name_that_python_can_import_is_suggested(notebook):
+    for name, like in (("tiny-model", "tiny_model"), ("3d", "_3d"), ("class", "class_"), ("v1.2", "v1_2")):
+        with pytest.raises(Exception, match=f"use one that Python can import: {like}$"): notebook.run(f"%%serve {name}\nclass Goods: pass")
+
+SHOUT = """from zztoolkit import Handler
+class Shout(Handler):
+    def preprocess(self, requests): return [r.upper() for r in requests]
+    def inference(self, xs): return xs
+"""
+
+def test_a_sentence_is_an_example(notebook, tmp_path):
+    "Text, a variable of the notebook, and a file, which is a file"
+    shout = notebook.run("%%serve shout --store STORE --example 'hello, you'\n" + SHOUT)
+    assert shout.predict("hello") == "HELLO" and shout.predict(["a", "b"]) == ["A", "B"]
+    notebook.shell.user_ns["sentence"] = "from a variable"
+    assert notebook.run("%%serve shout --store STORE --example sentence\n" + SHOUT).predict("x") == "X"
+    with pytest.raises(Exception, match="AttributeError: 'dict' object has no attribute 'upper'"):
+        (tmp_path / "record.json").write_text("{}")
+        notebook.run(f"%%serve shout --store STORE --example {tmp_path}/record.json\n" + SHOUT)
+
+def test_an_interrupt_is_one_line(notebook, capsys):
+    "Not the frames of the HTTP client; and the server goes on"
+    slow = notebook.run("%%serve slow --store STORE\n" + SHOUT.replace("r.upper()", "(__import__('time').sleep(r), r)[1]").replace("Shout", "Slow"))
+    for call in ("slow.predict(4)", "slow.predict([4, 4])"):
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        capsys.readouterr()
+        done = notebook.shell.run_cell(call)
+        assert isinstance(done.error_in_exec, KeyboardInterrupt)
+        assert capsys.readouterr().out.strip() == "KeyboardInterrupt: the prediction was interrupted; what is served still is"
+    assert slow.predict(0) == 0
+
+def test_serve_model_in_a_notebook(notebook, photo):
+    "The class, and of the notebook's cells what it uses, marked or not; on the server of the magics"
+    notebook.run("from zztoolkit import Handler, serve_model, vision as V\nimport os as system")
+    notebook.run("threshold = 0.5\nunused = system.getpid()", "threshold")
+    notebook.run("chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize())")
+    notebook.run("class QualityInspection(Handler):\n    chain = chain\n    def postprocess(self, outputs): return [{'sure': threshold} for y in outputs]", "class")
+    call = "served = serve_model(QualityInspection, artifact, batch_size=4, workers=1, max_batch_delay=5, store='STORE')"
+    notebook.run(call)
+    served = notebook.shell.user_ns["served"]
+    assert served.name == "quality_inspection" and served.predict(photo) == {"sure": 0.5} and (served.info["batchSize"], served.info["maxBatchDelay"]) == (4, 5)
+    with zipfile.ZipFile(notebook.store / "quality_inspection.mar") as z: source = z.read("quality_inspection.py").decode()
+    assert "threshold = 0.5" in source and "unused" not in source and "system" not in source and "serve_model(" not in source
+    notebook.run("threshold = 0.75", "threshold")       # run again after the class: it comes before it all the same
+    notebook.run(call)
+    assert served.predict(photo) == {"sure": 0.75} and served.info["modelVersion"] == "2"
+    assert notebook.shell.magics_manager.registry["ServeMagics"].server is served.server
+    for wrong, says in ((dict(workers=0), "workers must be a positive whole number"), (dict(name="tiny-model"), "tiny_model"), (dict(model="nowhere"), "no model there")):
+        with pytest.raises(ToolkitError, match=says): zztoolkit.serve_model(notebook.shell.user_ns["QualityInspection"], **wrong)
+
+SCRIPT = """
+import math
+import zztoolkit as z
+from zztoolkit import Handler
+
+LOUD = "!?"
+secret = open("/etc/hostname").read()
+
+def count(text): return sum(map(text.count, LOUD))
+
+class LoudSpeech(Handler):
+    def preprocess(self, requests): return [count(r) for r in requests]
+    def inference(self, xs): return [math.sqrt(x) for x in xs]
+
+if __name__ == "__main__":
+    print(z.serve_model(LoudSpeech, example="hello!", store="store").predict(["hey!!!!", "hm"]))
+    print(z.serve_model("loud_speech.py", example="hello!", store="store", name="again").predict("hey!"))
+"""
+
+def test_serve_model_in_a_script(tmp_path):
+    "A class of a script, then a file of a handler; the server ends with the script"
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "loud_speech.py").write_text(SCRIPT.partition("if __name__")[0].replace("import zztoolkit as z\n", ""))
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split("\n")[:2] == ["[2.0, 0.0]", "1.0"], done.stderr
+    with zipfile.ZipFile(tmp_path / "store" / "loud_speech.mar") as z: source = z.read("loud_speech.py").decode()
+    assert "def count" in source and "secret" not in source and "__main__" not in source
+
+def test_serve_model_says_what_it_cannot_find():
+    made = type("Made", (), {})
+    with pytest.raises(ToolkitError, match="the source of Made is not to be found"): zztoolkit.serve_model(made)
 
 def test_status_logs_bench_and_stop(notebook, photo, capsys):
     notebook.run("%serve_status")

@@ -223,13 +223,22 @@ def test_the_command_line(scorer, appraiser, tmp_path):
     zz = lambda *args: subprocess.run([Path(sys.executable).with_name("zz"), "offline", *map(str, args)], capture_output=True, text=True)
     fine = zz(scorer, tmp_path / "items.parquet", tmp_path / "sink", "--processes", "1")
     assert fine.returncode == 0 and "refused    2: 2 price must be a number\n" in fine.stdout, fine.stdout + fine.stderr
-    none = zz(appraiser[0], tmp_path / "items.parquet", tmp_path / "none", "--processes", "1")
-    assert none.returncode == 1 and "4 listed is missing" in none.stdout and "no row has an answer" in none.stderr, none.stdout + none.stderr
+    mistyped = zz(appraiser[0], tmp_path / "items.parquet", tmp_path / "mistyped", "--processes", "1")
+    assert mistyped.returncode == 1 and "no column listed" in mistyped.stderr, mistyped.stdout + mistyped.stderr
+    sold(4, 1).assign(price="dear").to_parquet(tmp_path / "dear.parquet")
+    none = zz(appraiser[0], tmp_path / "dear.parquet", tmp_path / "none", "--processes", "1")
+    assert none.returncode == 1 and "4 price: should be a valid number" in none.stdout and "no row has an answer" in none.stderr, none.stdout + none.stderr
     for wrong, says in (((scorer, tmp_path / "items.parquet", tmp_path / "no", "--key", "nokey"), "nokey"), ((tmp_path / "no.mar", tmp_path / "items.parquet", tmp_path / "no"), "no archive at"),
                         ((scorer, tmp_path / "items.parquet", "/proc/none"), "no folder can be made"), ((scorer, tmp_path / "items.parquet", tmp_path), "sink")):
         done = zz(*wrong)
         assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "no").exists()
+
+def test_a_mistyped_header_is_rejected_before_the_first_row(appraiser, tmp_path):
+    "Though the price may be missing: the column is named, and the closest one; nothing is answered or refused"
+    sold(20, 1).rename(columns={"price": "Prise"}).to_parquet(tmp_path / "sold.parquet")
+    with pytest.raises(ToolkitError, match=r"no column price \(did you mean 'Prise'\?\)"): offline.run(appraiser[0], tmp_path / "sold.parquet", tmp_path / "sink", processes=1)
+    assert not list((tmp_path / "sink").glob("part-*")) and not list((tmp_path / "sink").glob("refused-*"))
 
 @pytest.mark.parametrize("batch", [1, 64])
 def test_bad_rows_of_features(appraiser, tmp_path, batch):
@@ -298,3 +307,44 @@ def test_a_tampered_archive(scorer, items, tmp_path):
     for p in (scorer, scorer.with_name("scorer.mar.sha256")): (tmp_path / p.name).write_bytes(p.read_bytes())
     with open(tmp_path / "scorer.mar", "ab") as f: f.write(b"more")
     with pytest.raises(ToolkitError, match="is not the archive that was packed"): offline.run(tmp_path / "scorer.mar", items, tmp_path / "sink")
+
+
+SHOUT = """
+from zztoolkit import Handler
+class Shout(Handler):
+    def preprocess(self, requests): return [r.upper() for r in requests]
+    def inference(self, xs): return xs
+    def postprocess(self, xs): return [{"shout": x} for x in xs]
+"""
+REVIEWS = ["good", "", "7", "Grüße", '{"a": 1}']
+
+@pytest.fixture(scope="session")
+def shout(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("shout")
+    (home / "shout.py").write_text(SHOUT)
+    return archive("shout", home / "shout.py", store=home, example="hello").path
+
+def test_lines_of_a_text(shout, tmp_path):
+    "A line is a request; one that is not UTF-8 is refused by itself. Stopped in the middle, it goes on"
+    (tmp_path / "reviews.txt").write_bytes("\n".join(REVIEWS).encode() + b"\r\ncaf\xe9\n")
+    done = offline.run(shout, tmp_path / "reviews.txt", tmp_path / "sink", processes=1, chunk=2)
+    assert (done.rows, done.refused) == (6, 1)
+    answers, why = offline.read(tmp_path / "sink"), offline.refused(tmp_path / "sink")
+    assert answers["row"].tolist() == [0, 1, 2, 3, 4] and answers["shout"].tolist() == [r.upper() for r in REVIEWS]
+    assert why.row.tolist() == [5] and "not UTF-8: byte 0xe9" in why.reason[0]
+    before = contents(tmp_path / "sink")
+    (tmp_path / "sink" / "part-00001.parquet").unlink()
+    assert offline.run(shout, tmp_path / "reviews.txt", tmp_path / "sink", processes=1, chunk=2).there == 4 and contents(tmp_path / "sink") == before
+
+@pytest.mark.parametrize("file", ["reviews.parquet", "reviews.csv"])
+def test_a_column_of_a_table(shout, tmp_path, file):
+    "Its cells are the requests, as text; an empty one is refused, and another column is another run"
+    table = pd.DataFrame({"id": [f"r{i}" for i in range(4)], "review": ["good", None, "Grüße", "so, so"], "stars": [5, 1, 4, 3]})
+    table.to_parquet(tmp_path / file) if file.endswith("parquet") else table.to_csv(tmp_path / file, index=False)
+    zz = subprocess.run([Path(sys.executable).with_name("zz"), "offline", shout, tmp_path / file, tmp_path / "sink", "--column", "review", "--key", "id", "-p", "1"], capture_output=True, text=True)
+    assert zz.returncode == 0, zz.stderr
+    answers, why = offline.read(tmp_path / "sink"), offline.refused(tmp_path / "sink")
+    assert dict(zip(answers.id, answers["shout"])) == {"r0": "GOOD", "r2": "GRÜSSE", "r3": "SO, SO"}
+    assert why.id.tolist() == ["r1"] and why.reason.tolist() == ["column review: empty"]
+    with pytest.raises(ToolkitError, match="source column: it was review, it is id"): offline.run(shout, tmp_path / file, tmp_path / "sink", column="id", key="id", processes=1)
+    with pytest.raises(ToolkitError, match="no column text in reviews"): offline.run(shout, tmp_path / file, tmp_path / "other", column="text")

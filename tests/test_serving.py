@@ -1,13 +1,14 @@
 "TorchServe's life: batches, deaths, drains and what is left behind."
-import json, os, shutil, signal, subprocess, sys, textwrap, time
+import inspect, json, os, shutil, signal, subprocess, sys, textwrap, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx, psutil, pytest, torch
+import httpx, numpy as np, pandas as pd, PIL.Image, psutil, pytest, torch
 
 from zztoolkit import demo
 from zztoolkit.archive import archive
 from zztoolkit.core import ToolkitError
+from zztoolkit.handler import Handler
 from zztoolkit.serve import LocalServer, PredictionError, Settings, deploy
 
 SLEEPY = """
@@ -227,3 +228,87 @@ def test_nothing_survives_the_kernel_or_the_supervisor(tmp_path, victim):
         kernel.kill()
         kernel.wait()
         shutil.rmtree(folder, ignore_errors=True)     # with the supervisor killed, the kernel would have tidied it
+
+
+class Echo(Handler):
+    "Says what it has received"
+    def preprocess(self, requests): return list(requests)
+    def inference(self, xs): return xs
+    def postprocess(self, xs): return [[type(x).__name__, self.shown(x)] for x in xs]
+    def shown(self, x):
+        if hasattr(x, "dtype"): return [str(x.dtype), *x.shape]
+        return x[:4].hex() if isinstance(x, (bytes, bytearray)) else x
+
+HERE = Path(__file__)
+WHITE = np.full((2, 3, 3), 255, np.uint8)
+PNG = ["bytearray", "89504e47"]
+REQUESTS = {
+    "text": ("Grüß Gott\n", ["str", "Grüß Gott\n"]),
+    "empty text": ("", ["str", ""]),
+    "text like JSON": ("[1]", ["str", "[1]"]),
+    "text that is the name of a file": (str(HERE), ["str", str(HERE)]),
+    "text of one long line": ("word " * 1000, ["str", "word " * 1000]),
+    "file": (HERE, ["bytearray", HERE.read_bytes()[:4].hex()]),
+    "bytes": (b"\xff\xfe\x00\x01", ["bytearray", "fffe0001"]),
+    "record": ({"user": 7, "tags": ["a", None]}, ["dict", {"user": 7, "tags": ["a", None]}]),
+    "number": (7, ["int", 7]),
+    "nothing": (None, ["NoneType", None]),
+    "array": (np.zeros((2, 3), np.float32), ["ndarray", ["float32", 2, 3]]),
+    "tensor": (torch.zeros(4, dtype=torch.int64), ["ndarray", ["int64", 4]]),
+    "image array": (WHITE, PNG),
+    "PIL image": (PIL.Image.fromarray(WHITE), PNG),
+    "list": ([[1, 2], "hello", 3.5], [["list", [1, 2]], ["str", "hello"], ["float", 3.5]]),
+    "data frame": (pd.DataFrame({"price": [1.5, None], "brand": ["acer", None], "n": [1, 2]}),
+                   [["dict", {"price": 1.5, "brand": "acer", "n": 1}], ["dict", {"price": None, "brand": None, "n": 2}]]),
+}
+
+@pytest.fixture(scope="module")
+def echoes(server, tmp_path_factory):
+    "The handler in this process, and on the server"
+    home = tmp_path_factory.mktemp("echo")
+    (home / "echo_handler.py").write_text("from zztoolkit import Handler\n\n" + inspect.getsource(Echo))
+    endpoint = deploy(server, archive("echo", home / "echo_handler.py", store=home, example="hello", batchSize=4))
+    yield {"local": Echo.local(), "endpoint": endpoint}
+    endpoint.remove()
+
+@pytest.mark.parametrize("where", ["local", "endpoint"])
+@pytest.mark.parametrize("what", REQUESTS)
+def test_requests_of_every_kind(echoes, what, where):
+    given, received = REQUESTS[what]
+    assert echoes[where].predict(given) == received
+
+@pytest.mark.parametrize("headers, received", [({"Content-Type": "text/plain"}, ["str", "hi"]), ({"Content-Type": "text/plain; charset=utf-8"}, ["str", "hi"]),
+                                               ({"Content-Type": "application/octet-stream"}, ["bytearray", "6869"]), ({}, ["bytearray", "6869"])])
+def test_text_is_told_by_its_content_type(echoes, headers, received):
+    "As any client may send it; a body without a content type stays bytes"
+    endpoint = echoes["endpoint"]
+    keys = endpoint.server.management.tokens.bearer("inference")
+    r = httpx.post(f"{endpoint.server._url(0)}/predictions/echo", content=b"hi", headers=headers | keys, timeout=30)
+    assert r.json() == received
+
+def test_a_str_names_a_file_for_a_model_of_images(classifier, photo):
+    "And for no other: the handler itself says which it is"
+    assert classifier.takes_images() is True
+    assert classifier.predict(str(photo)) == classifier.predict(photo) and classifier.predict([str(photo)])[0] == classifier.predict(photo)
+    for wrong in ("a picture of a cat", ["a picture of a cat"]):
+        with pytest.raises(ToolkitError, match="no file at a picture of a cat"): classifier.predict(wrong)
+
+def test_a_new_version_says_again_what_a_str_is(serve_source, lite0, photo, tmp_path):
+    "An endpoint outlives its model: text to the first version, a photograph to the second"
+    endpoint = serve_source("changing", "from zztoolkit import Handler\n" + inspect.getsource(Echo), example="hello")
+    assert endpoint.predict(str(photo)) == ["str", str(photo)]
+    serve_source("changing", textwrap.dedent("""
+        from zztoolkit import Handler, vision as V
+        class Seeing(Handler):
+            chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize())
+            def postprocess(self, outputs): return [len(y) for y in outputs]
+        """), lite0, version="2")
+    assert endpoint.predict(str(photo)) == 1000
+
+def test_a_plain_torchserve_handler_gets_text(serve_source, tmp_path):
+    "It does not say what it takes: a str that names a file is sent as that, any other is text"
+    (tmp_path / "nothing.pt").write_bytes(b"")
+    (tmp_path / "file.txt").write_bytes(b"from a file")
+    endpoint = serve_source("plainly", "def handle(data, context): return data and [f'{type(row[\"body\"]).__name__} {bytes(row[\"body\"], \"utf8\") if isinstance(row[\"body\"], str) else bytes(row[\"body\"])}' for row in data]",
+                            tmp_path / "nothing.pt", example="hello")
+    assert endpoint.predict("hello") == "str b'hello'" and endpoint.predict(str(tmp_path / "file.txt")) == "bytearray b'from a file'"

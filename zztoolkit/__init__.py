@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from .compile import compile_model as compile_model
     from .core import doctor as doctor
     from .handler import Handler as Handler
+    from .magics import serve_model as serve_model
     from .serve import Endpoint as Endpoint, LocalServer as LocalServer
     from .tensors import Dim as Dim
 
 # Names of the modules below, imported when they are first used: `import zztoolkit` must stay light.
 _LAZY = dict(doctor="core", compile_model="compile", load_artifact="artifact", Artifact="artifact", Dim="tensors", Handler="handler",
-             LocalServer="serve", Endpoint="serve")
+             LocalServer="serve", Endpoint="serve", serve_model="magics")
 __all__ = [*_LAZY]
 
 

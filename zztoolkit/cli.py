@@ -15,7 +15,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from .core import ToolkitError
-from .magics import served_name, undefined_names, without_magics
+from .magics import file_or_text, served_name, undefined_names, without_magics
 
 # %% auto #0
 __all__ = ['app', 'deploying', 'deploy_command', 'Folder', 'Namespace', 'export_handlers', 'readme', 'project_root',
@@ -168,16 +168,18 @@ def archive(
     version: Annotated[str, typer.Option()] = "1.0",
     store: Annotated[Optional[Path], typer.Option(help="[default: model_store of the project]")] = None,
     features: Annotated[Optional[Path], typer.Option("--features", "-f", help="folder of saved features")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b")] = 1,
-    max_batch_delay: Annotated[int, typer.Option("--max-batch-delay", "-d", help="milliseconds")] = 10,
-    workers: Annotated[int, typer.Option("--workers", "-w")] = 1,
-    example: Annotated[Optional[Path], typer.Option("--example", "-e", help="file for the dry run")] = None,
+    batch_size: Annotated[Optional[int], typer.Option("--batch-size", "-b", min=1, help="[default: 1]")] = None,
+    max_batch_delay: Annotated[Optional[int], typer.Option("--max-batch-delay", "-d", min=0, help="milliseconds [default: 10]")] = None,
+    workers: Annotated[Optional[int], typer.Option("--workers", "-w", min=1, help="[default: 1]")] = None,
+    example: Annotated[Optional[str], typer.Option("--example", "-e", help="for the dry run: a file, or text")] = None,
     extra_file: Annotated[Optional[list[Path]], typer.Option("--extra-file", "-x", help="file or folder the handler reads; may be repeated")] = None,
+    config: Annotated[Optional[Path], typer.Option("--config", "-c", help="a model-config.yaml of your own, such as one with a section `handler`; the options here go before it")] = None,
 ):
     "Check a handler in a fresh process and pack it into a .mar"
     from zztoolkit.archive import archive as pack
-    mar = pack(name or handler.stem, handler, model, version, store, features=features, extra_files=extra_file or [], example=example,
-               batchSize=batch_size, maxBatchDelay=max_batch_delay, minWorkers=workers, maxWorkers=workers)
+    given: dict[str, Any] = dict(batchSize=batch_size, maxBatchDelay=max_batch_delay, minWorkers=workers, maxWorkers=workers)
+    mar = pack(name or handler.stem, handler, model, version, store, features=features, extra_files=extra_file or [], example=file_or_text(example),
+               settings=config, **{k: v for k, v in given.items() if v is not None})
     typer.echo(f"{mar}\n{mar.path}")
 
 # %% ../nbs/12_cli.ipynb #sign-command
@@ -251,7 +253,8 @@ def _from_config(ctx: typer.Context, path: Optional[Path]) -> Optional[Path]:
     if not isinstance(given, dict): raise typer.BadParameter(f"{path} holds a {type(given).__name__}, not options by their names")
     known = {p.name for p in ctx.command.params} - {"config"}
     if odd := set(given) - known: raise typer.BadParameter(f"{path} has unknown options: {', '.join(sorted(odd))}; there are {', '.join(sorted(filter(None, known)))}")
-    if isinstance(given.get("models"), list): given["models"] = ",".join(given["models"])
+    for name in ("models", "env"):
+        if isinstance(given.get(name), list): given[name] = ",".join(given[name])
     ctx.default_map = given
     return path
 
@@ -274,14 +277,17 @@ def run(
     startup_timeout: Annotated[int, typer.Option(min=1, help="seconds, for a model to load", envvar="ZZ_STARTUP_TIMEOUT")] = 300,
     max_request_size: Annotated[int, typer.Option(min=1, help="bytes", envvar="ZZ_MAX_REQUEST_SIZE")] = 64 << 20,
     job_queue_size: Annotated[int, typer.Option(min=1, help="requests that wait for one model", envvar="ZZ_JOB_QUEUE_SIZE")] = 100,
+    env: Annotated[str, typer.Option(help="names of environment variables that handlers see, joined by commas, besides the usual ones; all others are forgotten", envvar="ZZ_ENV")] = "",
 ):
     "What a pod begins with: check the archives, serve them, and let every request finish at SIGTERM. Exit code 0: all were answered; 75: some were cut off; 1: it cannot serve, and its last lines say why"
-    from zztoolkit.run import Pod, Ports, run as supervise, wanted
+    from zztoolkit.run import Pod, Ports, forget_environment, run as supervise, wanted
     from zztoolkit.serve import Settings
     numbers = ports.split(",")
     if len(numbers) != 5 or not all(n.strip().isdigit() for n in numbers): raise ToolkitError("ports are five numbers", found=ports, do="front,inference,management,metrics,probes")
     settings = Settings(max_request_size, job_queue_size, response_timeout, startup_timeout, drain_timeout)
-    raise typer.Exit(supervise(Pod(store, wanted(models), keys, tokens, tls, token_auth, front, host, Ports(*map(int, numbers)), work, endpoint_wait, settings)))
+    names = [n.strip() for n in env.split(",") if n.strip()]
+    forget_environment(names)
+    raise typer.Exit(supervise(Pod(store, wanted(models), keys, tokens, tls, token_auth, front, host, Ports(*map(int, numbers)), work, endpoint_wait, settings, names)))
 
 # %% ../nbs/12_cli.ipynb #image-command
 @command
@@ -406,13 +412,14 @@ def ladder(
 @command
 def offline(
     handler: Annotated[Path, typer.Argument(help="a .mar, or a handler's .py file with --model")],
-    source: Annotated[Path, typer.Argument(help="folder of photographs or of .parquet files; .parquet, .csv, .tsv, .arrow or .feather file")],
+    source: Annotated[Path, typer.Argument(help="folder of photographs or of .parquet files; .txt, .parquet, .csv, .tsv, .arrow or .feather file")],
     sink: Annotated[Path, typer.Argument(help="folder for the answers")],
+    column: Annotated[Optional[str], typer.Option("--column", help="of a table: its cells are the requests [default: each row is a record]")] = None,
     key: Annotated[Optional[str], typer.Option("--key", "-k", help="column that names a row [default: the number of the row]")] = None,
-    processes: Annotated[Optional[int], typer.Option("--processes", "-p", help="[default: one for each core]")] = None,
+    processes: Annotated[Optional[int], typer.Option("--processes", "-p", min=1, help="[default: one for each core]")] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: the cluster that RAY_ADDRESS names, else this machine")] = "local",
-    batch: Annotated[Optional[int], typer.Option("--batch", "-b", help="rows of one call of the handler [default: what the artifact takes]")] = None,
-    chunk: Annotated[Optional[int], typer.Option(help="rows of one file of answers")] = None,
+    batch: Annotated[Optional[int], typer.Option("--batch", "-b", min=1, help="rows of one call of the handler [default: what the artifact takes]")] = None,
+    chunk: Annotated[Optional[int], typer.Option(min=1, help="rows of one file of answers")] = None,
     answers: Annotated[str, typer.Option(help="columns, or json: each answer as JSON text")] = "columns",
     type_: Annotated[Optional[list[str]], typer.Option("--type", help="COLUMN=KIND of a CSV: boolean, integer, number, json or string; may be repeated")] = None,
     model: Annotated[Optional[Path], typer.Option("--model", "-m", help="for a .py file: folder of an artifact, or a model file")] = None,
@@ -420,10 +427,10 @@ def offline(
     extra_file: Annotated[Optional[list[Path]], typer.Option("--extra-file", "-x", help="for a .py file: what it reads; may be repeated")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="delete what the sink holds")] = False,
 ):
-    "Answer every row of a table or folder; the same command goes on with a run that was ended"
+    "Answer every row of a table, line of a text file or photograph of a folder; the same command goes on with a run that was ended"
     from zztoolkit.offline import run
     if odd := [t for t in type_ or [] if "=" not in t]: raise ToolkitError("a type is given as COLUMN=KIND", found=odd[0])
-    done = run(handler, source, sink, key=key, engine=engine, processes=processes, chunk=chunk, batch=batch, answers=answers, types=dict(t.split("=", 1) for t in type_ or []), restart=restart,
+    done = run(handler, source, sink, column=column, key=key, engine=engine, processes=processes, chunk=chunk, batch=batch, answers=answers, types=dict(t.split("=", 1) for t in type_ or []), restart=restart,
                artifact=model, features=features, extra_files=extra_file or [])
     typer.echo(f"{done!r}" + (f"\nwhy, for every row: python -c \"from zztoolkit import offline; print(offline.refused('{sink}').to_string())\"" if done.refused else ""))
     if done.rows and done.refused == done.rows: raise ToolkitError("no row has an answer")
@@ -470,11 +477,13 @@ def render(
     build: Annotated[Optional[bool], typer.Option("--build/--no-build", help="write a container build [default: unless --image is given]")] = None,
     package: Annotated[Optional[list[str]], typer.Option("--package", "-p", help="that handlers import, for that build; may be repeated")] = None,
     models_image: Annotated[str, typer.Option(help="registry/name@sha256:DIGEST that models.Dockerfile made: where pods get archives that are not in --image")] = "",
+    keys: Annotated[Optional[Path], typer.Option("--keys", "-k", help="public key, or folder of them: every archive must be signed with one")] = None,
 ):
     "Write a container build and a Helm chart for archives"
     from zztoolkit.deploy import render as write, told_image
     if odd := [e for e in example or [] if "=" not in e]: raise ToolkitError("an example is given as NAME=FILE", found=odd[0])
-    release = write(archives, to, name, image, values, dict(e.split("=", 1) for e in example or []), build, package or [], models_image, lambda step: typer.echo(f"{step} …", err=True))
+    examples = {model: Path(file) for model, _, file in (e.partition("=") for e in example or [])}
+    release = write(archives, to, name, image, values, examples, build, package or [], models_image, keys, lambda step: typer.echo(f"{step} …", err=True))
     typer.echo(str(release))
     if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.section('image'))} {to}/container")
     store = release.section("store")
@@ -485,8 +494,10 @@ def render(
 @deploy_command
 def check(folder: Folder = Path("deploy")):
     "Are the archives those that are pinned, and is the chart fit for Kubernetes?"
-    from zztoolkit.deploy import Release, check as look
-    found = look(Release.open(folder))
+    from zztoolkit.deploy import Release, check as look, helm
+    release = Release.open(folder)
+    helm("version", "--short")      # where there is none, this says what brings it
+    found = look(release)
     typer.echo(str(found))
     raise typer.Exit(0 if found.ok else 1)
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # %% auto #0
-__all__ = ['FORMATS', 'MAX_SCANS', 'COARSE', 'Box', 'LARGE', 'open_image', 'orientation', 'read_upright', 'as_hwc',
-           'decode_image', 'coarse_scans', 'pillow_resize', 'check_inside', 'cpu_kernel', 'Step', 'plan_cpu',
-           'run_steps']
+__all__ = ['FORMATS', 'MAX_SCANS', 'COARSE', 'Box', 'LARGE', 'open_image', 'check_scans', 'orientation', 'read_upright', 'as_hwc',
+           'decode_image', 'coarse_scans', 'pillow_resize', 'nearest_indices', 'check_inside', 'cpu_kernel', 'Step',
+           'plan_cpu', 'run_steps']
 
 # %% ../nbs/01b_cpu.ipynb #open-image
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")      # a JPEG with more pictures behind it (MPO, of some phones) is opened as its first

@@ -13,7 +13,7 @@ from typing import Any
 from .core import RequestError, ToolkitError
 
 # %% auto #0
-__all__ = ['Device', 'parse_device', 'no_cuda', 'use_device', 'on_device', 'is_fatal']
+__all__ = ['Device', 'parse_device', 'no_cuda', 'use_device', 'numbered', 'on_device', 'is_fatal']
 
 # %% ../nbs/00a_device.ipynb #device
 @dataclass(frozen=True)

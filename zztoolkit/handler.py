@@ -27,11 +27,11 @@ from .vision import Chain, Decode, decode_image, stack_rows
 if TYPE_CHECKING: import numpy as np
 
 # %% auto #0
-__all__ = ['NPY', 'STAGES', 'log', 'GRACE', 'to_body', 'existing', 'plain_json', 'from_body', 'as_array', 'as_json', 'as_image',
-           'as_inputs', 'stack_inputs', 'encode', 'Busy', 'is_busy', 'Mark', 'StageClock', 'Handler',
-           'check_initialized', 'worker_device', 'warm_up', 'end_process', 'worker_threads', 'respond', 'stage_metric',
-           'receive_in_place', 'drift_metric', 'load_service', 'as_requests', 'receive', 'artifact_folder',
-           'LocalHandler', 'decode', 'in_one']
+__all__ = ['NPY', 'TEXT', 'STAGES', 'log', 'GRACE', 'to_body', 'requests_in', 'existing', 'plain_json', 'from_body', 'as_array',
+           'as_json', 'as_image', 'as_inputs', 'stack_inputs', 'encode', 'Busy', 'is_busy', 'Mark', 'StageClock',
+           'Handler', 'limit_torch', 'takes_images', 'check_initialized', 'worker_device', 'warm_up', 'end_process',
+           'worker_threads', 'respond', 'stage_metric', 'receive_in_place', 'drift_metric', 'load_service',
+           'as_requests', 'receive', 'artifact_folder', 'LocalHandler', 'decode', 'in_one']
 
 # %% ../nbs/04_handler.ipynb #to-body
 NPY = b"\x93NUMPY"   # how an .npy file starts
@@ -56,10 +56,13 @@ def _npy(x: np.ndarray) -> bytes:
     return buf.getvalue()
 
 def to_body(
-    x: Any, # path of a file, bytes, NumPy array or torch tensor, or anything JSON can say
+    x: Any, # str, `Path` of a file, bytes, image, NumPy array, torch tensor, or anything JSON can say
+    takes_images: bool | None = None, # whether the model does: only then does a str name a file (None, not known: if there is one)
 ) -> tuple[bytes, str]:
     "Body and content type of one request"
-    if isinstance(x, (str, Path)): return existing(x).read_bytes(), "application/json" if Path(x).suffix == ".json" else "application/octet-stream"
+    if isinstance(x, str): x = _text_or_file(x, takes_images)
+    if isinstance(x, str): return x.encode(), TEXT
+    if isinstance(x, Path): return existing(x).read_bytes(), "application/json" if x.suffix == ".json" else "application/octet-stream"
     if isinstance(x, (bytes, bytearray, memoryview)): return bytes(x), "application/octet-stream"
     if hasattr(x, "detach"): x = x.detach().cpu().numpy()
     if type(x).__module__.startswith("PIL."): x = _pixels(x)
@@ -67,10 +70,29 @@ def to_body(
         return (_png(x) if _is_image(x) else _npy(x)), "application/octet-stream"
     return json.dumps(x, default=plain_json).encode(), "application/json"
 
+TEXT = "text/plain; charset=utf-8"
+
+def _text_or_file(x: str, takes_images: bool | None) -> str | Path:
+    "The file that a str names, for a model of images; else the text that it is"
+    if takes_images: return existing(x)
+    return Path(x) if takes_images is None and os.path.isfile(x) else x
+
+def requests_in(x: Any) -> list | None:
+    "The requests of a batch: the items of a list, the rows of a data frame as records. None for what is one request"
+    if isinstance(x, (list, tuple)): return list(x)
+    if type(x).__module__.split(".")[0] == "pandas" and hasattr(x, "columns"): return _records(x)
+    return None
+
+def _records(table: Any) -> list[dict]:
+    "Rows of a pandas data frame; what is missing is `None`, as in a row of a table that is read offline"
+    filled = table.astype(object)
+    return filled.where(table.notna(), None).to_dict("records")
+
 def existing(path: str | Path) -> Path:
     "The path of a file that is there"
-    if not Path(path).is_file(): raise ToolkitError(f"no file at {path}", found=f"looked from {Path.cwd()}", do="a str or Path is a file to send; bytes, an array or a dict is sent as it is")
-    return Path(path)
+    if os.path.isfile(path): return Path(path)
+    raise ToolkitError(f"no file at {path}", found=f"looked from {Path.cwd()}",
+                       do="a Path, and for a model of images a str, is a file to send; bytes, an array or a dict is sent as it is")
 
 def plain_json(x: Any) -> Any:
     """What `json` cannot say by itself: NumPy scalars and arrays, torch tensors, decimals; files and bytes become base64,
@@ -86,7 +108,8 @@ def plain_json(x: Any) -> Any:
 
 # %% ../nbs/04_handler.ipynb #from-body
 def from_body(row: dict) -> Any:
-    "What one request sent, from TorchServe's row: bytes, an array if they are `.npy`, parsed JSON, or the fields of a form"
+    """What one request sent, from TorchServe's row: a str if its content type is text, parsed JSON, an array if it is
+    an `.npy`, the fields of a form, else bytes. TorchServe has read text (UTF-8) and JSON by the content type already"""
     import numpy as np
     body = row["body"] if "body" in row else row["data"] if "data" in row else row or b""
     if isinstance(body, (bytes, bytearray)) and body[:6] == NPY:
@@ -126,9 +149,11 @@ def as_inputs(specs: Sequence[TensorSpec], x: Any) -> Any:
     if not isinstance(x, dict) or set(x) != set(names): raise InputError(f"expected a JSON object with {', '.join(names)}")
     return tuple(_as_input(s, x[s.name]) for s in specs)
 
+def _is_pixels(spec: TensorSpec) -> bool: return spec.dtype == "uint8" and len(spec.shape) == 4
+
 def _as_input(spec: TensorSpec, x: Any) -> np.ndarray:
     "One input of a model; pixels travel as an encoded image"
-    row = as_image(x) if spec.dtype == "uint8" and len(spec.shape) == 4 else as_array(x, spec.dtype)
+    row = as_image(x) if _is_pixels(spec) else as_array(x, spec.dtype)
     if row.ndim == len(spec.shape) - 1: return row
     raise InputError(f"one request is one row of {spec}, with shape {spec.shape[1:]}; got shape {row.shape}")
 
@@ -140,7 +165,7 @@ def stack_inputs(rows: list) -> Any:
 def encode(answer: Any) -> tuple[bytes, str]:
     "An answer as body and content type: bytes and str as they are, everything else JSON (NaN is an error: JSON has none)"
     if isinstance(answer, (bytes, bytearray)): return bytes(answer), "application/octet-stream"
-    if isinstance(answer, str): return answer.encode(), "text/plain; charset=utf-8"
+    if isinstance(answer, str): return answer.encode(), TEXT
     try: return json.dumps(answer, default=plain_json, allow_nan=False).encode(), "application/json"
     except ValueError as e: raise ValueError(f"an answer cannot be JSON: {e}; JSON has no NaN and no infinity") from None
 
@@ -201,15 +226,20 @@ class StageClock:
         return total
 
 def _cuda_event() -> Any:
+    "Record an event; None where CUDA has failed, so that the error that made it fail is the one that is reported"
     import torch
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
+    try:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+    except RuntimeError: return None
 
 def _seconds_between(before: Mark, at: Mark) -> float:
     if before.event is None or at.event is None: return at.host - before.host
-    at.event.synchronize()
-    return before.event.elapsed_time(at.event) / 1000
+    try:
+        at.event.synchronize()
+        return before.event.elapsed_time(at.event) / 1000
+    except RuntimeError: return at.host - before.host      # CUDA has failed
 
 # %% ../nbs/04_handler.ipynb #handler
 class Handler:
@@ -239,6 +269,7 @@ class Handler:
         self.config = context.model_yaml_config or {}
         self._device = worker_device(self.config, context)      # first: everything that touches CUDA takes the current one
         self.threads = worker_threads(self.config)
+        limit_torch(self.threads)
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         self._busy, self.seen = Busy(folder), []
         self._timings, self.clock = stage_metric(context), StageClock()
@@ -246,6 +277,7 @@ class Handler:
         if self.chain is None and (folder / "chain.json").exists():
             self.chain = Chain.from_json((folder / "chain.json").read_text())
         if self.chain and "reducing_gap" in self.config: self.chain = self.chain.decoding(self.config["reducing_gap"])
+        if self.chain and "exact" in self.config: self.chain = self.chain.with_exact(self.config["exact"])
         if self.features is None and (folder / "features").exists(): self.features = Features.load(folder / "features", self.functions)
         self._count = drift_metric(context)
         if self.chain and self._device.is_cuda: check_cuda()
@@ -334,18 +366,33 @@ class Handler:
 
     def handle(self, data: Sequence[dict], context: Any) -> list[bytes]:
         "What TorchServe calls: one body for each request, in order; statuses go to the context"
+        if _asks_for_description(context): return [json.dumps(self.describe_handle()).encode()]
         assert self._busy
         with self._busy:
-            batch = self._broken_batch(data) if self._broken else self.run(data, context)
+            batch = self._run_alive(data, context)
             _log_failures(batch, context)
-            fatal = next((e for e in batch.errors.values() if is_fatal(e)), None)
-            if fatal and not self._broken: end_process(fatal)
-            self._broken = self._broken or fatal
             return respond(batch, context)
 
-    def _broken_batch(self, data: Sequence[dict]) -> Batch:
-        "Requests that arrive while the process ends"
+    def describe_handle(self) -> dict:
+        "What TorchServe's management API adds to the description of the model (`customized=true`)"
+        return {"takes_images": takes_images(self)}
+
+    def _run_alive(self, data: Sequence[dict], context: Any) -> Batch:
+        "Run a batch; after an error that no later CUDA call survives, end the process once these requests have their responses"
+        if not self._broken:
+            batch, self._broken = self._run_watched(data, context)
+            if self._broken: end_process(self._broken)
+            if batch is not None: return batch
         return Batch([], (), {i: RuntimeError(f"this worker is ending: {self._broken}") for i in range(len(data))})
+
+    def _run_watched(self, data: Sequence[dict], context: Any) -> tuple[Batch | None, BaseException | None]:
+        "Run a batch; return it, and the error that no later CUDA call survives, if there was one"
+        if not _uses_cuda(self): return self.run(data, context), None
+        try: batch = self.run(data, context)
+        except Exception as e:
+            if is_fatal(e): return None, e
+            raise
+        return batch, next((e for e in batch.errors.values() if is_fatal(e)), None)
 
     @classmethod
     def local(cls,
@@ -362,7 +409,21 @@ class Handler:
 # %% ../nbs/04_handler.ipynb #handler-helpers
 log = logging.getLogger(__name__)
 
+def limit_torch(threads: int):
+    "In a worker, have torch's own operations use its threads too: by default each takes every core, beside all other workers"
+    if "ts.protocol.otf_message_handler" in sys.modules and (torch := sys.modules.get("torch")): torch.set_num_threads(threads)
+
 def _at_row(e: Exception, row: int, rows: int) -> Exception: return InputError(f"{e} (at place {row} of {rows})") if rows > 1 else e
+
+def takes_images(handler: Any) -> bool | None:
+    "Whether a request is an image: to a chain, or to an artifact of pixels. None for a handler of another kind"
+    if not isinstance(handler, Handler): return None
+    specs = handler.session.artifact.inputs if handler.session else ()
+    return handler.chain is not None or len(specs) == 1 and _is_pixels(specs[0])
+
+def _asks_for_description(context: Any) -> bool:
+    "Is it TorchServe's management API that asks, and no caller?"
+    return context.get_request_header(0, "describe") == "True"
 
 def check_initialized(handler: Handler):
     "Raise `ToolkitError` for a handler that could answer no request"
@@ -372,11 +433,11 @@ def check_initialized(handler: Handler):
 
 def _loaded(folder: Path, config: dict, threads: int, context: Any) -> Session:
     "The archive's artifact, on the worker's GPU if it is for one"
-    artifact = load_artifact(folder, rebuild=bool(config.get("rebuild")))
-    if artifact.device != "cuda": return artifact.load(threads)
-    device = _gpu(config, context)
+    artifact = load_artifact(folder)
+    device = _gpu(config, context) if artifact.device == "cuda" else Device("cpu")
     use_device(device)
-    return artifact.load(threads, str(device))
+    if config.get("rebuild"): artifact = load_artifact(folder, rebuild=True)
+    return artifact.load(threads, str(device) if device.is_cuda else None)
 
 def _gpu(config: dict, context: Any) -> Device:
     "The GPU of this worker: the one that the configuration names, else the one that the server gave it, else the first"
@@ -392,11 +453,11 @@ def worker_device(config: dict, context: Any) -> Device:
 
 def _uses_cuda(handler: Handler) -> bool:
     "Whether any stage of the handler runs on a GPU"
-    return handler._device.is_cuda or handler.session is not None and handler.session.device != "cpu"
+    return handler._device.is_cuda or str(getattr(handler.session, "device", "cpu")) != "cpu"
 
 # %% ../nbs/04_handler.ipynb #warm-up
 def warm_up(handler: Handler):
-    """Run the smallest, the best and the largest batch through the model and, on a GPU, through the chain.
+    """Run batches through the model and, where the handler's chain is on a GPU, photographs of both kinds through the chain.
 
     The first calls on a GPU load libraries, choose algorithms, compile kernels and capture graphs: seconds that would
     otherwise fall into the first requests of every worker. What the chain rejects of a made-up photograph does not count.
@@ -404,21 +465,23 @@ def warm_up(handler: Handler):
     session, chain = handler.session, handler.chain
     if session and session.device != "cpu": session.warm_up()
     if not chain or not handler._device.is_cuda: return
+    if type(handler).preprocess is not Handler.preprocess:
+        log.info("the chain is not warmed up: %s has its own preprocess", type(handler).__name__)
+        return
     batch = session.artifact.batch if session else None
-    photo = _made_up_photo() if chain.decodes else None
     for size in sorted({batch.min, batch.opt, batch.max} if batch else {1, 8}):
-        xs = [photo if photo else _made_up_pixels()] * size
-        chain.batch(xs, handler._pool, handler._device, threads=handler.threads)
+        photos = [_made_up_photo(sampling) for sampling in (2, 0)] if chain.decodes else [_made_up_pixels()]
+        chain.batch([photos[i % len(photos)] for i in range(size)], handler._pool, handler._device, threads=handler.threads)
 
 def _made_up_pixels() -> np.ndarray:
     import numpy as np
     return np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 
-def _made_up_photo() -> bytes:
-    "A baseline JPEG"
+def _made_up_photo(subsampling: int) -> bytes:
+    "A baseline JPEG; Pillow's 2 is 4:2:0 and 0 is 4:4:4, which another decoder reads"
     import PIL.Image
     buf = io.BytesIO()
-    PIL.Image.fromarray(_made_up_pixels()).save(buf, "JPEG", quality=90)
+    PIL.Image.fromarray(_made_up_pixels()).save(buf, "JPEG", quality=90, subsampling=subsampling)
     return buf.getvalue()
 
 # %% ../nbs/04_handler.ipynb #end-process
@@ -509,9 +572,16 @@ def load_service(
 # %% ../nbs/04_handler.ipynb #as-requests
 def as_requests(bodies: Sequence[tuple[bytes, str]]) -> list[dict]:
     "Bodies with their content types as the message a TorchServe worker receives for a batch"
-    return [{"requestId": f"local-{i}".encode(), "headers": [],
-             "parameters": [{"name": "body", "value": json.loads(b) if kind == "application/json" else bytearray(b), "contentType": kind}]}
+    return [{"requestId": f"local-{i}".encode(), "headers": [], "parameters": [{"name": "body", "value": _received_value(b, kind), "contentType": kind}]}
             for i, (b, kind) in enumerate(bodies)]
+
+def _received_value(body: bytes, kind: str) -> Any:
+    "What TorchServe makes of a body by its content type; one that is not what it says stays bytes"
+    try:
+        if kind == "application/json": return json.loads(body)
+        if kind.startswith("text"): return body.decode()
+    except ValueError: pass
+    return bytearray(body)
 
 def receive(service: Any, bodies: Sequence[tuple[bytes, str]]) -> list[dict]:
     "Give `service`'s context a batch of requests, with TorchServe's own request types, and return its rows"
@@ -541,17 +611,17 @@ class LocalHandler:
     def __repr__(self) -> str: return f"{self.name}, in this process; predict(x) is what a caller of the server would get"
 
     def predict(self,
-        x: Any,                          # path, bytes, array or JSON value; a list of them is one batch
+        x: Any,                          # text, path, bytes, array or JSON value; a list of them, or a data frame, is one batch
         return_exceptions: bool = False, # for a list: give failed requests' exceptions in their places
     ) -> Any:
         "The decoded answer, or a list of them. A failed request raises the handler's own exception"
-        many = isinstance(x, (list, tuple))
-        rows = receive(self.service, [to_body(v) for v in (x if many else [x])])
-        answers = self.handler.run(rows, self.service.context).answers()
+        many, images = requests_in(x), takes_images(self.handler)
+        bodies = [to_body(v, images) for v in ([x] if many is None else many)]
+        answers = self.handler.run(receive(self.service, bodies), self.service.context).answers()
         failed = [a for a in answers if isinstance(a, Exception)]
         if failed and not (many and return_exceptions): raise failed[0]
         decoded = [a if isinstance(a, Exception) else decode(*a) for a in answers]
-        return decoded if many else decoded[0]
+        return decoded[0] if many is None else decoded
 
 def decode(body: bytes, kind: str) -> Any:
     "What `encode` made a body of; JSON without a content type is JSON too, as TorchServe's own handlers send it"

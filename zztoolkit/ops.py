@@ -14,9 +14,9 @@ from .core import InputError, TooLargeError, ToolkitError
 
 # %% auto #0
 __all__ = ['T', 'OPS', 'INTERPOLATIONS', 'PADDING_MODES', 'CONVERSIONS', 'THRESHOLDS', 'Op', 'op', 'as_pair', 'Decode', 'Resize',
-           'nearest_indices', 'Letterbox', 'CenterCrop', 'Crop', 'check_region', 'Pad', 'Flip', 'Rotate', 'Warp',
-           'GaussianBlur', 'MedianBlur', 'Morphology', 'CvtColor', 'Equalize', 'CLAHE', 'Threshold', 'ToDtype',
-           'Normalize', 'Apply', 'check_order', 'op_to_dict', 'op_from_dict']
+           'Letterbox', 'CenterCrop', 'Crop', 'check_region', 'Pad', 'Flip', 'Rotate', 'Warp', 'GaussianBlur',
+           'MedianBlur', 'Morphology', 'CvtColor', 'Equalize', 'CLAHE', 'Threshold', 'ToDtype', 'Normalize', 'Apply',
+           'check_order', 'op_to_dict', 'op_from_dict']
 
 # %% ../nbs/01a_ops.ipynb #op
 T = TypeVar("T")

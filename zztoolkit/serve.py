@@ -8,16 +8,16 @@ from __future__ import annotations
 import atexit, ctypes, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time, warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .archive import Mar, open_mar, packed
+from .archive import Mar, copy_mar, packed
 from .core import ToolkitError, environment_without_secrets, find_java, usable_cores
-from .handler import STAGES, decode, existing, is_busy, to_body
+from .handler import STAGES, decode, existing, is_busy, requests_in, to_body
 
 if TYPE_CHECKING: import httpx, psutil
 
@@ -132,6 +132,68 @@ def exit_codes(exits: Path) -> dict[int, int]:
     if not exits.exists(): return {}
     return {int(pid): int(code) for pid, code in re.findall(r"(?m)^(\d+) (\d+)$", exits.read_text())}     # a full disk cuts lines
 
+# %% ../nbs/06_serve.ipynb #own-folder
+OWNER = ".owner"    # in a temporary folder: the processes it belongs to, a line each
+
+def _started(pid: int) -> int:
+    "When a process began, in ticks; 0 for one that is gone"
+    with suppress(OSError, IndexError):
+        text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return 0 if text[0] == "Z" else int(text[19])
+    if Path("/proc/self/stat").exists(): return 0
+    import psutil
+    try: return int(psutil.Process(pid).create_time() * 100)
+    except psutil.Error: return 0
+
+def _namespace() -> str:
+    "In which process ids mean what they mean here: another container's are others"
+    try: return os.readlink("/proc/self/ns/pid")
+    except OSError: return ""
+
+def _claim() -> str: return json.dumps({"pid": os.getpid(), "started": _started(os.getpid()), "namespace": _namespace()}) + "\n"
+
+def claim(folder: Path):
+    "Write into a folder that it is this process's, too"
+    with open(folder / OWNER, "a") as f: f.write(_claim())
+
+def owners(folder: Path) -> list[dict[str, Any]]:
+    "What `claim` has written. Raises `OSError` or `ValueError`"
+    file = os.open(folder / OWNER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(file) as f: return [json.loads(l) for l in f.read(1 << 16).splitlines()]
+
+def owner_alive(owner: dict[str, Any]) -> bool:
+    "Does this process still run?"
+    return _started(int(owner["pid"])) == owner["started"] > 0
+
+def _is_left(folder: os.DirEntry) -> bool:
+    "Is it a folder of this user, whose owners are all known here and gone?"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if not folder.is_dir(follow_symlinks=False) or folder.stat(follow_symlinks=False).st_uid != os.getuid(): return False
+        known = owners(Path(folder.path))
+        return bool(known) and all(o["namespace"] == _namespace() and not owner_alive(o) for o in known)
+    return False
+
+def sweep():
+    "Remove the temporary folders that killed processes of this user have left"
+    with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        left = [e.path for e in entries if e.name.startswith("zz") and _is_left(e)]
+        for path in left: shutil.rmtree(path, ignore_errors=True)
+
+def own_folder(prefix: str = "zztoolkit-") -> Path:
+    "A new temporary folder that only this user can enter; should this process be killed, the next one removes it"
+    sweep()
+    claim_ = _claim()       # before there is a folder: one without a claim is nobody's, and stays
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    (folder / OWNER).write_text(claim_)
+    return folder
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    "An `own_folder` that goes at the end of the block"
+    folder = own_folder(prefix)
+    try: yield folder
+    finally: shutil.rmtree(folder, ignore_errors=True)
+
 # %% ../nbs/06_serve.ipynb #lay-out
 def lay_out(
     folder: Path,        # of this server alone, and only its owner's
@@ -236,6 +298,11 @@ class Management:
 
     def version(self, name: str, version: str) -> dict: return self.ask("GET", f"/models/{name}/{version}")[0]
     def default(self, name: str) -> dict: return self.ask("GET", f"/models/{name}")[0]
+
+    def described(self, name: str) -> dict:
+        "What the handler of a model's default version says of itself (`Handler.describe_handle`), {} if it says nothing"
+        said = self.ask("GET", f"/models/{name}", customized="true")[0].get("customizedMetadata")
+        return said if isinstance(said, dict) else {}
 
 def _bad_token(r: httpx.Response) -> bool: return r.status_code == 400 and "InvalidKeyException" in r.text
 
@@ -345,6 +412,7 @@ def supervise(folder: str) -> int:
     stop = threading.Event()
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: stop.set())
     inherit_orphans()
+    claim(home)
     with open(home / "logs" / "console.log", "wb") as console: java = start_child(plan["command"], cwd=home, env=plan["environment"], stdout=console)
     threading.Thread(target=_when_parent_ends, args=(stop.set,), daemon=True).start()
     while java.poll() is None and not stop.wait(0.5): kill_orphans(java)
@@ -457,7 +525,7 @@ class LocalServer:
 
     def _launch(self):
         self._owner = os.getpid()
-        self.folder = Path(tempfile.mkdtemp(prefix="zztoolkit-"))   # 0700
+        self.folder = own_folder()
         self.ports = tuple(self.settings.ports or free_ports(5))
         plan = lay_out(self.folder, properties(self.settings, self.ports, self.folder / "store"), "--enable-model-api")
         (self.folder / "plan.json").write_text(json.dumps(plan | dict(management=self._url(1), drain_timeout=self.settings.drain_timeout)))
@@ -588,6 +656,15 @@ def _await_ready(server: LocalServer, mar: Mar, workers: int, timeout: float, si
     raise ToolkitError(f"{mar.name} version {mar.version} was not ready after {timeout:.0f} s", found="\n".join(worker_log(server.folder, mar.name, mar.version)[-10:]),
                        do="what served before still serves; Settings(startup_timeout=...) for a model that loads slowly")
 
+def _take_in(server: LocalServer, archive: Mar | str | Path) -> Mar:
+    "A verified copy of an archive in the store of this server, from which everything else is read. Raises `ToolkitError` for a version that is there"
+    store = server.folder / "store"
+    with tempfile.TemporaryDirectory(dir=store, prefix=".incoming-") as incoming:
+        mar = copy_mar(archive, Path(incoming))
+        if mar.version in [v["modelVersion"] for v in server.management.versions(mar.name)]:
+            raise ToolkitError(f"{mar.name} version {mar.version} is on this server already", do="give the archive another version")
+        return replace(mar, path=mar.path.rename(store / f"{mar.name}-{mar.version}-{mar.digest[:8]}.mar"))
+
 def deploy(
     server: LocalServer,
     mar: Mar | str | Path,              # an archive; its version must be new to this server
@@ -595,13 +672,10 @@ def deploy(
     serving: Callable[[], Any] = lambda: None,  # called when the new version serves, before the old ones are taken away
 ) -> Endpoint:
     "Put an archive on the server and make it the default version. Raises `ToolkitError` and changes nothing if it does not load"
-    mar = mar.verify() if isinstance(mar, Mar) else open_mar(mar)
-    api, config = server.management, mar.config
+    mar = _take_in(server, mar)
+    api, config, stored = server.management, mar.config, mar.path
     old = [v["modelVersion"] for v in api.versions(mar.name)]
-    if mar.version in old: raise ToolkitError(f"{mar.name} version {mar.version} is on this server already", do="give the archive another version")
-    stored = server.folder / "store" / f"{mar.name}-{mar.version}-{mar.digest[:8]}.mar"
-    shutil.copyfile(mar.path, stored)
-    workers, log = int(config.get("minWorkers", 1)), _model_log(server.folder)
+    workers, log = mar.whole("minWorkers", 1), _model_log(server.folder)
     since = log.stat().st_size if log.exists() else 0       # a version of the same number may have died here before
     try:
         progress("start its workers")
@@ -686,7 +760,7 @@ def _explained(status: int, kind: str, message: str, endpoint: Endpoint) -> tupl
         case 503 if "no worker" in message and endpoint.ready:
             return f"its workers are ready, so the queue is full: job_queue_size is {endpoint.server.settings.job_queue_size}", "send fewer at once, add workers, or raise Settings(job_queue_size=...)"
         case 503 if "no worker" in message: return "no worker is ready", f"%serve_logs {endpoint.name}"
-        case 400 if kind == "InvalidKeyException": return "the token was refused", "use Endpoint.predict, which holds a valid one, or read key_file.json again"
+        case 401 if kind == "Unauthorized": return "TorchServe's own answer is 400 InvalidKeyException", "use Endpoint.predict, which holds a valid token, or read key_file.json again"
         case 404: return "", f"the server has: {', '.join(endpoint.server.management.models()) or 'no model'}"
         case 500 if "ErrorDataDecoder" in kind + message: return "the body was sent as a form", "set Content-Type: application/octet-stream"
     return "", ""
@@ -704,16 +778,34 @@ def error_of(r: httpx.Response, endpoint: Endpoint) -> PredictionError:
     ours = isinstance(said, dict) and isinstance(said.get("error"), dict)      # a handler's answer, else TorchServe's
     said = said["error"] if ours else said if isinstance(said, dict) else {}
     kind, message = said.get("type", "Error"), said.get("message", "") or r.text.strip()[:300] or r.reason_phrase
-    found, do = ("", "") if ours else _explained(r.status_code, kind, message, endpoint)
+    status = r.status_code
+    if _bad_token(r): status, kind, message = 401, "Unauthorized", "the token is wrong, or its time is over"     # to TorchServe, any error of a model's is a bad request
+    found, do = ("", "") if ours else _explained(status, kind, message, endpoint)
     if ours and kind == "InternalError":
         found = _awaited(lambda: last_traceback(worker_log(endpoint.server.folder, endpoint.name), said.get("request_id") or "-"))
         do = "a mistake in the handler: YourHandler.local(artifact).predict(request) stops at it. If the request is wrong, let the handler raise RequestError"
-    return PredictionError(r.status_code, kind, message, found, do)
+    return PredictionError(status, kind, message, found, do)
+
+# %% ../nbs/06_serve.ipynb #interrupted
+class Interrupted(KeyboardInterrupt):
+    "Ctrl-C, or the stop button of a notebook, shown as one line"
+    def _render_traceback_(self) -> list[str]: return [f"KeyboardInterrupt: {self}"]
+
+@contextmanager
+def one_line_interrupts(
+    doing: str, # what is interrupted: "the prediction"
+) -> Iterator[None]:
+    "Show an interrupt of the block as one line, without the frames of the HTTP client and of the threads that it met"
+    try: yield
+    except Interrupted: raise
+    except KeyboardInterrupt: raise Interrupted(f"{doing} was interrupted; what is served still is") from None
 
 # %% ../nbs/06_serve.ipynb #endpoint
-def _check_files(xs: Sequence[Any]):
+def _check_files(xs: Sequence[Any], takes_images: bool | None):
+    "Raise `ToolkitError` for a file of a list that is not there"
     for i, x in enumerate(xs):
-        try: isinstance(x, (str, Path)) and existing(x)
+        is_file = isinstance(x, Path) or takes_images and isinstance(x, str)
+        try: is_file and existing(x)
         except ToolkitError as e: raise ToolkitError(e.problem, f"item {i} of a list of {len(xs)}; {e.found}", e.do) from None
 
 def _of_many(e: Exception, i: int, n: int) -> Exception:
@@ -723,29 +815,39 @@ def _of_many(e: Exception, i: int, n: int) -> Exception:
 
 class Endpoint:
     "A model on a server: predict, look, stop"
-    def __init__(self, server: LocalServer, name: str): self.server, self.name = server, name
+    def __init__(self, server: LocalServer, name: str):
+        self.server, self.name = server, name
+        self._described: tuple[Any, dict] = (None, {})      # the workers that were asked, and what they said
 
     def predict(self,
-        x: Any,                          # path, bytes, array, tensor or JSON value; a list of them is sent at once
+        x: Any,                          # text, path, bytes, array, tensor or JSON value; a list of them, or a data frame, is sent at once
         return_exceptions: bool = False, # for a list: give `PredictionError`s in their places
         concurrency: int = 32,           # requests of a list that are under way at a time
     ) -> Any:
         "The decoded answer, or a list of them. Raises `PredictionError`"
-        if not isinstance(x, (list, tuple)): return self._one(x)
-        if not return_exceptions: _check_files(x)       # before anything is sent
-        pool = ThreadPoolExecutor(min(concurrency, max(1, len(x))))
-        try: answers = list(pool.map(self._caught, x))
+        with one_line_interrupts("the prediction"):
+            xs = requests_in(x)
+            return self._one(x) if xs is None else self._many(xs, return_exceptions, concurrency)
+
+    def _many(self, xs: list, return_exceptions: bool, concurrency: int) -> list:
+        images = self.takes_images() if any(isinstance(x, str) for x in xs) else None
+        if not return_exceptions: _check_files(xs, images)       # before anything is sent
+        pool = ThreadPoolExecutor(min(concurrency, max(1, len(xs))))
+        try: answers = list(pool.map(lambda x: self._caught(x, images), xs))
         finally: pool.shutdown(wait=False, cancel_futures=True)     # an interrupted cell does not wait
         failed = next((i for i, a in enumerate(answers) if isinstance(a, Exception)), None)
         if failed is None or return_exceptions: return answers
-        raise _of_many(answers[failed], failed, len(x))
+        raise _of_many(answers[failed], failed, len(xs))
 
-    def _caught(self, x: Any) -> Any:
-        try: return self._one(x)
+    def _caught(self, x: Any, images: bool | None) -> Any:
+        try: return self._sent(x, images)
         except Exception as e: return e
 
-    def _one(self, x: Any) -> Any:
-        body, kind = to_body(x)
+    def _one(self, x: Any) -> Any: return self._sent(x, self.takes_images() if isinstance(x, str) else None)
+
+    def _sent(self, x: Any, images: bool | None) -> Any:
+        "The decoded answer to one request"
+        body, kind = to_body(x, images)
         r = self.post(body, kind)
         if _bad_token(r):
             self.server.management.tokens.bearer("inference", again=True)
@@ -753,9 +855,21 @@ class Endpoint:
         if r.status_code >= 300: raise error_of(r, self)
         return decode(r.content, r.headers.get("content-type", ""))
 
+    def takes_images(self) -> bool | None:
+        "Whether a request is an image, as the handler itself says; None if it does not say"
+        self._check_running()
+        with suppress(ToolkitError):
+            now = self.info
+            workers = (now["modelVersion"], tuple(_pids(now)))
+            if self._described[0] != workers: self._described = workers, self.server.management.described(self.name)
+        return self._described[1].get("takes_images")
+
+    def _check_running(self):
+        if not self.server.running or self.server.stopping: raise ToolkitError("the server is not running", do="run the %%serve cell again, or LocalServer.start()")
+
     def post(self, body: bytes, kind: str = "application/octet-stream", **headers: str) -> httpx.Response:
         "The raw answer to one body"
-        if not self.server.running or self.server.stopping: raise ToolkitError("the server is not running", do="run the %%serve cell again, or LocalServer.start()")
+        self._check_running()
         if len(body) > (limit := self.server.settings.max_request_size):
             raise PredictionError(413, "TooLargeError", f"the body has {len(body) / 2**20:.0f} MiB, the server takes {limit / 2**20:.0f}",
                                   do="send less, or LocalServer(Settings(max_request_size=...))")
