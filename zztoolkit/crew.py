@@ -5,7 +5,7 @@
 # %% ../nbs/09c_crew.ipynb #imports
 from __future__ import annotations
 
-import collections, hashlib, json, os, queue, select, shutil, signal, socket, subprocess, sys, threading, time, zipfile
+import collections, hashlib, json, os, queue, select, shutil, signal, socket, subprocess, sys, tempfile, threading, time, zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -272,9 +272,9 @@ def _unpack(handler: Any, home: Path, folder: Path, given: dict) -> str:
     if (path / "MAR-INF" / "MANIFEST.json").exists():
         shutil.copytree(path, folder, ignore=shutil.ignore_patterns("__pycache__"))
         return _folder_digest(folder)
-    mar = copy_mar(path, home)      # what is unpacked is what was verified
-    with zipfile.ZipFile(mar.path) as z: z.extractall(folder)
-    mar.path.unlink()
+    with tempfile.TemporaryDirectory(prefix=".copy-", dir=home) as private:
+        mar = copy_mar(path, Path(private))      # what is unpacked is what was verified
+        with zipfile.ZipFile(mar.path) as z: z.extractall(folder)
     return mar.digest
 
 def lay_model(
