@@ -8,7 +8,7 @@ import psutil, pytest
 from conftest import missing
 from pods import ECHO, Pod, echo, wait_until
 from zztoolkit.core import sha256
-from zztoolkit.image import dockerfile
+from zztoolkit.image import dockerfile, entrypoint
 from zztoolkit.serve import OWNER, error_of, free_ports, own_folder, sweep
 from zztoolkit.signing import new_key, sign
 from zztoolkit.vision import sample_photo
@@ -52,12 +52,14 @@ def test_no_process_keeps_the_environment_of_the_start(guarded):
     names = guarded.predict({"who": True}, OLD).json()["names"]
     assert "SHOP_LIMIT" in names and not {"SHOP_DB", "MY_API_KEY", "ZZ_ENV"} & {*names}
 
-def test_the_first_process_of_an_image_is_started_clean():
+def test_the_first_process_of_an_image_is_started_clean(tmp_path):
     "tini keeps what it was started with for as long as the pod lives"
-    command = json.loads(re.search(r"^ENTRYPOINT (.*)$", dockerfile(), re.M)[1])
-    command[2] = command[2].replace("tini -- /opt/zztoolkit/bin/zz run", "python3 -c 'import os, sys, json; print(json.dumps([sys.argv[1:], dict(os.environ)]))'")
+    assert json.loads(re.search(r"^ENTRYPOINT (.*)$", dockerfile(), re.M)[1]) == ["/bin/sh", "/opt/zztoolkit/entrypoint.sh"]
+    shows = "python3 -c 'import os, sys, json; print(json.dumps([sys.argv[1:], dict(os.environ)]))'"
+    script = tmp_path / "entrypoint.sh"
+    script.write_text(entrypoint().replace("tini -- /opt/zztoolkit/bin/zz run", shows))
     given = {"PATH": os.environ["PATH"], "SHOP_DB": "hush\nA=b", "SHOP_LIMIT": "7", "ZZ_ENV": "OTHER,SHOP_LIMIT", "ZZ_STORE": "/models", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--models", "a b"], env=given, capture_output=True, text=True, check=True)
+    done = subprocess.run(["/bin/sh", script, "--models", "a b"], env=given, capture_output=True, text=True, check=True)
     args, names = json.loads(done.stdout)
     assert args == ["--models", "a b"] and {*given} - {*names} == {"SHOP_DB"}
 

@@ -17,7 +17,7 @@ from .run import usual_pattern
 from .signing import signature_of
 
 # %% auto #0
-__all__ = ['OWN_JAVA', 'own_wheel', 'repack_wheel', 'lock', 'compiled_for', 'extras', 'image_context', 'dockerfile']
+__all__ = ['OWN_JAVA', 'own_wheel', 'repack_wheel', 'lock', 'compiled_for', 'extras', 'image_context', 'dockerfile', 'entrypoint']
 
 # %% ../nbs/10b_image.ipynb #pip
 def _pip(*args: str | Path):
@@ -141,9 +141,16 @@ def image_context(
     wheel = own_wheel(folder)
     (folder / "requirements.lock").write_text("\n".join(lock(_with_extras(wheel, extras(mars)), *extra)) + "\n")
     (folder / "Dockerfile").write_text(dockerfile())
+    (folder / "entrypoint.sh").write_text(entrypoint())
+    (folder / "entrypoint.sh").chmod(0o644)
     return folder
 
 def dockerfile() -> str:
     "The Dockerfile, for the Python that runs here"
-    text = Path(zztoolkit.__file__).with_name("container").joinpath("Dockerfile").read_text()
-    return text.replace("{python}", "{}.{}".format(*sys.version_info)).replace("{usual}", usual_pattern())
+    return _container_file("Dockerfile").replace("{python}", "{}.{}".format(*sys.version_info))
+
+def entrypoint() -> str:
+    "The script that an image starts with"
+    return _container_file("entrypoint.sh").replace("{usual}", usual_pattern())
+
+def _container_file(name: str) -> str: return Path(zztoolkit.__file__).with_name("container").joinpath(name).read_text()
