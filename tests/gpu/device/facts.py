@@ -32,7 +32,7 @@ def installed_version(package: str) -> str:
 def describe_machine():
     with finding("machine") as found:
         found["cores"], found["cpu"] = os.cpu_count(), processor()
-        found["kernel"], found["python"] = platform.release(), sys.version.split()[0]
+        found["python"] = sys.version.split()[0]
         found["has"] = {name: shutil.which(name) for name in PROGRAMS}
         found["cuda_home"] = glob.glob("/usr/local/cuda*")
         found["driver_capabilities"] = os.environ.get("NVIDIA_DRIVER_CAPABILITIES", "")
