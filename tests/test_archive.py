@@ -246,6 +246,21 @@ def test_answers_that_depend_on_neighbours(what, tmp_path):
     with pytest.raises(ToolkitError, match="depends on the requests beside it") as e: pack(tmp_path, source, "rows", {"a": 3, "b": 1}, batchSize=4)
     assert says in str(e.value) and "Batch.map" in e.value.do and not (tmp_path / "store" / "rows.mar").exists(), e.value
 
+def test_any_missing_field_is_tried(tmp_path):
+    "Whichever comes first in the example"
+    source = TABLE.replace('(df["a"] - df["b"]).tolist()', '(df["a"] * df["b"].fillna(1)).tolist()').replace('{"high": bool(y > 0)}', "y")
+    for example in ({"a": 3, "b": 1}, {"b": 1, "a": 3}):
+        with pytest.raises(ToolkitError, match="depends on the requests beside it"): pack(tmp_path, source, "rows", example, batchSize=4)
+
+def test_what_is_meant_is_packed_with_a_warning(tmp_path):
+    source, _ = NEIGHBOURS["shares of the whole batch"]
+    with pytest.warns(UserWarning, match="depends on the requests beside it"): assert pack(tmp_path, source, "rows", {"a": 3, "b": 1}, batchSize=4, isolation="warn").tried
+
+def test_our_words_are_taken_and_misspelt_ones_are_not(tmp_path):
+    mar = pack(tmp_path, TIMES, batch_size=4, workers=2, max_batch_delay=7, limit_of_mine=3)
+    assert {k: mar.config[k] for k in ("batchSize", "minWorkers", "maxBatchDelay", "limit_of_mine")} == {"batchSize": 4, "minWorkers": 2, "maxBatchDelay": 7, "limit_of_mine": 3}
+    with pytest.raises(ToolkitError, match="no such setting: batchsize\n.*did you mean batch_?[sS]ize"): pack(tmp_path, TIMES, batchsize=4)
+
 @pytest.mark.parametrize("source", [TABLE.replace("bool(y > 0)", "y"), TIMES.replace('x["n"]', '[x["n"] / 7, len(xs)]'), TIMES.replace("self.factor * ", "1e-7 * len(xs) + ")])
 def test_independent_answers_pass(source, tmp_path):
     "A broken request fails by itself; how many were in the batch may be told; last digits may change"

@@ -305,6 +305,13 @@ def test_a_new_version_says_again_what_a_str_is(serve_source, lite0, photo, tmp_
         """), lite0, version="2")
     assert endpoint.predict(str(photo)) == 1000
 
+def test_a_caller_cannot_ask_for_the_description(serve_source):
+    "With TorchServe's own header it would take the answers of everybody in the batch"
+    endpoint = serve_source("asked", "from zztoolkit import Handler\n" + inspect.getsource(Echo), example="hello", batch_size=4, max_batch_delay=300)
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda n: endpoint.post(b"hello", "text/plain", **({"describe": "True"} if n == 0 else {})), range(3)))
+    assert [(a.status_code, a.json()) for a in answers] == [(200, ["str", "hello"])] * 3
+
 def test_a_plain_torchserve_handler_gets_text(serve_source, tmp_path):
     "It does not say what it takes: a str that names a file is sent as that, any other is text"
     (tmp_path / "nothing.pt").write_bytes(b"")

@@ -5,7 +5,7 @@
 # %% ../nbs/05_archive.ipynb #imports
 from __future__ import annotations
 
-import ast, base64, binascii, glob, importlib.util, io, json, logging, lzma, os, re, shutil, signal, struct, subprocess, sys, tempfile, traceback, warnings, zipfile, zlib
+import ast, base64, binascii, glob, importlib.util, io, json, logging, lzma, os, re, shutil, signal, struct, subprocess, sys, tempfile, time, traceback, warnings, zipfile, zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -16,15 +16,15 @@ from typing import Any
 from .artifact import Artifact, load_artifact
 from .core import InputError, RequestError, ToolkitError, check_whole, ending, environment_without_secrets, sha256
 from .frame import Features
-from .handler import Handler, artifact_folder, check_initialized, encode, load_service, receive, takes_images, to_body
+from .handler import Handler, artifact_folder, check_initialized, encode, load_service, plain_json, receive, takes_images, to_body
 from .tensors import Dim
 from .vision import Chain, sample_photo
 
 # %% auto #0
-__all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'Members', 'Mar', 'default_store', 'open_mar', 'copy_mar', 'check_name',
+__all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'WORDS', 'Members', 'Mar', 'default_store', 'open_mar', 'copy_mar', 'check_name',
            'check_handler_file', 'built_in_handlers', 'check_rules', 'own_frames', 'default_example', 'check_ids',
-           'load_unpacked', 'check_unpacked', 'crash_report', 'next_step', 'model_config', 'as_model', 'as_features',
-           'given_settings', 'archive', 'packed', 'reconfigured']
+           'load_unpacked', 'check_unpacked', 'crash_report', 'next_step', 'in_torchserves_words', 'model_config',
+           'as_model', 'as_features', 'given_settings', 'archive', 'packed', 'reconfigured']
 
 # %% ../nbs/05_archive.ipynb #limits
 MAX_RATIO = 200             # bytes unpacked for one of the archive; weights barely compress
@@ -355,9 +355,14 @@ def _ask(service: Any, bodies: Sequence[tuple[bytes, str]]) -> list[Outcome]:
     handler: Any = getattr(service._entry_point, "__self__", None)
     if isinstance(handler, Handler): return handler.run(rows, service.context).answers()
     answers = service._entry_point(rows, service.context)
-    if isinstance(answers, list) and len(answers) == len(rows): return [encode(a) for a in answers]
+    if isinstance(answers, list) and len(answers) == len(rows): return [_encode_foreign(a) for a in answers]
     requests = "one request" if len(rows) == 1 else f"{len(rows)} requests"
     raise TypeError(f"handle returned {answers!r:.200} for {requests}; it must return a list of one answer for each")
+
+def _encode_foreign(answer: Any) -> tuple[bytes, str]:
+    "An answer as TorchServe sends it: NaN too, which our own handlers are refused"
+    if isinstance(answer, (str, bytes, bytearray)): return encode(answer)
+    return json.dumps(answer, default=plain_json).encode(), "application/json"
 
 def check_isolation(service: Any, body: bytes, kind: str) -> str: # a note, where it could not be tried
     """Raise `DependsOnNeighbours` if the example's answer changes with the requests beside it in a batch.
@@ -367,12 +372,13 @@ def check_isolation(service: Any, body: bytes, kind: str) -> str: # a note, wher
     """
     config = service.context.model_yaml_config or {}
     if config.get("batchSize", 1) < 2: return ""
-    example, off = (body, kind), _tolerance(service)
+    example, off, start = (body, kind), _tolerance(service), time.monotonic()
     beside_itself, again = (_ask(service, [example] * 2)[0] for _ in range(2))
     if not _alike(beside_itself, again, off): return _RANDOM
+    if (seconds := time.monotonic() - start) > SLOW: return _TOO_SLOW.format(seconds / 2)
     ours = isinstance(getattr(service._entry_point, "__self__", None), Handler)
-    neighbours = {"different": different_request(body, kind), "broken": broken_request(body, kind)}
-    for what, neighbour in neighbours.items():
+    neighbours = [("different", different_request(body, kind)), *(("broken", b) for b in broken_requests(body, kind))]
+    for what, neighbour in neighbours:
         try: answer, others = _ask(service, [example, neighbour])
         except Exception:
             if ours: raise
@@ -382,6 +388,8 @@ def check_isolation(service: Any, body: bytes, kind: str) -> str: # a note, wher
         if what == "broken" and ours and not isinstance(others, Exception): _check_broken(service, neighbour, others)
     return ""
 
+SLOW = 10.0       # seconds for two batches: then the others are left out
+_TOO_SLOW = "a batch of two takes {:.1f} s, so whether an answer depends on the requests beside it was not tried"
 _RANDOM = "its answer differs from one call to the next, so whether it depends on the requests beside it was not tried"
 _FAILS_TOGETHER = "a {} request fails its whole batch; subclass zztoolkit.Handler, whose requests fail alone, or let batchSize be 1"
 
@@ -414,12 +422,15 @@ def different_request(body: bytes, kind: str) -> tuple[bytes, str]:
     if (x := _array_in(body)) is not None: return _mirrored(x, body), kind
     return body[::-1], kind
 
-def broken_request(body: bytes, kind: str) -> tuple[bytes, str]:
-    "A request like this one that is broken: its first field is missing, or the end of its bytes"
-    if kind != "application/json": return body[:len(body) // 2], kind
+MOST_FIELDS = 8      # of an example, each of which is left out once
+
+def broken_requests(body: bytes, kind: str) -> list[tuple[bytes, str]]:
+    "Requests like this one that are broken: each without one of its fields, or without the end of its bytes"
+    if kind != "application/json": return [(body[:len(body) // 2], kind)]
     value = json.loads(body)
-    rest = dict(list(value.items())[1:]) if isinstance(value, dict) else {}
-    return json.dumps(rest).encode(), kind
+    if not isinstance(value, dict) or not value: return [(b"{}", kind)]
+    without = [{k: v for k, v in value.items() if k != name} for name in list(value)[:MOST_FIELDS]]
+    return [(json.dumps(x).encode(), kind) for x in without]
 
 def _changed(x: Any) -> Any:
     if isinstance(x, dict): return {k: _changed(v) for k, v in x.items()}
@@ -503,13 +514,14 @@ def check_unpacked(
     found = json.loads(report.read_text())
     if "refused" in found: raise ToolkitError("the handler refuses the example", found=found["refused"], do="give another one (--example)")
     if "error" in found: raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do=f"nothing was packed, and what is served still is; {next_step(found['error'])}")
-    if "neighbours" in found: raise DependsOnNeighbours("a request's answer depends on the requests beside it in its batch", found=found["neighbours"], do=_ISOLATE)
+    if "neighbours" in found: _report_neighbours(found, _isolation(folder))
     return found
 
 _ISOLATE = """compute each row from its own request alone: with Batch.map, Batch.of(requests).map(f) calls f with one request, and one that fails leaves the batch;
   raise RequestError for a request that is wrong (a missing field: InputError) before requests become one table or array;
   take means, maxima and categories from the training data, not from the batch; call .eval() on a network.
-  Nothing was packed, and what is served still is. With batchSize 1 no request has a neighbour"""
+  Nothing was packed, and what is served still is. With batchSize 1 no request has a neighbour. Where it is meant (dynamic quantization takes its scale
+  from the batch), isolation="warn" in the configuration packs it with a warning"""
 
 def _run_alone(args: Sequence[str], folder: Path, timeout: float) -> tuple[int, str]:
     "Run a process until it ends, and end what it has started; its exit code, and the errors that it printed. Raise `ToolkitError` after `timeout` seconds"
@@ -531,6 +543,18 @@ def crash_report(printed: str) -> str:
     if not crash: return printed[-2000:]
     return before[-500:] + crash + after.partition("\nExtension modules:")[0][:3000]
 
+def _isolation(folder: Path) -> str:
+    "What the configuration says of answers that depend on their neighbours: reject, or warn"
+    import yaml
+    file = folder / "model-config.yaml"
+    config = yaml.safe_load(file.read_text()) if file.exists() else None
+    return (config or {}).get("isolation", "reject")
+
+def _report_neighbours(found: dict, isolation: str):
+    problem = "a request's answer depends on the requests beside it in its batch"
+    if isolation != "warn": raise DependsOnNeighbours(problem, found=found["neighbours"], do=_ISOLATE)
+    found["note"] = f"{problem}:\n{found['neighbours']}"
+
 def next_step(error: str) -> str:
     "What mends an error of a handler's fresh process"
     if "Fatal Python error:" in error: return "the lines above are where it crashed, the innermost call first; a library of another version or for other hardware does that (zz doctor)"
@@ -541,6 +565,17 @@ def next_step(error: str) -> str:
 
 # %% ../nbs/05_archive.ipynb #config
 CONFIG_DEFAULTS = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 10}   # TorchServe's words; delay in ms
+
+WORDS = {"workers": "minWorkers", "batch_size": "batchSize", "max_batch_delay": "maxBatchDelay", "max_workers": "maxWorkers"}
+
+def in_torchserves_words(given: Mapping[str, Any]) -> dict[str, Any]:
+    "Take our words for TorchServe's keys too. Raise `ToolkitError` for a key that is nearly one of them; others are the handler's own"
+    known = {**WORDS, **{name: name for name in WORDS.values()}}
+    for key in given:
+        spelt = {k.replace("_", "").lower(): k for k in known}
+        if key not in known and (meant := spelt.get(key.replace("_", "").replace("-", "").lower())):
+            raise ToolkitError(f"no such setting: {key}", do=f"did you mean {meant}?")
+    return {known.get(key, key): value for key, value in given.items()}
 
 def model_config(batch: Dim | None, given: dict) -> dict:
     "model-config.yaml: the defaults and what the engineer gave, checked against the artifact's batch"
@@ -657,7 +692,7 @@ def archive(
     if isinstance(example, Path) and not example.is_file(): raise ToolkitError(f"no example at {example}", do="give a file, or what Endpoint.predict takes")
     source = str(handler) if str(handler) in built_in_handlers() else _checked(handler)
     artifact, model_file = as_model(model)
-    whole_config = model_config(artifact.batch if artifact else None, given_settings(settings) | config)
+    whole_config = model_config(artifact.batch if artifact else None, given_settings(settings) | in_torchserves_words(config))
     store = Path(store or default_store())
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as work:

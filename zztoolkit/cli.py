@@ -5,7 +5,7 @@
 # %% ../nbs/12_cli.ipynb #imports
 from __future__ import annotations
 
-import filecmp, functools, importlib.util, shutil, signal, subprocess, sys, tempfile, threading, time, warnings
+import filecmp, functools, importlib.util, shlex, shutil, signal, subprocess, sys, tempfile, threading, time, warnings
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from contextlib import contextmanager, suppress
@@ -299,7 +299,7 @@ def image(
     "Write a Dockerfile, a lock of the packages that are installed here, and all that podman build needs beside them"
     from zztoolkit.image import image_context
     where = image_context(folder, archives or [], extra or [])
-    typer.echo(f"podman build -t NAME {where}")
+    typer.echo(f"podman build -t NAME {shlex.quote(str(where))}")
 
 # %% ../nbs/12_cli.ipynb #bench-command
 @command
@@ -485,10 +485,10 @@ def render(
     examples = {model: Path(file) for model, _, file in (e.partition("=") for e in example or [])}
     release = write(archives, to, name, image, values, examples, build, package or [], models_image, keys, lambda step: typer.echo(f"{step} …", err=True))
     typer.echo(str(release))
-    if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.section('image'))} {to}/container")
+    if (to / "container").is_dir(): typer.echo(f"podman build -t {told_image(release.section('image'))} {shlex.quote(f'{to}/container')}")
     store = release.section("store")
     if store.get("kind") == "oci" and not store.get("image"):
-        typer.echo(f"podman build -t NAME -f {to}/models.Dockerfile {to}/archives, push it, and render again with --models-image NAME@sha256:DIGEST")
+        typer.echo(f"podman build -t NAME -f {shlex.quote(f'{to}/models.Dockerfile')} {shlex.quote(f'{to}/archives')}, push it, and render again with --models-image NAME@sha256:DIGEST")
     else: typer.echo(f"zz deploy check {to}")
 
 @deploy_command

@@ -81,6 +81,7 @@ _ACCESS = """  acl one_header req.fhdr_cnt(authorization) eq 1
   acl known req.fhdr(authorization),word(2,' '),sha2(256),hex -m str -i -f {folder}/front.tokens
   http-request return status 401 content-type application/json string '{no_token}' hdr WWW-Authenticate Bearer unless one_header bearer known
   http-request del-header authorization
+  http-request del-header describe
 """
 
 # what TorchServe itself asks for; the supervisor puts it in by the socket, so that no file holds it

