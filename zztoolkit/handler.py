@@ -469,8 +469,8 @@ def warm_up(handler: Handler):
         log.info("the chain is not warmed up: %s has its own preprocess", type(handler).__name__)
         return
     batch = session.artifact.batch if session else None
+    photos = [_made_up_photo(sampling) for sampling in (2, 0)] if chain.decodes else [_made_up_pixels()]
     for size in sorted({batch.min, batch.opt, batch.max} if batch else {1, 8}):
-        photos = [_made_up_photo(sampling) for sampling in (2, 0)] if chain.decodes else [_made_up_pixels()]
         chain.batch([photos[i % len(photos)] for i in range(size)], handler._pool, handler._device, threads=handler.threads)
 
 def _made_up_pixels() -> np.ndarray:
