@@ -5,27 +5,28 @@
 # %% ../nbs/03d_artifact.ipynb #imports
 from __future__ import annotations
 
-import contextlib, fcntl, hashlib, json, logging, shutil, time, uuid
-from collections.abc import Iterator
+import contextlib, fcntl, hashlib, json, logging, os, shutil, time, uuid, zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core import ToolkitError, cache_dir, facts_table, figure, installed, png_of, sha256, usable_cores
-from .device import no_cuda, numbered, parse_device
-from .engines import ENGINES, PROGRAM, Engine, Job, Loading, Run, arithmetic, graph_sizes, hardware, has_vnni, takes
+from .device import no_cuda
+from .engines import ENGINES, PROGRAM, Engine, Job, Loading, Run, arithmetic, graph_sizes, hardware, has_vnni, loading_for, open_script, run_onnx, run_program, run_script, takes
 from .parity import TOLERANCES, accept, compare, worst_of
-from .tensors import Dim, Form, TensorSpec, as_array, as_numpy, as_torch, check_inputs, is_numpy
+from .tensors import Dim, Form, TensorSpec, as_array, as_numpy, as_torch, check_inputs, contiguous, is_numpy, map_leaves, outputs_of, tree_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['log', 'VNNI', 'FORMAT', 'Artifact', 'bound', 'Session', 'bound_to', 'made_with', 'check_fit', 'staging', 'save',
-           'check_home', 'alone', 'load_artifact', 'Evidence', 'cached_artifacts', 'clear_cache']
+__all__ = ['ANY_SIZE', 'KINDS', 'log', 'VNNI', 'FORMAT', 'Artifact', 'bound', 'Session', 'model_file_kind', 'require_model',
+           'open_model_file', 'bound_to', 'made_with', 'check_fit', 'staging', 'save', 'check_home', 'alone',
+           'load_artifact', 'Evidence', 'cached_artifacts', 'clear_cache']
 
 # %% ../nbs/03d_artifact.ipynb #artifact
 @dataclass(frozen=True)
@@ -61,8 +62,7 @@ class Artifact:
     ) -> Session:
         "Load the engine, its digests checked. Raises `ToolkitError` for hardware or a torch that it is not for"
         check_fit(self, device or self.device)
-        device = str(numbered(parse_device(device or self.device)))
-        how = Loading(threads or usable_cores(), device, self.precision, graph_sizes(self.dims, self.outputs, device))
+        how = loading_for(device or self.device, self.precision, self.dims, self.outputs, threads or usable_cores())
         return Session(self, ENGINES[self.engine].load(self.verify().path, how), how.device)
 
     def __call__(self, *xs, **named): return self.session(*xs, **named)
@@ -95,15 +95,19 @@ class Artifact:
         return Evidence(self.report)
 
     def __repr__(self) -> str:
-        ins, outs = "; ".join(map(str, self.inputs)), "; ".join(map(str, self.outputs))
-        return f"Artifact on {self.engine}, {self.precision}: {ins} to {outs}, {', '.join(map(_range, self.dims))}, within {bound(self.parity['max_abs_diff'])} of eager"
+        ins, sizes = "; ".join(map(str, self.inputs)), ", ".join(map(_range, self.dims))
+        return f"Artifact on {self.engine}, {self.precision}: {ins} to {_outputs(self)}, {sizes}, within {bound(self.parity['max_abs_diff'])} of eager"
 
     def _repr_html_(self) -> str: return facts_table(_facts(self))
+
+def _outputs(a: Artifact) -> str:
+    outs = "; ".join(map(str, a.outputs))
+    return f"a list with, for each row, {outs}" if a.form.gives == "rows" else outs
 
 def _range(d: Dim) -> str: return f"{d.name} {d.min} to {d.max}"
 
 def _facts(a: Artifact) -> dict[str, str]:
-    return {"engine": f"{a.engine}, {a.precision}, on {a.device}", "in": "; ".join(map(str, a.inputs)), "out": "; ".join(map(str, a.outputs)),
+    return {"engine": f"{a.engine}, {a.precision}, on {a.device}", "in": "; ".join(map(str, a.inputs)), "out": _outputs(a),
             "sizes": ", ".join(f"{_range(d)}, tuned for {d.opt}" for d in a.dims),
             "against eager": f"largest difference under {bound(a.parity['max_abs_diff'])}, top-1 agreement {a.parity['top1_agreement']:.0%}"}
 
@@ -123,15 +127,16 @@ class Session:
         "Raises `InputError` for a wrong dtype, shape, size or batch, before the engine sees it"
         a = self.artifact
         given = [as_array(x) for x in a.form.arguments(args, named)]
-        xs = check_inputs(given, a.inputs, self._dims)
+        xs = check_inputs(given, a.inputs, self._dims) if a.inputs else [contiguous(x) for x in given]
         ys = self.run([as_numpy(x) if self._takes == "numpy" else as_torch(x, self.device) for x in xs])
-        return a.form.answer([as_numpy(y) if is_numpy(given[0]) else as_torch(y, self.device) for y in ys])
+        return a.form.answer(map_leaves(as_numpy if is_numpy(given[0]) else partial(as_torch, device=self.device), ys))
 
     def warm_up(self):
         "Run batches of zeros, of every size that is captured and of the batch's own three, so that no request pays for a first call"
         a = self.artifact
         sizes = {a.batch.min, a.batch.opt, a.batch.max, *graph_sizes(a.dims, a.outputs, self.device)}
-        for size in sorted(sizes, reverse=True): self(*self._zeros(size))      # the largest first: the others fit into its memory
+        if not a.inputs: return      # a TorchScript file does not say what it takes
+        for size in sorted(sizes - {ANY_SIZE}, reverse=True): self(*self._zeros(size))      # the largest first: the others fit into its memory
 
     def _zeros(self, size: int) -> list[Any]:
         import torch
@@ -140,6 +145,148 @@ class Session:
             shape = [sizes[n] if isinstance(n, str) else n for n in spec.shape]
             return torch.zeros(shape, dtype=getattr(torch, spec.dtype), device=self.device)
         return [zeros(spec) for spec in self.artifact.inputs]
+
+# %% ../nbs/03d_artifact.ipynb #model-file-kind
+ANY_SIZE = 1 << 20      # of a dimension that a model file leaves open: its largest
+
+KINDS = {"torchscript": "TorchScript", "exported": "a program of torch.export", "onnx": "ONNX", "weights": "weights or pickled Python",
+         "package": "a package of AOTInductor", "": "neither TorchScript, a program of torch.export nor ONNX"}
+
+def model_file_kind(path: str | Path) -> str: # a key of `KINDS`
+    "Tell from its content what a model file holds. Nothing of it is run or unpickled"
+    with open(path, "rb") as f: head = f.read(16)
+    if head[:2] == b"PK": return _zip_kind(Path(path))
+    if head[:1] == b"\x80" or head[8:9] == b"{": return "weights"      # a pickle, or safetensors
+    return "onnx" if head[:1] == b"\x08" else ""                       # ONNX begins with the number of its format
+
+def _zip_kind(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as z: names = ["/".join(n.split("/")[1:]) or n for n in z.namelist()]
+    except zipfile.BadZipFile: return ""
+    if any(n.startswith("data/aotinductor") for n in names): return "package"
+    if "models/model.json" in names or "serialized_exported_program.json" in names: return "exported"
+    if "constants.pkl" in names and any(n.startswith("code/") for n in names): return "torchscript"
+    return "weights" if "data.pkl" in names else ""
+
+def require_model(path: str | Path) -> str: # its kind
+    "Return what a model file is. Raise `ToolkitError`, with what to do, for one that a `Handler` cannot run"
+    path = Path(path)
+    kind = model_file_kind(path)
+    advice = {
+        "weights": "load them into the network and pack what compile_model(net, example) returns; or give the file with --extra-file to a handler that builds the network in `initialize`",
+        "package": "give the folder that compile_model(net, example, backend='aotinductor') made",
+        "": "give an artifact, TorchScript (torch.jit.save), a program (torch.export.save) or ONNX"}
+    if kind in advice: raise ToolkitError(f"{path.name} holds {'weights only' if kind == 'weights' else 'no model that can be run'}", found=KINDS[kind], do=advice[kind])
+    return kind
+
+# %% ../nbs/03d_artifact.ipynb #model-file
+def open_model_file(path: str | Path, threads: int | None = None, device: str = "cpu") -> Session:
+    "Load a TorchScript, torch.export or ONNX file, to be called as an artifact is. Raise `ToolkitError` for any other"
+    path = Path(path)
+    kind, how = require_model(path), loading_for(device, threads=threads or usable_cores())
+    if kind == "onnx" and (why := ENGINES["onnxruntime"].why_not_run(how.device)): raise ToolkitError(f"{path.name} cannot run here", found=why, do="zz doctor")
+    opened = {"torchscript": _open_torchscript, "exported": _open_exported, "onnx": _open_onnx}[kind]
+    try: artifact, run = opened(path, how)
+    except ToolkitError: raise
+    except Exception as e:
+        beside = "; files of weights beside it come with --extra-file" if kind == "onnx" else ""
+        raise ToolkitError(f"{path.name} cannot be loaded as {KINDS[kind]}", found=f"{type(e).__name__}: {str(e)[:300]}", do=f"save it again with the versions of this machine{beside}") from e
+    return Session(artifact, run, how.device)
+
+def _file_artifact(path: Path, engine: str, device: str, form: Form, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], dims: Mapping[str, Dim]) -> Artifact:
+    "What a model file takes and gives; nothing says how it compares with eager"
+    batch = dims.get("batch", Dim("batch", 1, 1, ANY_SIZE))
+    others = [d for name, d in dims.items() if name != "batch"]
+    return Artifact(path, engine, "fp32", device.partition(":")[0], form, tuple(inputs), tuple(outputs), (batch, *others), {"max_abs_diff": 0.0, "top1_agreement": 1.0})
+
+def _open_torchscript(path: Path, how: Loading) -> tuple[Artifact, Run]:
+    import torch
+    torch.set_num_threads(how.threads)
+    script, form = open_script(path, how.device)
+    arguments = [a for a in script.forward.schema.arguments[1:] if not a.has_default_value()]
+    if strange := [f"{a.name}: {a.type}" for a in arguments if str(a.type) not in ("Tensor", "List[Tensor]")]:
+        raise ToolkitError(f"{path.name} takes something else than tensors", found=", ".join(strange), do="wrap the module in one whose forward takes tensors, or override `inference`")
+    form = replace(form or Form(tuple(a.name for a in arguments), False, (), "any"), gives="any")
+    return _file_artifact(path, "torchscript", how.device, form, (), (), {}), run_script(script, form, how)
+
+# %% ../nbs/03d_artifact.ipynb #model-file-exported
+@contextlib.contextmanager
+def _without_pickle() -> Iterator[None]:
+    "Have torch.load read tensors only: torch.export.load would unpickle what does not load so"
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try: yield
+    finally:
+        if before is None: del os.environ[name]
+        else: os.environ[name] = before
+
+def _open_exported(path: Path, how: Loading) -> tuple[Artifact, Run]:
+    import torch
+    from torch.utils._pytree import tree_unflatten
+    torch.set_num_threads(how.threads)
+    with _without_pickle(), open(path, "rb") as f: program = torch.export.load(f)      # by its path it would have to be called .pt2
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op != "output"}
+    dims: dict[str, Dim] = {}
+    names = [str(n) for n in program.graph_signature.user_inputs]
+    inputs = [_program_spec(name, values[name], program, dims) for name in names]
+    template = tree_unflatten([values.get(str(n)) for n in program.graph_signature.user_outputs], program.call_spec.out_spec)
+    gives, outs, tensors = outputs_of(template)
+    outputs = [TensorSpec(n, str(y.dtype).removeprefix("torch."), tuple(_size(n, "?") for n in y.shape)) for n, y in zip(outs, tensors)]
+    run = run_program(program, how, lambda xs: tree_unflatten(xs, program.call_spec.in_spec))
+    form = Form(tuple(names), False, outs, gives, tree=tree_of(template) if gives == "nested" else None)
+    return _file_artifact(path, "eager", how.device, form, inputs, outputs, dims), lambda xs: outputs_of(run(xs))[2]
+
+def _size(n: Any, otherwise: str) -> int | str: return n if isinstance(n, int) else otherwise
+
+def _program_spec(name: str, value: Any, program: Any, dims: dict[str, Dim]) -> TensorSpec:
+    "Describe one input of a program, and add its dimensions to `dims`"
+    if not hasattr(value, "shape"): raise ToolkitError("the program takes something else than tensors", found=f"{name}: {value!r:.80}", do="export it with tensors only")
+    shape: list[int | str] = []
+    for axis, n in enumerate(value.shape):
+        word = "batch" if axis == 0 else str(n)
+        limits = program.range_constraints.get(n.node.expr) if not isinstance(n, int) else None
+        low, high = (int(n),) * 2 if isinstance(n, int) else _limits(limits)
+        if axis == 0 or not isinstance(n, int): dims.setdefault(word, Dim(word, low, min(max(low, _usual(axis, value.ndim)), high), high))
+        shape.append(n if axis and isinstance(n, int) else word)
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(shape))
+
+def _limits(constraint: Any) -> tuple[int, int]:
+    "Read a symbol's range; one without an end ends at `ANY_SIZE`"
+    if constraint is None: return 1, ANY_SIZE
+    low, high = constraint.lower, constraint.upper
+    return max(1, int(low)), int(high) if str(high).isdigit() and int(high) < ANY_SIZE else ANY_SIZE
+
+def _usual(axis: int, ndim: int) -> int:
+    "A likely size for a dimension that is left open: rows, sides of an image, words of a text"
+    return 1 if axis == 0 else 224 if ndim == 4 else 16
+
+# %% ../nbs/03d_artifact.ipynb #model-file-onnx
+_ONNX_TYPES = {f"tensor({onnx})": numpy for onnx, numpy in {
+    "float": "float32", "double": "float64", "float16": "float16", "int64": "int64", "int32": "int32", "int16": "int16",
+    "int8": "int8", "uint8": "uint8", "bool": "bool", "string": "object"}.items()}
+
+def _open_onnx(path: Path, how: Loading) -> tuple[Artifact, Run]:
+    import onnxruntime as ort
+    described = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    dims: dict[str, Dim] = {}
+    inputs = [_onnx_spec(path, x, dims) for x in described.get_inputs()]
+    outputs = [_onnx_spec(path, y, {}) for y in described.get_outputs()]
+    form = Form(tuple(x.name for x in inputs), False, tuple(y.name for y in outputs), "tensor" if len(outputs) == 1 else "dict")
+    return _file_artifact(path, "onnxruntime", how.device, form, inputs, outputs, dims), run_onnx(path, how)
+
+def _onnx_spec(path: Path, value: Any, dims: dict[str, Dim]) -> TensorSpec:
+    "Describe an input or an output of an ONNX file, and add its dimensions to `dims`"
+    if value.type not in _ONNX_TYPES:
+        advice = "convert it with options={'zipmap': False}, where skl2onnx made it" if value.type.startswith("seq") else "export it with tensors only"
+        raise ToolkitError(f"{path.name} takes or gives something else than tensors", found=f"{value.name}: {value.type}", do=advice)
+    shape: list[int | str] = []
+    for axis, n in enumerate(value.shape):
+        word = "batch" if axis == 0 else str(n or f"{value.name}_{axis}")
+        low, high = (n, n) if isinstance(n, int) and n else (1, ANY_SIZE)
+        if axis == 0 or not isinstance(n, int): dims.setdefault(word, Dim(word, low, min(max(low, _usual(axis, len(value.shape))), high), high))
+        shape.append(n if axis and isinstance(n, int) else word)
+    return TensorSpec(value.name, _ONNX_TYPES[value.type], tuple(shape))
 
 # %% ../nbs/03d_artifact.ipynb #fit
 log = logging.getLogger(__name__)
@@ -201,9 +348,9 @@ def _against_program(a: Artifact, program: Any, folder: Path) -> dict:
     "What an engine gives of the inputs that its program was exported with, against what the program itself gives. Raises `ToolkitError`"
     import torch
     xs = [as_torch(x, a.device) for x in program.example_inputs[0]]
-    device = str(numbered(parse_device(a.device)))
-    with torch.no_grad(), arithmetic(device, a.precision): want = [as_numpy(y) for y in program.module()(*xs)]
-    run = ENGINES[a.engine].load(folder, Loading(1, device, a.precision, graph_sizes(a.dims, a.outputs, device)))
+    how = loading_for(a.device, a.precision, a.dims, a.outputs)
+    with torch.no_grad(), arithmetic(how.device, a.precision): want = [as_numpy(y) for y in program.module()(*xs)]
+    run = ENGINES[a.engine].load(folder, how)
     got = [as_numpy(y) for y in run([as_numpy(x) if takes(ENGINES[a.engine], a.device) == "numpy" else x for x in xs])]
     allowed = TOLERANCES[a.precision]
     accept(found := worst_of([("the program's own inputs", compare(got, want, allowed.tie))]), a.engine, allowed)
@@ -272,7 +419,7 @@ def _is_whole(home: Path) -> bool:
 def _spec(d: dict) -> TensorSpec: return TensorSpec(d["name"], d["dtype"], tuple(d["shape"]), d["below"])
 
 def _from_json(path: Path, d: dict) -> Artifact:
-    form = Form(tuple(d["form"]["inputs"]), d["form"]["by_name"], tuple(d["form"]["outputs"]), d["form"]["gives"])
+    form = Form(**d["form"] | {"inputs": tuple(d["form"]["inputs"]), "outputs": tuple(d["form"]["outputs"])})
     return Artifact(path=path, **d | {"form": form, "inputs": tuple(map(_spec, d["inputs"])), "outputs": tuple(map(_spec, d["outputs"])), "dims": tuple(Dim(**x) for x in d["dims"])})
 
 def load_artifact(

@@ -5,7 +5,7 @@
 # %% ../nbs/03_compile.ipynb #imports
 from __future__ import annotations
 
-import contextlib, copy, importlib, inspect, json, logging, math, os, re, statistics, subprocess, sys, time
+import contextlib, copy, difflib, importlib, inspect, json, logging, math, os, re, statistics, subprocess, sys, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property, partial
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from .artifact import Artifact, Session, alone, bound_to, check_home, load_artifact, made_with, save, staging
 from .content import structure, tensor_bytes
 from .core import InputError, Steps, ToolkitError, cache_dir, check_whole, ending, environment_without_secrets, installed
-from .device import no_cuda, numbered, parse_device
-from .engines import ENGINES, Engine, Job, Loading, arithmetic, flat, graph_sizes, hardware, sized
-from .parity import TOLERANCES, Tolerance, accept, compare, worst_of
-from .tensors import Dim, Form, TensorSpec, as_numpy, check_inputs, dtype_name, outputs_of
+from .device import no_cuda, parse_device
+from .engines import BACKENDS, ENGINES, Engine, Job, Loading, arithmetic, flat, hardware, loading_for, sized
+from .parity import TOLERANCES, Tolerance, accept, compare, compare_rows, worst_of
+from .tensors import Dim, Form, TensorSpec, as_dim, as_numpy, check_inputs, dtype_name, is_rows, leaves_of, map_leaves, outputs_of, tree_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['OPENS_WITHIN', 'MARGIN', 'log', 'Subject', 'subject', 'parity', 'race', 'cuda_ms', 'torch_threads', 'Candidate',
-           'Order', 'ExportError', 'within_tables', 'Jobs', 'check_opens', 'content_key', 'fingerprint',
+           'Order', 'ExportError', 'DtypeError', 'within_tables', 'Jobs', 'check_opens', 'content_key', 'fingerprint',
            'compile_model']
 
 # %% ../nbs/03_compile.ipynb #subject
@@ -40,6 +40,7 @@ class Subject:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dims: tuple[Dim, ...]                  # the batch first
+    source: torch.nn.Module | None = None  # the model itself, called as `form` says
 
     @property
     def by_name(self) -> dict[str, Dim]: return {d.name: d for d in self.dims}
@@ -48,9 +49,10 @@ class Subject:
         "The example at these sizes; those not named are the best ones"
         return sized(self.example, self.inputs, {d.name: d.opt for d in self.dims} | sizes)
 
-    def eager(self, xs: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    def eager(self, xs: Sequence[torch.Tensor]) -> list:
+        "The model's outputs as arrays, one for each output, or the results of each row"
         import torch
-        with torch.no_grad(): return [as_numpy(y) for y in self.model(*xs)]
+        with torch.no_grad(): return [map_leaves(as_numpy, y) for y in self.model(*xs)]
 
 def _tensor(x: Any) -> torch.Tensor:
     import numpy as np, torch
@@ -60,8 +62,16 @@ def _tensor(x: Any) -> torch.Tensor:
     if x.dtype == torch.bfloat16: raise ToolkitError("inputs of bfloat16 cannot come from a request", found="NumPy has no such dtype", do="give float32, and precision='bf16' to compute in it")
     return x
 
+def _takes_dict(model: torch.nn.Module, names: Sequence[str]) -> bool:
+    "Whether the forward has one argument, a dict of the inputs, rather than one for each of them"
+    own = inspect.signature(model.forward).parameters.values()
+    by_name = {p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if set(names) <= by_name or any(p.kind == p.VAR_KEYWORD for p in own): return False
+    return sum(p.default is p.empty and p.kind != p.VAR_POSITIONAL for p in own) == 1
+
 def _named_inputs(model: torch.nn.Module, example: Any) -> tuple[tuple[str, ...], bool, tuple[torch.Tensor, ...]]:
-    "Names, whether the model is called by them, and the tensors"
+    "Names, whether the example is a dict of them, and the tensors"
+    if isinstance(example, (tuple, list)) and len(example) == 1 and isinstance(example[0], Mapping): example = example[0]
     if isinstance(example, Mapping): return tuple(map(str, example)), True, tuple(map(_tensor, example.values()))
     xs = tuple(map(_tensor, example if isinstance(example, (tuple, list)) else (example,)))
     if not xs: _tensor(None)
@@ -69,9 +79,19 @@ def _named_inputs(model: torch.nn.Module, example: Any) -> tuple[tuple[str, ...]
     return (tuple(named[:len(xs)]) if len(named) >= len(xs) else tuple(f"input{i}" for i in range(len(xs)))), False, xs
 
 # %% ../nbs/03_compile.ipynb #subject-dims
-def _batch(batch: Any) -> Dim:
-    try: return Dim("batch", *batch)
-    except TypeError: raise ToolkitError("batch must be (min, opt, max)", found=repr(batch), do="batch=(1, 8, 32): the smallest, the best and the largest number of rows") from None
+_DYNAMIC = "dynamic={'ids': {1: Dim('length', 1, 32, 256)}}: the input's name, its axis, and the Dim"
+
+def _dynamic(names: Sequence[str], given: Any) -> dict[str, dict[int, Dim]]:
+    "Read `dynamic`. Raise `ToolkitError` unless it has a `Dim` for each axis, by input"
+    if given is None: return {}
+    if not isinstance(given, Mapping): raise ToolkitError("dynamic must be a dict", found=repr(given)[:200], do=_DYNAMIC)
+    if axes := [k for k in given if not isinstance(k, str)]:
+        meant = f"dynamic={{{names[0]!r}: {{{axes[0]!r}: ...}}}}"
+        raise ToolkitError("dynamic names an axis without its input", found=repr(dict(given))[:200], do=f"write {meant}; the inputs are {', '.join(names)}")
+    for name, axes_of in given.items():
+        if isinstance(axes_of, Mapping) and all(isinstance(a, int) and isinstance(d, Dim) for a, d in axes_of.items()): continue
+        raise ToolkitError(f"dynamic of {name} must be a dict of axes", found=repr(axes_of)[:200], do=_DYNAMIC)
+    return {name: dict(axes_of) for name, axes_of in given.items()}
 
 def _specs(names: Sequence[str], xs: Sequence[torch.Tensor], dynamic: Mapping[str, Mapping[int, Dim]]) -> tuple[TensorSpec, ...]:
     if unknown := set(dynamic) - set(names): raise ToolkitError(f"dynamic names an input that the model does not have: {', '.join(sorted(unknown))}", found=f"inputs {', '.join(names)}")
@@ -82,7 +102,7 @@ def _specs(names: Sequence[str], xs: Sequence[torch.Tensor], dynamic: Mapping[st
     return tuple(TensorSpec(n, dtype_name(x), ("batch", *(dynamic.get(n, {})[i].name if i in dynamic.get(n, {}) else size for i, size in enumerate(x.shape) if i))) for n, x in zip(names, xs))
 
 def _dims(batch: Any, dynamic: Mapping[str, Mapping[int, Dim]]) -> tuple[Dim, ...]:
-    found = {"batch": _batch(batch)}
+    found = {"batch": as_dim("batch", batch)}
     for d in (d for axes in dynamic.values() for d in axes.values()):
         if found.setdefault(d.name, d) != d: raise ToolkitError(f"two dimensions are called {d.name}", found=f"{found[d.name]} and {d}", do="give one Dim to both, or two names")
     return tuple(found.values())
@@ -101,39 +121,90 @@ def _varying(at: Callable[..., list[torch.Tensor]], dims: Sequence[Dim]) -> list
                 if a != b: told[i] = d.name if (a, b) == (base[d.name], other) else "?"
     return [tuple(s) for s in answer]
 
+def _one_for_each(at: Callable[..., Any], dims: Sequence[Dim]) -> bool:
+    "Whether the model gives a list with one result for each row, at two numbers of rows where it takes them"
+    batch = dims[0]
+    counts = {min(max(batch.min, n), batch.max) for n in (2, 3)}
+    results = [(n, at(batch=n)) for n in counts]
+    if batch.fixed and not isinstance(results[0][1][0], Mapping): return False      # as many outputs as rows, by chance
+    return all(is_rows(ys, n) for n, ys in results)
+
+def _row_outputs(ys: list) -> tuple[TensorSpec, ...]:
+    "Describe the results of one row: what differs between rows has '?' as its size"
+    rows = [dict(leaves_of(y, "" if isinstance(y, Mapping) else "output0")) for y in ys]
+    if not all(hasattr(y, "detach") for row in rows for y in row.values()):
+        raise ToolkitError("the result of a row must be a tensor, or a dict of tensors", found=repr(ys[0])[:200], do="wrap it in a module whose forward picks them")
+    if any(row.keys() != rows[0].keys() for row in rows): raise ToolkitError("the results of two rows have different names", found=" and ".join(", ".join(r) for r in rows[:2]))
+    def shape(name: str) -> tuple[int | str, ...]:
+        first = rows[0][name].shape
+        return ("?", *first[1:]) if len(first) else ()
+    return tuple(TensorSpec(name, dtype_name(y).replace("bfloat16", "float32"), shape(name)) for name, y in rows[0].items())
+
 def _states(model: torch.nn.Module) -> dict[str, tuple]:
     "Of each buffer: which tensor it is, and how often that was written to"
     return {n: (id(b), b._version) for n, b in model.named_buffers()}
+
+_WRAP_DICT = """the forward must take the inputs by name or in order; a wrapper does it:
+  class Wrapped(torch.nn.Module):
+      def __init__(self, net): super().__init__(); self.net = net
+      def forward(self, {names}): return self.net({{{items}}})"""
 
 def subject(model: torch.nn.Module, example: Any, batch: Any = (1, 8, 32), dynamic: Mapping[str, Mapping[int, Dim]] | None = None) -> Subject:
     "Raise `ToolkitError` unless the eager model takes the example, and gives tensors whose rows are the batch's"
     import torch
     if not isinstance(model, torch.nn.Module): raise ToolkitError("not a torch.nn.Module", found=repr(model), do="give an instance of one")
-    if isinstance(model, torch.jit.ScriptModule): raise ToolkitError("a TorchScript module cannot be exported", do="give the module that it was made from")
-    names, by_name, xs = _named_inputs(model, example)
-    inputs, dims = _specs(names, xs, dynamic or {}), _dims(batch, dynamic or {})
+    if isinstance(model, torch.jit.ScriptModule): raise ToolkitError("a TorchScript module cannot be exported", do="give the module that it was made from; or torch.jit.save it, and give the file as the model (--model x.pt)")
+    names, is_dict, xs = _named_inputs(model, example)
+    dynamic = _dynamic(names, dynamic)
+    inputs, dims = _specs(names, xs, dynamic), _dims(batch, dynamic)
     if len({len(x) for x in xs}) > 1: raise ToolkitError("the inputs of the example have different numbers of rows", found=", ".join(f"{n} {len(x)}" for n, x in zip(names, xs)))
-    own, writes = copy.deepcopy(model).cpu().eval(), False
-    buffers = _states(own)
-    def run(**sizes: int) -> Any:
-        nonlocal writes
-        rows = [x.clone() for x in sized(xs, inputs, sizes)]
-        try:
-            with torch.no_grad(): ys = own(**dict(zip(names, rows))) if by_name else own(*rows)
-        except Exception as e:
-            raise ToolkitError("the model itself fails on this example", found=f"{type(e).__name__}: {e}{f' (with {sizes})' if sizes else ''}", do="check its shapes and dtypes: model(example)") from e
-        writes = writes or any(x._version for x in rows)       # an in-place operation on an input
-        return ys
-    gives, outs, tensors = outputs_of(run())
+    own, as_dict = copy.deepcopy(model).cpu().eval(), is_dict and _takes_dict(model, names)
+    form = Form(names, is_dict and not as_dict, (), "any", as_dict)
+    trial = _Trial(own, form, xs, inputs)
+    shapes_of, form, outputs = _outputs_at(trial, dims)
+    if changed := trial.changed(): raise ToolkitError("the model changes its own buffers when it is called", found=", ".join(changed), do="answers would hang on the requests before: make the forward free of state")
+    if wrong := [s for s in shapes_of if not s or s[0] != "batch"]:
+        raise ToolkitError("an output does not have one row for each row of the input", found=f"shape {wrong[0]} for a batch of 2", do="keep the batch as the first dimension: requests are told apart by it; where each has a result of its own size, give a list with one tensor or dict for each")
+    return Subject(type(model).__name__, flat(own, form, [o.dtype for o in outputs], careful=trial.writes), form, xs, inputs, outputs, dims, own)
+
+def _outputs_at(trial: _Trial, dims: Sequence[Dim]) -> tuple[list[tuple], Form, tuple[TensorSpec, ...]]:
+    "Shapes of the outputs that must have the batch in front, the form of the model, and its outputs"
+    ys, form = trial(), trial.form
+    if isinstance(ys, list) and ys and _one_for_each(trial, dims):
+        outputs = _row_outputs(ys)
+        return [], replace(form, gives="rows", outputs=tuple(o.name for o in outputs)), outputs
+    gives, outs, tensors = outputs_of(ys)
     if any(y.is_complex() for y in tensors): raise ToolkitError("a model must give real numbers", found=", ".join(map(dtype_name, tensors)), do="wrap it in a module whose forward gives the real and the imaginary part")
-    form = Form(names, by_name, outs, gives)
-    if changed := [n for n, state in _states(own).items() if buffers.get(n) != state]:
-        raise ToolkitError("the model changes its own buffers when it is called", found=", ".join(changed), do="answers would hang on the requests before: make the forward free of state")
-    shapes = _varying(lambda **sizes: outputs_of(run(**sizes))[2], dims)
-    if wrong := [s for s in shapes if not s or s[0] != "batch"]:
-        raise ToolkitError("an output does not have one row for each row of the input", found=f"shape {wrong[0]} for a batch of 2", do="keep the batch as the first dimension: requests are told apart by it")
-    outputs = tuple(TensorSpec(n, dtype_name(y).replace("bfloat16", "float32"), s) for n, y, s in zip(outs, tensors, shapes))
-    return Subject(type(model).__name__, flat(own, form, [o.dtype for o in outputs], careful=writes), form, xs, inputs, outputs, dims)
+    shapes = _varying(lambda **sizes: outputs_of(trial(**sizes))[2], dims)
+    specs = tuple(TensorSpec(n, dtype_name(y).replace("bfloat16", "float32"), s) for n, y, s in zip(outs, tensors, shapes))
+    return shapes, replace(form, gives=gives, outputs=outs, tree=tree_of(ys) if gives == "nested" else None), specs
+
+class _Trial:
+    "The eager model, called with the example at any sizes"
+    def __init__(self, model: torch.nn.Module, form: Form, xs: Sequence[torch.Tensor], inputs: Sequence[TensorSpec]):
+        self.model, self.form, self.xs, self.inputs = model, form, xs, inputs
+        self.writes = False      # an in-place operation on an input
+        self._buffers = _states(model)
+
+    def __call__(self, **sizes: int) -> Any:
+        import torch
+        rows = [x.clone() for x in sized(self.xs, self.inputs, sizes)]
+        try:
+            with torch.no_grad(): ys = self.form.call(self.model, rows)
+        except Exception as e:
+            raise ToolkitError("the model itself fails on this example", found=f"{type(e).__name__}: {e}{f' (with {sizes})' if sizes else ''}", do=self._advice()) from e
+        self.writes = self.writes or any(x._version for x in rows)
+        return ys
+
+    def _advice(self) -> str:
+        if not self.form.as_dict and not self.form.by_name: return "check its shapes and dtypes: model(example)"
+        names = self.form.inputs
+        call = "model(example)" if self.form.as_dict else "model(**example)"
+        return f"check its shapes and dtypes: {call}; " + _WRAP_DICT.format(names=", ".join(names), items=", ".join(f'"{n}": {n}' for n in names))
+
+    def changed(self) -> list[str]:
+        "Names of the buffers that calls have changed"
+        return [n for n, state in _states(self.model).items() if self._buffers.get(n) != state]
 
 # %% ../nbs/03_compile.ipynb #parity
 def _chunks(xs: Sequence[torch.Tensor], batch: Dim) -> Iterator[tuple[str, tuple[torch.Tensor, ...]]]:
@@ -159,7 +230,8 @@ def parity(
 ) -> dict:
     "The worst of all trials, and which it was"
     trials = [*_trials(s, inputs), *((f"batch of {n}", s.at(batch=n)) for n in batches)]
-    return worst_of([(where, compare(run(xs), s.eager(xs), allowed.tie)) for where, xs in trials])
+    agreement = compare_rows if s.form.gives == "rows" else compare
+    return worst_of([(where, agreement(run(xs), s.eager(xs), allowed.tie)) for where, xs in trials])
 
 def _filled_up(graphs: Sequence[int]) -> list[int]:
     "The largest batch size that is filled up to a captured one"
@@ -257,13 +329,20 @@ class Order:
         return found
 
     @property
+    def may_script(self) -> bool:
+        "Whether TorchScript may take the place of a program: where eager was asked for, too"
+        return "eager" in self.backends and bool(set(_SCRIPTED) & set(self.precisions))
+
+    @property
     def named(self) -> bool:
         "One engine in one precision: its failure is the caller's error"
         return len(self.backends) * len(self.precisions) == 1
 
 def _short(e: Exception) -> str:
     "torch's first words, and the last lines of the model's own code that it names"
-    first, lines = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}", str(e).splitlines()
+    lines = str(e).strip().splitlines() or [""]
+    first = f"{type(e).__name__}: {lines[0].partition('! For more information')[0]}"
+    if violated := next((l.strip(" -") for l in lines[1:] if l.startswith("  - ")), ""): first += f": {violated.partition('. ')[0]}"
     own = [f"{a.strip()}: {b.strip()}" for a, b in zip(lines, lines[1:]) if re.match(r'\s*File ".*", line', a) and "-packages" not in a]
     return "\n".join([first[:400], *own[-2:]])
 
@@ -273,15 +352,27 @@ def _advice(s: Subject) -> str:
         return "torch.export cannot leave the length of nn.LSTM and nn.GRU free: compile for one length, and pad to it"
     return "make the forward free of data-dependent Python (`if x.sum() > 0:`, `.item()`) and of sizes fixed in it; see torch.export's documentation"
 
+_UNSCRIPTED = "change what TorchScript does not take: it needs the types of empty lists and dicts, `boxes: list[dict[str, torch.Tensor]] = []`"
+
+def _script_error(e: Exception) -> str:
+    "Return TorchScript's first words, and the line of the model's code that it points to"
+    lines = [l.strip() for l in str(e).splitlines() if l.strip(" :")]
+    here = next((i for i, l in enumerate(lines) if "<--- HERE" in l), 0)
+    where = next((l for l in reversed(lines[:here]) if l.startswith("File ")), "")
+    return "\n".join([" ".join(lines[:2])[:300], *([f"{where}: {lines[here - 1]}"] if here and where else [])])
+
 class ExportError(ToolkitError):
-    "The model itself cannot be exported: no engine can have it"
+    "The model itself cannot be exported: no engine that needs a program can have it"
+
+class DtypeError(ToolkitError):
+    "The model is in half precision, and is asked for in float32"
 
 def _dtype(precision: str, model: torch.nn.Module) -> torch.dtype | None:
     "That the model must be brought to; None if it is in it. Raises `ToolkitError` for one in half precision that is to compute in float32, which it never did"
     import torch
     wanted, have = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32), {p.dtype for p in model.parameters() if p.is_floating_point()}
     if wanted == torch.float32 and have & {torch.float16, torch.bfloat16}:
-        raise ExportError(f"the model's own weights are {', '.join(map(str, have))}", do=f"ask for precision='{'bf16' if torch.bfloat16 in have else 'fp16'}', or give model.float()")
+        raise DtypeError(f"the model's own weights are {', '.join(map(str, have))}", do=f"ask for precision='{'bf16' if torch.bfloat16 in have else 'fp16'}', or give model.float()")
     return wanted if have - {wanted} else None
 
 def within_tables(specs: Sequence[TensorSpec], program: torch.export.ExportedProgram) -> tuple[TensorSpec, ...]:
@@ -306,8 +397,13 @@ class Jobs:
         if dtype not in self._made: self._made[dtype] = self._export(dtype, precision)
         return replace(self._made[dtype], precision=precision, exported=self._made[dtype].program)
 
+    def script(self, precision: str) -> Job:
+        "The job of TorchScript, which needs no exported program"
+        return Job(self.s.model, self.s.at(), self.s.inputs, self.s.by_name, precision, self.order.device, source=self.s.source, form=self.s.form)
+
     def _export(self, dtype: Any, precision: str) -> Job:
         s, device = self.s, self.order.device
+        if s.form.gives == "rows": raise ExportError(f"{s.name} cannot be exported", found="each row has a result of its own size, and a program's outputs are tensors of whole batches", do=_UNSCRIPTED)
         model = s.model if not dtype and device == "cpu" else copy.deepcopy(s.model).to(device)
         if dtype: model = flat(model, Form(s.form.inputs, False, s.form.outputs, "tuple"), [o.dtype for o in s.outputs], dtype)
         on = lambda xs: tuple(x.to(device) for x in xs)
@@ -323,12 +419,11 @@ def _draft(s: Subject, c: Candidate, order: Order, folder: Path) -> Artifact:
     return Artifact(folder, c.engine.name, c.precision, order.device.partition(":")[0], s.form, c.inputs or s.inputs, s.outputs, s.dims, c.parity or {},
                     versions=made_with(c.engine), hardware=bound_to(c.engine, c.precision, order.device))
 
-def _runner(s: Subject, session: Session) -> Callable[[Sequence[torch.Tensor]], list[np.ndarray]]:
-    "Inputs through a session as every caller's go, to arrays"
-    names = s.form.outputs
+def _runner(s: Subject, session: Session) -> Callable[[Sequence[torch.Tensor]], list]:
+    "Inputs through a session as every caller's go, to arrays, or to the results of each row"
     def run(xs):
         ys = session(*(x.clone().numpy() for x in xs))
-        return [ys] if s.form.gives == "tensor" else [ys[n] for n in names] if s.form.gives == "dict" else list(ys)
+        return ys if s.form.gives == "rows" else [y for _, y in leaves_of(ys)]
     return run
 
 def _rss() -> int:
@@ -338,12 +433,12 @@ def _rss() -> int:
 def _attempt(s: Subject, c: Candidate, order: Order, jobs: Jobs, folder: Path):
     "Write, load and compare a candidate. Raises `ToolkitError`"
     folder.mkdir()
-    allowed, job = order.tolerance or TOLERANCES[c.precision], jobs(c.precision)
-    c.inputs = within_tables(s.inputs, job.program)
+    allowed = order.tolerance or TOLERANCES[c.precision]
+    job = jobs.script(c.precision) if c.engine.fallback else jobs(c.precision)
+    c.inputs = s.inputs if c.engine.fallback else within_tables(s.inputs, job.program)
     try:
         c.engine.export(job, folder)
-        device = str(numbered(parse_device(order.device)))
-        how = Loading(order.threads, device, c.precision, graph_sizes(s.dims, s.outputs, device))
+        how = loading_for(order.device, c.precision, s.dims, s.outputs, order.threads)
         if c.engine.bound and order.device != "cpu": check_opens(c.engine, folder, how, s.at())
         c.folder, c.bytes, before = folder, sum(p.stat().st_size for p in folder.iterdir()), _rss()
         session = Session(_draft(s, c, order, folder), c.engine.load(folder, how), order.device)
@@ -352,7 +447,7 @@ def _attempt(s: Subject, c: Candidate, order: Order, jobs: Jobs, folder: Path):
         c.memory = max(_rss() - before, 0)
         c.parity = parity(s, run, order.inputs, allowed, _filled_up(how.graphs))
     except ToolkitError: raise
-    except Exception as e: raise ToolkitError(f"{c.engine.name} cannot take this model", found=f"{type(e).__name__}: {str(e)[:600]}", do="backend='eager' takes every model that exports") from e
+    except Exception as e: raise ToolkitError(f"{c.engine.name} cannot take this model", found=f"{type(e).__name__}: {str(e)[:600]}", do="backend='eager' takes every model that exports" if not c.engine.fallback else _IN_INITIALIZE) from e
     accept(c.parity, c.name, allowed)
     c.session = session
 
@@ -397,11 +492,32 @@ def _attempts(s: Subject, order: Order, folder: Path, step: Callable[[str], None
             continue
         step(c.name)
         try: _attempt(s, c, order, jobs, folder / c.name.replace(" ", "-"))
-        except ExportError: raise
+        except DtypeError: raise
+        except ExportError as e:
+            if not order.may_script or any(f.session for f in found): raise
+            return [*found, _scripted(s, order, folder, step, jobs, found, e)]
         except ToolkitError as e:
             if order.named: raise
-            c.outcome = " ".join("; ".join(filter(None, (e.problem, e.found))).split())[:300]
+            c.outcome = _outcome(e)
     return found
+
+def _outcome(e: ToolkitError) -> str: return " ".join("; ".join(filter(None, (e.problem, e.found))).split())[:300]
+
+_IN_INITIALIZE = "write a handler whose `initialize` builds the network and loads its weights (torch.load(file, weights_only=True)), and give them with --extra-file"
+
+def _scripted(s: Subject, order: Order, folder: Path, step: Callable[[str], None], jobs: Jobs, others: Sequence[Candidate], why: ExportError) -> Candidate:
+    "Pack a model that cannot be exported as TorchScript. Raise `ExportError` with both reasons if that fails too"
+    reason = " ".join(f"cannot be exported: {why.found}".splitlines()[0].split())[:300]
+    for c in others: c.outcome = c.outcome or reason
+    step(f"– {reason}; TorchScript in its place")
+    precision = next(p for p in order.precisions if p in _SCRIPTED)
+    c = Candidate(ENGINES["torchscript"], precision)
+    try: _attempt(s, c, order, jobs, folder / "torchscript")
+    except ToolkitError as e:
+        raise ExportError(f"{s.name} cannot be exported, and TorchScript does not take it", found=f"torch.export: {why.found}\ntorch.jit.script: {_script_error(e.__cause__) if isinstance(e.__cause__, RuntimeError) else e.found}", do=f"{why.do}; or {_IN_INITIALIZE}") from e
+    return c
+
+_SCRIPTED = ("fp32", "tf32")
 
 # %% ../nbs/03_compile.ipynb #choose
 MARGIN = 1.1     # an engine further down the list must be faster by this factor
@@ -456,7 +572,7 @@ def fingerprint(s: Subject) -> list[list[float]]:
         flat_ = np.nan_to_num(y.astype("f8").ravel())
         return [float(v) for v in (flat_.mean(), np.abs(flat_).mean(), *flat_[np.linspace(0, flat_.size - 1, 30).astype(int)])] if flat_.size else []
     xs = s.at(batch=min(max(len(s.example[0]), s.dims[0].min), s.dims[0].opt))
-    return [of(y) for rows in (xs, tuple(x * -10 if x.is_floating_point() else x for x in xs)) for y in s.eager(rows)]
+    return [of(y) for rows in (xs, tuple(x * -10 if x.is_floating_point() else x for x in xs)) for _, y in leaves_of(s.eager(rows))]
 
 def _same_fingerprint(a: list[list[float]], b: list[list[float]]) -> bool:
     import numpy as np
@@ -471,13 +587,26 @@ def _found_again(home: Path, key: str, s: Subject) -> Artifact | None:
     return artifact
 
 # %% ../nbs/03_compile.ipynb #order
-def _order(s: Subject, backend: Any, precision: Any, device: str, inputs: Any, calibration: Any, tolerance: Any, threads: int, measure: bool) -> Order:
-    names = tuple(ENGINES) if backend in ("auto", "all") else (backend,) if isinstance(backend, str) else tuple(backend)
-    device = str(parse_device(device))
+_ALSO_CALLED = {"onnx": "onnxruntime", "ort": "onnxruntime", "trt": "tensorrt", "inductor": "aotinductor", "aoti": "aotinductor", "pytorch": "eager", "torch": "eager", "jit": "torchscript", "script": "torchscript"}
+
+def _backends(given: Any) -> tuple[str, ...]:
+    "Names of engines. Raise `ToolkitError`, with the name that may be meant, for a word that is none"
+    if given in ("auto", "all"): return BACKENDS
+    names = (given,) if isinstance(given, str) else tuple(given)
+    known = f"use auto, all, {', '.join(ENGINES)}"
+    if not names: raise ToolkitError("no backend", do=known)
+    for name in names:
+        if name in ENGINES: continue
+        word = str(name).lower()
+        close = [_ALSO_CALLED[word]] if word in _ALSO_CALLED else difflib.get_close_matches(word, ("auto", "all", *ENGINES), 1)
+        raise ToolkitError(f"no backend {name!r}", do=f"did you mean {close[0]!r}? {known}" if close else known)
+    return names
+
+def _order(s: Subject, backend: Any, precision: Any, device: Any, inputs: Any, calibration: Any, tolerance: Any, threads: int, measure: bool) -> Order:
+    names = _backends(backend)
+    device = str(parse_device(str(device)))       # a torch.device, too
     if device != "cpu" and (why := no_cuda()): raise ToolkitError(f"nothing can be compiled for {device} here", found=why, do="zz doctor")
     check_whole(threads=threads)
-    if not names: raise ToolkitError("no backend", do=f"use auto, all, {', '.join(ENGINES)}")
-    if unknown := [n for n in names if n not in ENGINES]: raise ToolkitError(f"no backend {unknown[0]!r}", do=f"use auto, all, {', '.join(ENGINES)}")
     precisions = (precision,) if isinstance(precision, str) else tuple(precision)
     if unknown := [p for p in precisions if p not in TOLERANCES]: raise ToolkitError(f"no precision {unknown[0]!r}", do=f"use {', '.join(TOLERANCES)}")
     if "int8" in precisions and calibration is None and inputs is None:
@@ -505,14 +634,14 @@ def _rows_like(s: Subject, given: Any, what: str) -> tuple[torch.Tensor, ...]:
 # %% ../nbs/03_compile.ipynb #compile-model
 def compile_model(
     model: torch.nn.Module,                          # left as it is: a copy is compiled, in eval mode
-    example: Any,                                    # real inputs: a tensor (N, ...), a tuple of them, or a dict of them by name
-    backend: str | Sequence[str] = "auto",           # "auto", "all" (those that take minutes too), an engine's name or some
-    batch: tuple[int, int, int] = (1, 8, 32),        # smallest, best and largest batch
+    example: Any,                                    # real inputs: a tensor (N, ...), a tuple of them, or a dict by name, also for a forward that takes a dict
+    backend: str | Sequence[str] = "auto",           # "auto", "all" (those that take minutes too), an engine's name or some; a model that cannot be exported becomes TorchScript where eager may
+    batch: int | tuple[int, ...] = (1, 8, 32),       # smallest, best and largest batch; (1, 8) and 8 take 1 to 8, and are tuned for 8
     precision: str | Sequence[str] = "fp32",         # "fp32", "tf32" (GPUs), "fp16", "bf16", "int8", or those that will do
     dynamic: Mapping[str, Mapping[int, Dim]] | None = None,  # other dimensions that vary: input, axis, `Dim`
     inputs: Any = None,                              # more rows, in the form of the example, to compare on
     calibration: Any = None,                         # rows for int8; default: `inputs`
-    device: str = "cpu",                             # or "cuda"
+    device: Any = "cpu",                             # or "cuda", or a torch.device
     path: str | Path | None = None,                  # folder of the artifact; default: one in the cache, found again by content
     tolerance: Tolerance | float | None = None,      # default: that of the precision; a number bounds differences relative to an output's largest value
     threads: int = 1,                                # of each side of the race
@@ -532,8 +661,14 @@ def compile_model(
         if made: step("– compiled before")      # and it still agrees
         else:
             with staging(home) as folder: made = _compiled(s, order, key, home, folder, step)
-    if not progress: steps.done(f"✓ compiled for {made.engine}, {made.precision}")
+    if not progress: steps.done(_summary(made))
     return made
+
+def _summary(a: Artifact) -> str:
+    "Say what was chosen, and why it is TorchScript where nothing else was possible"
+    done, others = f"✓ compiled for {a.engine}, {a.precision}", a.report.get("candidates", [])
+    reason = next((c["outcome"] for c in others if c["outcome"].startswith("cannot be exported")), "")
+    return f"{done} ({reason})" if a.engine == "torchscript" and reason else done
 
 def _compiled(s: Subject, order: Order, key: str, home: Path, folder: Path, step: Callable[[str], None]) -> Artifact:
     with torch_threads(order.threads): candidates, given = _attempts(s, order, folder, step), fingerprint(s)

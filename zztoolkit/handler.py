@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import Artifact, Session, load_artifact
+from .artifact import Artifact, Session, load_artifact, model_file_kind, open_model_file
 from .core import Batch, DecodeError, InputError, RequestError, ToolkitError, http_error, join_rows, n_rows, row_list, rows, usable_cores
 from .cuda import check_cuda
 from .device import Device, is_fatal, parse_device, use_device
@@ -28,10 +28,10 @@ if TYPE_CHECKING: import numpy as np
 
 # %% auto #0
 __all__ = ['NPY', 'TEXT', 'STAGES', 'log', 'GRACE', 'to_body', 'requests_in', 'existing', 'plain_json', 'from_body', 'as_array',
-           'as_json', 'as_image', 'as_inputs', 'stack_inputs', 'encode', 'Busy', 'is_busy', 'Mark', 'StageClock',
-           'Handler', 'limit_torch', 'takes_images', 'check_initialized', 'worker_device', 'warm_up', 'end_process',
-           'worker_threads', 'respond', 'stage_metric', 'receive_in_place', 'drift_metric', 'load_service',
-           'as_requests', 'receive', 'artifact_folder', 'LocalHandler', 'decode', 'in_one']
+           'as_json', 'as_image', 'as_inputs', 'as_arrays', 'stack_inputs', 'encode', 'Busy', 'is_busy', 'Mark',
+           'StageClock', 'Handler', 'limit_torch', 'takes_images', 'check_initialized', 'worker_device', 'warm_up',
+           'end_process', 'worker_threads', 'respond', 'stage_metric', 'receive_in_place', 'drift_metric',
+           'load_service', 'as_requests', 'receive', 'artifact_folder', 'LocalHandler', 'decode', 'in_one']
 
 # %% ../nbs/04_handler.ipynb #to-body
 NPY = b"\x93NUMPY"   # how an .npy file starts
@@ -51,12 +51,17 @@ def _png(x: np.ndarray) -> bytes:
 
 def _npy(x: np.ndarray) -> bytes:
     import numpy as np
+    if x.dtype.hasobject:
+        raise ToolkitError(
+            "an array of Python objects cannot be sent",
+            found=f"shape {x.shape}, dtype {x.dtype}",
+            do="x.astype('float32') for numbers of one kind, x.tolist() for JSON")
     buf = io.BytesIO()
     np.save(buf, x, allow_pickle=False)
     return buf.getvalue()
 
 def to_body(
-    x: Any, # str, `Path` of a file, bytes, image, NumPy array, torch tensor, or anything JSON can say
+    x: Any, # str, `Path` of a file, bytes, image, NumPy array, torch tensor, pandas series, or anything JSON can say
     takes_images: bool | None = None, # whether the model does: only then does a str name a file (None, not known: if there is one)
 ) -> tuple[bytes, str]:
     "Body and content type of one request"
@@ -64,6 +69,7 @@ def to_body(
     if isinstance(x, str): return x.encode(), TEXT
     if isinstance(x, Path): return existing(x).read_bytes(), "application/json" if x.suffix == ".json" else "application/octet-stream"
     if isinstance(x, (bytes, bytearray, memoryview)): return bytes(x), "application/octet-stream"
+    if _is_of_pandas(x) and hasattr(x, "index") and x.ndim == 1: x = _plain_series(x)
     if hasattr(x, "detach"): x = x.detach().cpu().numpy()
     if type(x).__module__.startswith("PIL."): x = _pixels(x)
     if type(x).__module__ == "numpy" and hasattr(x, "ndim"):
@@ -80,8 +86,15 @@ def _text_or_file(x: str, takes_images: bool | None) -> str | Path:
 def requests_in(x: Any) -> list | None:
     "The requests of a batch: the items of a list, the rows of a data frame as records. None for what is one request"
     if isinstance(x, (list, tuple)): return list(x)
-    if type(x).__module__.split(".")[0] == "pandas" and hasattr(x, "columns"): return _records(x)
+    if _is_of_pandas(x) and hasattr(x, "columns"): return _records(x)
     return None
+
+def _is_of_pandas(x: Any) -> bool: return type(x).__module__.split(".")[0] == "pandas"
+
+def _plain_series(x: Any) -> dict | list:
+    "A row of a data frame as a record, any other series as a list; what is missing is `None`"
+    filled = x.astype(object).where(x.notna(), None)
+    return filled.to_dict() if x.index.inferred_type == "string" else filled.tolist()
 
 def _records(table: Any) -> list[dict]:
     "Rows of a pandas data frame; what is missing is `None`, as in a row of a table that is read offline"
@@ -148,6 +161,14 @@ def as_inputs(specs: Sequence[TensorSpec], x: Any) -> Any:
     if isinstance(x, list) and len(x) == len(specs): x = dict(zip(names, x))
     if not isinstance(x, dict) or set(x) != set(names): raise InputError(f"expected a JSON object with {', '.join(names)}")
     return tuple(_as_input(s, x[s.name]) for s in specs)
+
+def as_arrays(names: Sequence[str], x: Any) -> Any:
+    "A request as inputs of a model that does not say what they are: an `.npy` as it is, JSON numbers as float32"
+    if len(names) > 1 and isinstance(x, list) and len(x) == len(names): x = dict(zip(names, x))
+    if isinstance(x, dict) and set(x) != set(names) or len(names) > 1 and not isinstance(x, dict): raise InputError(f"expected a JSON object with {', '.join(names)}")
+    values = [x[n] for n in names] if isinstance(x, dict) else [x]
+    arrays = tuple(v if type(v).__module__ == "numpy" else as_array(v) for v in values)
+    return arrays if len(names) > 1 else arrays[0]
 
 def _is_pixels(spec: TensorSpec) -> bool: return spec.dtype == "uint8" and len(spec.shape) == 4
 
@@ -282,7 +303,9 @@ class Handler:
         self._count = drift_metric(context)
         if self.chain and self._device.is_cuda: check_cuda()
         artifact = folder / self.config.get("artifact", "artifact")
-        if artifact.exists() or "artifact" in self.config: self.session = _loaded(artifact, self.config, self.threads, context)
+        if artifact.is_file(): self.session = _of_file(self, artifact)
+        elif artifact.exists() or "artifact" in self.config: self.session = _loaded(artifact, self.config, self.threads, context)
+        elif file := _model_file(context): self.session = _of_file(self, folder / file)
         if _uses_cuda(self): warm_up(self)
 
     def preprocess(self, requests: Sequence) -> Any:
@@ -292,6 +315,7 @@ class Handler:
             return batch.through(lambda xs: chain.batch(xs, self._pool, self._device, self.decoded, self.threads))
         if self.features: return Batch.of(requests).map(as_json).through(self.featurize)
         specs = self.session.artifact.inputs if self.session else ()
+        if self.session and not specs: return Batch.of(requests).map(partial(as_arrays, self.session.artifact.form.inputs)).through(stack_inputs)
         return Batch.of(requests).map(partial(as_inputs, specs)).through(stack_inputs)
 
     def decoded(self, share: float):
@@ -396,7 +420,7 @@ class Handler:
 
     @classmethod
     def local(cls,
-        artifact: Artifact | str | Path | None = None, # the model, or its folder
+        artifact: Artifact | str | Path | None = None, # the model, its folder, or a TorchScript, torch.export or ONNX file
         folder: str | Path = ".",                      # stands for the model folder: the extra files are there
         features: Features | None = None,              # fitted; by default what the folder holds
         **config: Any,                                 # what model-config.yaml would hold
@@ -439,6 +463,21 @@ def _loaded(folder: Path, config: dict, threads: int, context: Any) -> Session:
     if config.get("rebuild"): artifact = load_artifact(folder, rebuild=True)
     return artifact.load(threads, str(device) if device.is_cuda else None)
 
+def _model_file(context: Any) -> str:
+    "Name of the archive's model file, if it has one: TorchScript, torch.export or ONNX"
+    model = (getattr(context, "manifest", None) or {}).get("model", {})
+    return model.get("serializedFile", "")
+
+def _of_file(handler: Handler, path: Path) -> Session | None:
+    "The model of a file. None for one that only the handler itself can read: weights for a network of its own"
+    own = type(handler).inference is not Handler.inference
+    if own and not (path.is_file() and model_file_kind(path) in ("torchscript", "exported", "onnx")): return None
+    try: return open_model_file(path, handler.threads, str(handler._device))
+    except ToolkitError as e:
+        if not own: raise
+        log.info("%s is left to the handler: %s", path.name, e.problem)
+        return None
+
 def _gpu(config: dict, context: Any) -> Device:
     "The GPU of this worker: the one that the configuration names, else the one that the server gave it, else the first"
     device, given = parse_device(config.get("device", "cuda")), context.system_properties.get("gpu_id")
@@ -468,7 +507,7 @@ def warm_up(handler: Handler):
     if type(handler).preprocess is not Handler.preprocess:
         log.info("the chain is not warmed up: %s has its own preprocess", type(handler).__name__)
         return
-    batch = session.artifact.batch if session else None
+    batch = session.artifact.batch if session and session.artifact.digests else None     # a model file's limits are no sizes to run
     photos = [_made_up_photo(sampling) for sampling in (2, 0)] if chain.decodes else [_made_up_pixels()]
     for size in sorted({batch.min, batch.opt, batch.max} if batch else {1, 8}):
         chain.batch([photos[i % len(photos)] for i in range(size)], handler._pool, handler._device, threads=handler.threads)

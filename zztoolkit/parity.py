@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .core import ToolkitError
+from .tensors import leaves_of
 
 if TYPE_CHECKING: import numpy as np
 
 # %% auto #0
-__all__ = ['TIE', 'TOLERANCES', 'OUTLIER', 'Tolerance', 'compare', 'worst_of', 'accept']
+__all__ = ['TIE', 'TOLERANCES', 'OUTLIER', 'Tolerance', 'compare', 'compare_rows', 'worst_of', 'accept']
 
 # %% ../nbs/03c_parity.ipynb #tolerance
 @dataclass(frozen=True)
@@ -63,6 +64,28 @@ def compare(got: Sequence[np.ndarray], want: Sequence[np.ndarray], tie: float = 
     return dict(max_abs_diff=float(np.max([o.max(initial=0) for o, _ in found])), mean_abs_diff=float(np.mean([o.mean() for o, _ in found])), max_rel_diff=float(rows.max()),
                 mean_rel_diff=float(np.max([r.mean() for _, r in found])), top1_agreement=min(agreement, default=1.0), row=int(np.nan_to_num(rows, nan=np.inf).argmax()), rows=len(rows))
 
+# %% ../nbs/03c_parity.ipynb #compare-rows
+def compare_rows(got: Sequence, want: Sequence, tie: float = TIE) -> dict:
+    "Compare lists with a nested result of its own size for each row. Raise `ToolkitError` where their forms differ"
+    import numpy as np
+    if list(map(_form, got)) != list(map(_form, want)):
+        raise ToolkitError("the engine gives results of another form than the eager model", found=f"{list(map(_form, got))!r:.300}, eager {list(map(_form, want))!r:.300}")
+    found = [_compare_row(g, w, tie) for g, w in zip(got, want)]
+    worst = int(np.argmax([np.nan_to_num(f["max_rel_diff"], nan=np.inf) for f in found]))
+    total = worst_of([("", f) for f in found])
+    del total["worst"]      # only the caller knows where it was
+    return total | {"row": worst, "rows": len(found)}
+
+def _form(y: Any) -> list[tuple[str, tuple[int, ...]]]: return [(name, leaf.shape) for name, leaf in leaves_of(y)]
+
+def _compare_row(got: Any, want: Any, tie: float) -> dict:
+    "Compare one row's results; each of their tensors, made flat, counts as one row"
+    import numpy as np
+    pairs = [(g.reshape(1, -1), w.reshape(1, -1)) for (_, g), (_, w) in zip(leaves_of(got), leaves_of(want)) if w.size]
+    nothing = np.zeros((1, 1))
+    return compare([g for g, _ in pairs] or [nothing], [w for _, w in pairs] or [nothing], tie)
+
+# %% ../nbs/03c_parity.ipynb #worst
 def worst_of(found: Sequence[tuple[str, dict]]) -> dict:
     "One finding of many comparisons, each with a word for where it was: the largest differences, the means, and the row that was worst"
     import numpy as np

@@ -5,7 +5,7 @@
 # %% ../nbs/03a_tensors.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     Array = Union[np.ndarray, torch.Tensor]
 
 # %% auto #0
-__all__ = ['Dim', 'TensorSpec', 'dtype_name', 'is_numpy', 'contiguous', 'as_array', 'as_numpy', 'as_torch', 'check_inputs',
-           'Form', 'outputs_of']
+__all__ = ['Dim', 'TensorSpec', 'as_dim', 'dtype_name', 'is_numpy', 'contiguous', 'as_array', 'as_numpy', 'as_torch',
+           'check_inputs', 'leaves_of', 'map_leaves', 'tree_of', 'Form', 'outputs_of', 'is_rows']
 
 # %% ../nbs/03a_tensors.ipynb #dim
 @dataclass(frozen=True)
@@ -45,6 +45,22 @@ class TensorSpec:
     below: int | None = None         # whole numbers that index a table of this size
 
     def __str__(self) -> str: return f"{self.name}: {self.dtype} ({', '.join(map(str, self.shape))})"
+
+# %% ../nbs/03a_tensors.ipynb #dim-words
+def as_dim(
+    name: str,
+    sizes: Any, # 8, (1, 8), (1, 4, 8) or a `Dim`
+) -> Dim:
+    "Read the sizes of a dimension: the largest, (min, max) or (min, opt, max). Without `opt`, the largest is the best. Raise `ToolkitError`"
+    if isinstance(sizes, Dim): return Dim(name, sizes.min, sizes.opt, sizes.max)
+    given = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes,)
+    if not 1 <= len(given) <= 3 or not all(isinstance(n, int) and not isinstance(n, bool) for n in given):
+        raise ToolkitError(
+            f"{name} must be one to three whole numbers",
+            found=repr(sizes)[:200],
+            do=f"{name}=8 takes 1 to 8 rows, {name}=(1, 8) too, {name}=(1, 4, 8) is tuned for 4, {name}=(8, 8) takes 8 and no others")
+    if len(given) == 1: given = (1, *given)
+    return Dim(name, given[0], given[-2] if len(given) == 3 else given[-1], given[-1])
 
 # %% ../nbs/03a_tensors.ipynb #check
 def dtype_name(x: Array) -> str: return str(x.dtype).removeprefix("torch.")
@@ -101,14 +117,49 @@ def check_inputs(
             raise InputError(f"{spec.name} holds {int(x.min())} to {int(x.max())}; it indexes a table of {spec.below}, so from 0 to {spec.below - 1}")
     return [contiguous(x) for x in xs]
 
+# %% ../nbs/03a_tensors.ipynb #nested
+def leaves_of(y: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    "Yield what nested tuples, lists and dicts hold, each with its path, such as `boxes.0`"
+    if isinstance(y, Mapping): items = [(str(k), v) for k, v in y.items()]
+    elif isinstance(y, (tuple, list)): items = [(str(i), v) for i, v in enumerate(y)]
+    else:
+        yield name, y
+        return
+    for key, value in items: yield from leaves_of(value, f"{name}.{key}" if name else key)
+
+def map_leaves(f: Callable[[Any], Any], y: Any) -> Any:
+    "Call `f` with each leaf of nested tuples, lists and dicts, and keep their form"
+    if isinstance(y, Mapping): return {k: map_leaves(f, v) for k, v in y.items()}
+    if isinstance(y, tuple): return tuple(map_leaves(f, v) for v in y)
+    if isinstance(y, list): return [map_leaves(f, v) for v in y]
+    return f(y)
+
+def tree_of(y: Any) -> Any:
+    "Describe nested outputs as JSON can hold it; a leaf is null. A list is a tuple here: its rows are those of its members"
+    if isinstance(y, Mapping): return {str(k): tree_of(v) for k, v in y.items()}
+    return [tree_of(v) for v in y] if isinstance(y, (tuple, list)) else None
+
+def _fill(tree: Any, leaves: Iterator) -> Any:
+    "Put leaves into a tree, in order"
+    if isinstance(tree, dict): return {k: _fill(v, leaves) for k, v in tree.items()}
+    return tuple(_fill(v, leaves) for v in tree) if isinstance(tree, list) else next(leaves)
+
 # %% ../nbs/03a_tensors.ipynb #form
 @dataclass(frozen=True)
 class Form:
-    "How a model is called and what it gives: names of its inputs, and its outputs as a tensor, a tuple or a dict"
+    "How a model is called and the form of its outputs"
     inputs: tuple[str, ...]
     by_name: bool                  # called with keywords
     outputs: tuple[str, ...]
-    gives: str                     # "tensor", "tuple" or "dict"
+    gives: str                     # "tensor", "tuple", "dict", "nested", "rows" (a list, one for each row), or "any"
+    as_dict: bool = False          # called with one dict of its inputs
+    tree: Any = None               # of nested outputs, as `tree_of` describes them
+
+    def call(self, model: Callable, xs: Sequence) -> Any:
+        "Call a model with its inputs, given in order"
+        named = dict(zip(self.inputs, xs))
+        if self.as_dict: return model(named)
+        return model(**named) if self.by_name else model(*xs)
 
     def arguments(self, args: Sequence, named: Mapping[str, Any]) -> list:
         "Inputs in order, given in order, by name, or as one dict. Raises `InputError`"
@@ -121,15 +172,25 @@ class Form:
 
     def answer(self, ys: Sequence) -> Any:
         "Outputs in the model's own form"
+        if self.gives in ("rows", "any"): return ys
+        if self.gives == "nested": return _fill(self.tree, iter(ys))
         return ys[0] if self.gives == "tensor" else tuple(ys) if self.gives == "tuple" else dict(zip(self.outputs, ys))
 
 def outputs_of(ys: Any) -> tuple[str, tuple[str, ...], list]:
-    "What a model gave: its form, the outputs' names and the tensors. Raises `ToolkitError` for anything but tensors, or a tuple or dict of them"
+    "Return the form of a model's outputs, their names and the tensors. Raise `ToolkitError` for anything but tensors, or tuples, lists and dicts of them"
     import torch
     if isinstance(ys, torch.Tensor): return "tensor", ("output0",), [ys]
-    if isinstance(ys, Mapping): names, tensors, gives = tuple(map(str, ys)), list(ys.values()), "dict"
-    elif isinstance(ys, (tuple, list)): names, tensors, gives = tuple(f"output{i}" for i in range(len(ys))), list(ys), "tuple"
-    else: names, tensors, gives = (), [], ""
-    if not tensors or not all(isinstance(y, torch.Tensor) for y in tensors):
-        raise ToolkitError("a model must give a tensor, or a tuple or dict of tensors", found=", ".join(type(y).__name__ for y in tensors or [ys]), do="wrap it in a module whose forward picks them")
-    return gives, names, tensors
+    found = list(leaves_of(ys))
+    if not found or not all(isinstance(y, torch.Tensor) for _, y in found):
+        kinds = ", ".join(dict.fromkeys(type(y).__name__ for _, y in found or [("", ys)]))
+        raise ToolkitError("a model must give a tensor, or a tuple or dict of tensors", found=kinds, do="wrap it in a module whose forward picks them")
+    names, tensors = tuple(n for n, _ in found), [y for _, y in found]
+    members = ys.values() if isinstance(ys, Mapping) else ys
+    if not all(isinstance(y, torch.Tensor) for y in members): return "nested", names, tensors
+    if isinstance(ys, Mapping): return "dict", names, tensors
+    return "tuple", tuple(f"output{i}" for i in range(len(ys))), tensors
+
+def is_rows(ys: Any, n: int) -> bool:
+    "Whether a model's outputs are a list with a result of its own size for each of `n` rows, as those of a detector are"
+    if not isinstance(ys, list) or len(ys) != n: return False
+    return all(hasattr(y, "detach") for y in ys) or all(isinstance(y, Mapping) for y in ys)
