@@ -1,11 +1,14 @@
 "Archives as strangers send them: damaged, inflated, exchanged; and handlers as engineers write them: tried before anything is packed."
 import importlib.util, json, random, shutil, subprocess, sys, textwrap, tracemalloc, warnings, zipfile
+from dataclasses import asdict
 from pathlib import Path
 
-import pytest, torch, yaml
+import numpy as np, PIL.Image, pytest, torch, yaml
 
-from zztoolkit import deploy as k8s
-from zztoolkit.archive import Mar, archive, open_mar
+from conftest import ROOT
+from zztoolkit import demo, deploy as k8s, vision as V
+from zztoolkit.agreement import Agreement
+from zztoolkit.archive import Mar, archive, check_handler_file, open_mar, reconfigured
 from zztoolkit.artifact import load_artifact
 from zztoolkit.core import ToolkitError, sha256
 from zztoolkit.serve import deploy
@@ -274,3 +277,108 @@ def test_a_foreign_handler_is_only_warned_of(tmp_path):
     plain = "import json\nclass Plain:\n    def initialize(self, context): pass\n    def handle(self, data, context): return [r['body']['n'] * {} for r in data]\n"
     with pytest.warns(UserWarning, match="fails its whole batch"): pack(tmp_path, plain.format(2), "plain", batchSize=4)
     with pytest.raises(ToolkitError, match="depends on the requests beside it"): pack(tmp_path, plain.format("max(r['body']['n'] for r in data)"), "plain", batchSize=4)
+
+
+PHOTOS = """
+from zztoolkit import Handler, vision as V
+class Photos(Handler):
+    chain = V.Chain(V.Decode(), V.Resize(64), V.CenterCrop(64), V.Normalize())
+    def inference(self, xs): return [float(x.std()) for x in xs]
+"""
+CHAIN = V.Chain(V.Decode(), V.Resize(64), V.CenterCrop(64), V.Normalize())
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory) -> Path:
+    "Finer than a pixel of the result: the fast plan is far from exact"
+    rows = (127 + 127 * np.sin(2 * np.pi * np.mgrid[:1024, :1024][0] / 9)).astype(np.uint8)
+    path = tmp_path_factory.mktemp("lines") / "lines.jpg"
+    PIL.Image.fromarray(rows).save(path, quality=90)
+    return path
+
+def test_a_plan_beyond_the_tolerance_is_served_exactly(tmp_path, lines, server):
+    with pytest.warns(UserWarning, match="photos serves the exact plan: the mean difference of an image is"): mar = pack(tmp_path, PHOTOS, "photos", lines)
+    assert mar.config["exact"] is True and mar.agreement.exact and mar.agreement.images == 1 and mar.agreement.worst_mean_255 > 2
+    assert repr(open_mar(mar.path)).splitlines() == [str(mar), mar.plan] and mar.plan.startswith("serves the exact plan: the mean difference")
+    endpoint = deploy(server, mar)
+    try: answer = endpoint.predict(lines)
+    finally: endpoint.remove()
+    assert answer == pytest.approx(float(CHAIN.with_exact()(lines).std()), rel=1e-5) and answer != pytest.approx(float(CHAIN(lines).std()), rel=0.1)
+
+def test_a_plan_within_the_tolerance_is_recorded(tmp_path, photo):
+    "Of the sample photograph without an example, and the same bytes each time"
+    mar = pack(tmp_path, PHOTOS, "photos", None)
+    assert mar.digest == pack(tmp_path / "again", PHOTOS, "photos", None).digest
+    measured = V.measure_plan(CHAIN, [photo])
+    assert "exact" not in mar.config and mar.agreement.mean_255 == pytest.approx(measured.mean_255, abs=1e-6) and mar.agreement.largest_255 > 1
+    assert mar.plan.startswith("serves the fast plan: within the tolerance (1 image: largest difference")
+    assert Agreement(**json.loads(json.dumps(asdict(mar.agreement)))) == mar.agreement
+    assert reconfigured(mar, tmp_path / "workers", minWorkers=2).agreement == mar.agreement
+    assert reconfigured(mar, tmp_path / "gap", reducing_gap=3).agreement is None       # of another plan
+
+def test_exact_is_one_word(tmp_path, lines):
+    "True is not measured, False is measured and stays fast; in a configuration too"
+    exact = pack(tmp_path, PHOTOS, "photos", lines, exact=True)
+    assert exact.config["exact"] is True and exact.agreement.images == 0 and exact.plan == "serves the exact plan: given exact=True"
+    assert pack(tmp_path, PHOTOS, "photos", lines, settings={"exact": True}).digest == exact.digest
+    fast = pack(tmp_path, PHOTOS, "photos", lines, exact=False)
+    assert fast.config["exact"] is False and fast.agreement.worst_mean_255 > 2 and "given exact=False, although the mean difference" in fast.plan
+    own = pack(tmp_path, PHOTOS.replace("Normalize())", "Normalize(), exact=True)"), "photos", lines)
+    assert own.plan == "serves the exact plan: the chain says exact=True" and "exact" not in own.config
+
+def test_exact_on_the_command_line(tmp_path):
+    (tmp_path / "photos.py").write_text(PHOTOS)
+    done = subprocess.run([Path(sys.executable).parent / "zz", "archive", "photos.py", "--store", "store", "--exact"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "serves the exact plan: given exact=True" in done.stdout, done.stderr
+    assert open_mar(tmp_path / "store" / "photos.mar").config["exact"] is True
+
+def test_exact_needs_a_chain(tmp_path):
+    with pytest.raises(ToolkitError, match="exact is for a handler with a chain"): pack(tmp_path, TIMES, exact=True)
+    with pytest.raises(ToolkitError, match="exact is True or False\n'yes'"): pack(tmp_path, PHOTOS, "photos", None, exact="yes")
+
+def test_examples_are_a_folder_or_a_list(tmp_path, lines, photo):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3): shutil.copy(photo, folder / f"{i}.jpg")
+    (folder / "notes.txt").write_text("no image")
+    for example in (str(folder), [photo, PIL.Image.open(photo), str(photo)]):
+        assert pack(tmp_path, PHOTOS, "photos", example).agreement.images == 3
+    with pytest.warns(UserWarning, match=r"\(2 images: "): assert pack(tmp_path, PHOTOS, "photos", [photo, lines]).agreement.exact
+    (folder / "broken.jpg").write_bytes(photo.read_bytes()[:9000])
+    with pytest.raises(ToolkitError, match="(?s)refuses the example.*broken.jpg: broken JPEG"): pack(tmp_path, PHOTOS, "photos", folder)
+    with pytest.raises(ToolkitError, match="no images in"): pack(tmp_path, PHOTOS, "photos", str(tmp_path / "store"))
+    assert pack(tmp_path, TIMES.replace('x["n"]', "x[0]"), example=[3, 4]).tried        # a list is one request to others
+
+def test_a_preprocess_of_its_own_is_measured_on_what_its_chain_takes(tmp_path, photo):
+    own = PHOTOS.replace("    def inf", "    def preprocess(self, requests): return self.chain.batch([bytes(r) if isinstance(r, bytearray) else r['photo'].encode() for r in requests])\n    def inf")
+    assert pack(tmp_path, own, "photos", photo).agreement.images == 1
+    both = PHOTOS.replace("    def inf", "    def preprocess(self, requests): return [len(r) for r in requests]\n    def inf").replace("float(x.std())", "x")
+    assert pack(tmp_path, both, "photos", [photo, photo]).agreement is None             # to it, a list is one request
+
+def test_the_model_of_the_archive_decides(tmp_path, lite0):
+    "Two of the large photographs get another name from the fast plan: EfficientNet-Lite0 is served exactly"
+    photos = demo.large_photographs()
+    with pytest.warns(UserWarning, match="serves the exact plan: top-1 is the same for"):
+        mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path, extra_files=[demo.imagenet_labels()], example=photos)
+    assert mar.config["exact"] and mar.agreement.top1 < 1 and mar.agreement.images == len(photos)
+
+RECORDS = "from zztoolkit import Handler\nclass Records(Handler):\n    def inference(self, xs): return [0] * len(next(iter(xs.values())))\n"
+
+def test_text_is_a_record_to_features(tmp_path):
+    import pandas as pd
+    from zztoolkit.frame import Categorify, Features
+    features = Features([Categorify("brand")]).fit(pd.DataFrame({"brand": ["acer", "dell"]}))
+    assert pack(tmp_path, RECORDS, "records", '{"brand": "acer"}', features=features).tried
+    with pytest.raises(ToolkitError, match="(?s)refuses the example.*there is no file recrod.json, so it was sent as text"): pack(tmp_path, RECORDS, "records", "recrod.json", features=features)
+
+def test_a_mistyped_file_is_named(tmp_path):
+    words = "from zztoolkit import Handler\nclass Words(Handler):\n    def preprocess(self, requests): return [r.split() for r in requests]\n    def inference(self, xs): return xs\n"
+    with pytest.warns(UserWarning, match="--example: there is no file texts/one"): pack(tmp_path, words, "words", "texts/one")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pack(tmp_path, words, "words", "either/or, and so on.")
+
+def test_a_file_name_that_is_no_module_gets_one(tmp_path):
+    for stem, says in (("tiny-model", "rename it to tiny_model.py; the model can keep its name: zz archive tiny_model.py --name tiny-model"), ("3d net", "rename it to handler_3d_net.py")):
+        (tmp_path / f"{stem}.py").touch()
+        with pytest.raises(ToolkitError) as e: check_handler_file(tmp_path / f"{stem}.py")
+        assert e.value.do == says

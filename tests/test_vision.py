@@ -155,3 +155,9 @@ def test_the_chosen_plan_sees_what_exact_sees(lite0, chain):
 def test_what_cannot_be_planned_says_so():
     with pytest.raises(ToolkitError, match="CLAHE.*takes 1 channel, but the operation before it gives 3"): V.Chain(V.Decode(), V.CLAHE())
     with pytest.raises(ToolkitError, match="no such device"): V.Chain(V.Decode()).plan("tpu")
+
+def test_one_number_is_not_taken_for_every_channel():
+    with pytest.raises(ToolkitError, match=r"(?s)one number for each channel.*mean=0.5.*\(0.5, 0.5, 0.5\)"): V.Normalize(mean=.5)
+
+def test_a_decoder_for_a_file_that_is_not_there():
+    with pytest.raises(ToolkitError, match="no file at nowhere.jpg"): V.Chain(V.Decode(), V.Resize(8), V.Normalize()).plan().decoder("nowhere.jpg")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core import RequestError, ToolkitError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from zztoolkit.vision import Chain
 
 # %% auto #0
-__all__ = ['Agreement', 'measure_plan', 'PlanTolerance', 'choose_plan']
+__all__ = ['Agreement', 'without_measuring', 'measure_plan', 'PlanTolerance', 'choose_plan']
 
 # %% ../nbs/01d_agreement.ipynb #agreement
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ class Agreement:
         if self.images > 1: says.append(f"of the worst image {self.worst_mean:.4f} ({self.worst_mean_255:.2f} of 255)")
         if self.top1 is not None: says.append(f"top-1 the same for {self.top1:.1%}")
         return ", ".join(says)
+
+    @property
+    def verdict(self) -> str:
+        "Say in one line which plan serves, why, and what was measured"
+        measured = f" ({self})" if self.images else ""
+        return f"serves the {'exact' if self.exact else 'fast'} plan: {self.reason}{measured}"
+
+def without_measuring(reason: str) -> Agreement:
+    "Return the record of a chain that is exact because someone said so: over no images, no difference"
+    return Agreement(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, exact=True, reason=reason)
 
 # %% ../nbs/01d_agreement.ipynb #pixels
 def _pixels_then_tensor(chain: Chain) -> tuple[Chain, tuple]:
@@ -89,7 +100,9 @@ def measure_plan(
     rows, winners = [], []
     for i, image in enumerate(images):
         try: pixels = [head.with_exact(exact)(image) for exact in (False, True)]
-        except RequestError as e: raise ToolkitError("the chain rejects an example image", found=f"images[{i}]: {e}") from None
+        except RequestError as e:
+            which = image.name if isinstance(image, Path) else f"images[{i}]"
+            raise ToolkitError("the chain rejects an example image", found=f"{which}: {e}") from None
         inputs = [run_steps(tail, x) for x in pixels]
         off, off_255 = _difference(*inputs), _difference(*pixels)
         rows.append((off.max(), off.mean(), off_255.max(), off_255.mean()))
@@ -125,9 +138,13 @@ def choose_plan(
     images: Sequence,
     model: Callable | None = None,
     tolerance: PlanTolerance = PlanTolerance(),
+    exact: bool | None = None,      # False: measure, and keep the fast plan however far it is
 ) -> tuple[Chain, Agreement]: # the chain itself, or its exact form
     "Return the chain that may run in front of this model, and what was measured, with the reason"
     measured = measure_plan(chain, images, model)
-    if chain.exact: return chain, replace(measured, exact=True, reason="the chain says exact=True")
-    if over := tolerance.violations(measured): return chain.with_exact(), replace(measured, exact=True, reason="; ".join(over))
-    return chain, replace(measured, reason="within the tolerance")
+    if chain.exact or exact:
+        return chain.with_exact(), replace(measured, exact=True, reason=f"{'the chain says' if chain.exact else 'given'} exact=True")
+    over = "; ".join(tolerance.violations(measured))
+    if not over: return chain, replace(measured, reason="within the tolerance")
+    if exact is False: return chain, replace(measured, reason=f"given exact=False, although {over}")
+    return chain.with_exact(), replace(measured, exact=True, reason=over)

@@ -8,23 +8,26 @@ from __future__ import annotations
 import ast, base64, binascii, glob, importlib.util, io, json, logging, lzma, os, re, shutil, signal, struct, subprocess, sys, tempfile, time, traceback, warnings, zipfile, zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .agreement import Agreement, choose_plan, without_measuring
 from .artifact import Artifact, load_artifact
 from .core import InputError, RequestError, ToolkitError, check_whole, ending, environment_without_secrets, sha256
 from .frame import Features
-from .handler import Handler, artifact_folder, check_initialized, encode, load_service, plain_json, receive, takes_images, to_body
+from .handler import TEXT, Handler, artifact_folder, check_initialized, encode, existing, load_service, plain_json, receive, takes_images, to_body
 from .tensors import Dim
 from .vision import Chain, sample_photo
 
 # %% auto #0
-__all__ = ['NOT_TRIED', 'CONFIG_DEFAULTS', 'WORDS', 'Members', 'Mar', 'default_store', 'open_mar', 'copy_mar', 'check_name',
-           'check_handler_file', 'built_in_handlers', 'check_rules', 'own_frames', 'default_example', 'check_ids',
-           'load_unpacked', 'check_unpacked', 'crash_report', 'next_step', 'in_torchserves_words', 'model_config',
-           'as_model', 'as_features', 'given_settings', 'archive', 'packed', 'reconfigured']
+__all__ = ['NOT_TRIED', 'IMAGE_SUFFIXES', 'MOST_EXAMPLES', 'MOST_IN_ONE', 'Stored', 'SECONDS_AN_IMAGE', 'OFFLINE',
+           'CONFIG_DEFAULTS', 'WORDS', 'Members', 'Mar', 'default_store', 'made_store', 'open_mar', 'copy_mar',
+           'check_name', 'check_handler_file', 'built_in_handlers', 'check_rules', 'own_frames', 'default_example',
+           'check_ids', 'load_unpacked', 'images_in', 'measure_handler', 'check_unpacked', 'crash_report', 'next_step',
+           'in_torchserves_words', 'model_config', 'as_model', 'as_features', 'given_settings', 'archive', 'packed',
+           'reconfigured']
 
 # %% ../nbs/05_archive.ipynb #limits
 MAX_RATIO = 200             # bytes unpacked for one of the archive; weights barely compress
@@ -100,8 +103,10 @@ def _read(z: zipfile.ZipFile, name: str, most: int) -> bytes:
 # %% ../nbs/05_archive.ipynb #mar
 _MANIFEST = "MAR-INF/MANIFEST.json"
 _EXAMPLE = "MAR-INF/example"     # content type, a line end, and the body of the request that the dry run made up
+_AGREEMENT = "MAR-INF/agreement.json"    # how far the plan of the handler's chain is from exact
 NOT_TRIED = "not tried: the handler reads requests in a way of its own; give --example, a request"
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Mar:
     "A model archive on disk"
     path: Path
@@ -112,6 +117,8 @@ class Mar:
 
     def __str__(self) -> str:
         return f"{self.path.name}: {self.name} version {self.version}, sha256 {self.digest[:12]}" + ("" if self.tried else f" ({NOT_TRIED})")
+
+    def __repr__(self) -> str: return "\n".join(filter(None, (str(self), self.plan)))
 
     def verify(self) -> Mar:
         "Itself, if the file still has its digest. Raises `ToolkitError` if not"
@@ -151,6 +158,21 @@ class Mar:
             kind, _, body = _read(z, _EXAMPLE, MAX_EXAMPLE + 100).partition(b"\n")
             return body, kind.decode()
 
+    @property
+    def agreement(self) -> Agreement | None:
+        "How far the fast plan of its chain was from exact when it was packed, and the plan that was chosen; None without a chain that decodes"
+        with open_zip(self.path) as z:
+            if _AGREEMENT not in z.namelist(): return None
+            agreement = Agreement(**json.loads(_read(z, _AGREEMENT, MAX_MANIFEST)))
+            if isinstance(agreement.verdict, str): return agreement      # of another shape it raises here
+
+    @property
+    def plan(self) -> str:
+        "One line: which plan of its chain it serves, and why; '' where that was not measured, or the file is gone"
+        try: agreement = self.agreement
+        except ToolkitError: return ""
+        return agreement.verdict if agreement else ""
+
     def move_to(self, store: Path) -> Mar:
         "Itself in another folder, the digest beside it; an archive of the same name there is replaced. Raise `ToolkitError` if the copy has another digest"
         store.mkdir(parents=True, exist_ok=True)
@@ -168,6 +190,12 @@ def default_store() -> Path:
     here = Path.cwd()
     root = next((p for p in (here, *here.parents) if any((p / m).exists() for m in ("settings.ini", "pyproject.toml", ".git"))), here)
     return root / "model_store"
+
+def made_store(store: Path) -> Path:
+    "The folder, made where it is not there. Raise `ToolkitError` where it cannot be"
+    try: store.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ToolkitError(f"no archive can be kept in {store}", found=e.strerror or str(e), do="give another folder: --store (in Python: store=...)") from None
+    return store
 
 # %% ../nbs/05_archive.ipynb #open-mar
 def _sidecar(path: Path) -> Path: return path.with_name(path.name + ".sha256")
@@ -239,10 +267,21 @@ def check_handler_file(path: str | Path) -> Path:
     if not path.is_file(): raise ToolkitError(f"no handler file at {path}", do=f"give a file, or a handler that TorchServe brings: {', '.join(sorted(built_in_handlers()))}")
     if path.stem == "zztoolkit": raise ToolkitError("a handler cannot be called zztoolkit", do="the handler's file would stand in for the package: rename it")
     if path.suffix != ".py" or not path.stem.isidentifier():
-        raise ToolkitError(f"{path.name} cannot be imported as a module", do="name it like a Python variable: quality_inspection.py")
+        raise ToolkitError(f"{path.name} cannot be imported as a module", do=_how_to_rename(path.stem))
     if (spec := _installed_module(path.stem)) and (not spec.origin or Path(spec.origin).resolve() != path.resolve()):
         raise ToolkitError(f"{path.name} has the name of an installed module", found=str(spec.origin), do="rename the handler file: TorchServe imports it by its bare name")
     return path
+
+def _how_to_rename(stem: str) -> str:
+    "Say which name can be imported, and how the model keeps the one it has"
+    name = re.sub(r"\W", "_", stem).lstrip("_") or "handler"
+    file = f"{'' if name[0].isalpha() else 'handler_'}{name}.py"
+    keeps = f"; the model can keep its name: zz archive {file} --name {stem}" if _is_name(stem) else ""
+    return f"rename it to {file}{keeps}"
+
+def _is_name(name: str) -> bool:
+    with suppress(ToolkitError): return bool(check_name(name))
+    return False
 
 def built_in_handlers() -> set[str]:
     "Names of the handlers that TorchServe brings, as torch-model-archiver takes them"
@@ -282,7 +321,7 @@ def default_example(handler: Any) -> tuple[bytes, str] | None:
     if not isinstance(handler, Handler) or type(handler).preprocess is not Handler.preprocess: return None
     if handler.chain: return to_body({"image": sample_photo(), "region": [0, 0, 400, 300]} if handler.chain.crops_per_request else sample_photo())
     if handler.features and handler.features.schema: return to_body(handler.features.schema.example())
-    if handler.session is None: return None
+    if handler.session is None or not handler.session.artifact.inputs: return None
     sizes = {d.name: d.opt for d in handler.session.artifact.dims}
     zeros = {s.name: np.zeros([sizes[n] if isinstance(n, str) else n for n in s.shape[1:]], s.dtype) for s in handler.session.artifact.inputs}
     return to_body(zeros if len(zeros) > 1 else next(iter(zeros.values())))
@@ -314,29 +353,146 @@ def load_unpacked(folder: str) -> Any: # ts.service.Service
         importlib.import_module(Path(manifest["handler"]).stem)     # its own error, before TorchServe's loader masks it
     return load_service(folder, manifest["modelName"], manifest["handler"])
 
+# %% ../nbs/05_archive.ipynb #examples
 _STR = "a str"      # in the place of a content type
+_BYTES = "application/octet-stream"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MOST_EXAMPLES = 200     # images of a folder that a plan is measured with
+MOST_IN_ONE = 16        # images of a list that may be one request
 
-def _example(handler: Any, file: str, kind: str, named: str) -> tuple[bytes, str]:
-    "The request for the dry run, as `Endpoint.predict` sends it; of a str the handler decides whether it is text or names a file"
-    body, images = Path(file).read_bytes(), takes_images(handler)
-    if kind != _STR: return body, kind
-    if named and images is not False: return to_body(Path(named))
-    if not images: return to_body(body.decode(), False)
-    raise InputError(f"no file at {body.decode()}, and this handler takes images")
+Stored = tuple[str, str]    # a request in a file: its content type, and the file's path
 
-def _probe(folder: str, report: str, example: str = "", kind: str = "", named: str = ""):
-    "Run in a fresh interpreter: load the handler of an unpacked archive as a worker does, and try one request"
+def images_in(folder: str | Path) -> list[Path]:
+    "Return the images of a folder by name; of more than `MOST_EXAMPLES`, every second, third, ... Raise `InputError` if there is none"
+    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not files: raise InputError(f"no images in {folder}; one ends in {', '.join(IMAGE_SUFFIXES)}")
+    return files[::-(-len(files) // MOST_EXAMPLES)]
+
+def _several(example: Any) -> list:
+    "Return the images of a folder or a list, [] for what is one request"
+    if isinstance(example, Path) and example.is_dir(): return images_in(example)
+    if not isinstance(example, (list, tuple)) or not all(map(_may_be_image, example)): return []
+    return [Path(x) if isinstance(x, str) else x for x in example]
+
+def _may_be_image(x: Any) -> bool:
+    if isinstance(x, str): return x.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(x)
+    if isinstance(x, dict): return "image" in x
+    return isinstance(x, (Path, bytes)) or type(x).__module__.startswith("PIL.") or getattr(x, "ndim", 0) == 3
+
+def _store_request(x: Any, file: Path) -> Stored:
+    "Write a request, as `Endpoint.predict` would send it; a file that is there already stays where it is"
+    if isinstance(x, Path) and x.suffix != ".json": return _BYTES, str(existing(x).resolve())
+    body, kind = (x.encode(), _STR) if isinstance(x, str) else to_body(x)
+    file.write_bytes(body)
+    return kind, str(file)
+
+def _store_examples(example: Any, folder: Path) -> dict:
+    "Write the example for the fresh process: as one request, and as several images where it may be that"
+    folder.mkdir()
+    images = _several(example)
+    stored: dict[str, Any] = {"images": [_store_request(x, folder / str(i)) for i, x in enumerate(images)], "whole": None, "named": ""}
+    if isinstance(example, str) and os.path.exists(example): stored["named"] = os.path.abspath(example)
+    if not images: return stored | {"whole": _store_request(example, folder / "whole")}
+    if isinstance(example, Path) or len(images) > MOST_IN_ONE: return stored
+    with suppress(TypeError): stored["whole"] = _store_request(example, folder / "whole")      # images in memory are no JSON
+    return stored
+
+def _read_request(kind: str, file: str) -> tuple[bytes, str]: return Path(file).read_bytes(), kind
+
+def _choose_examples(handler: Any, stored: dict) -> list[Stored]:
+    "Return the requests for the dry run. The handler decides whether a list is several images, and a str text or the name of a file or a folder"
+    images = takes_images(handler)
+    if images and stored["images"] and (not stored["whole"] or type(handler).preprocess is Handler.preprocess): return stored["images"]
+    if not stored["whole"]: raise InputError("several images are examples for a handler of images; give this one a request")
+    kind, file = stored["whole"]
+    if kind != _STR: return [(kind, file)]
+    named, text = stored["named"], Path(file).read_text()
+    if images and os.path.isdir(named): return [(_BYTES, str(p)) for p in images_in(named)]
+    if images is not False and os.path.isfile(named): return [("application/json" if named.endswith(".json") else _BYTES, named)]
+    if images: raise InputError(f"no file at {text}, and this handler takes images")
+    return [("application/json" if getattr(handler, "features", None) and _is_record(text) else TEXT, file)]
+
+def _is_record(text: str) -> bool:
+    "Whether a text is a JSON object, and so a record to a handler of features"
+    try: return isinstance(json.loads(text), dict)
+    except ValueError: return False
+
+def _is_missing_path(text: Any) -> bool:
+    "Whether a text looks like the name of a file, and there is none"
+    if not isinstance(text, str) or os.path.exists(text) or "://" in text: return False
+    if re.search(r"\s", text) or text.startswith(("{", "[", '"')): return False
+    return "/" in text or bool(re.search(r"\w\.[A-Za-z]\w{1,4}$", text))
+
+# %% ../nbs/05_archive.ipynb #plan
+def _chain_input(kind: str, body: bytes | Path) -> Any:
+    "Return what a chain gets of a request"
+    if kind != "application/json": return body
+    return json.loads(body.read_bytes() if isinstance(body, Path) else body)
+
+def measure_handler(handler: Handler, images: Sequence) -> Agreement | None:
+    """Compare the plan of a handler's chain with the exact one over images, and choose.
+
+    `exact=True`, of the chain or the configuration, leaves the measuring out; with `exact=False` the fast plan stays.
+    None for a chain that decodes nothing, and where a `preprocess` of its own leaves open what the chain gets.
+    """
+    chain, exact = handler.chain, handler.config.get("exact")
+    if chain is None: return None
+    if chain.exact: return without_measuring("given exact=True" if exact else "the chain says exact=True")
+    if not chain.decodes: return None
+    if type(handler).preprocess is not Handler.preprocess: images = [x for x in images if _accepts(chain, x)]
+    if not images: return None
+    try: chosen, measured = choose_plan(chain, images, _scorer(handler, images[0]), exact=exact)
+    except ToolkitError as e: raise InputError(f"{e.problem}: {e.found}") from None
+    handler.chain = chosen
+    rounded: dict[str, Any] = {k: round(v, 6) for k, v in asdict(measured).items() if isinstance(v, float)}
+    return replace(measured, **rounded)     # the last digits depend on the machine, and would change the archive's digest
+
+def _accepts(chain: Chain, image: Any) -> bool:
+    try: chain(image)
+    except Exception: return False      # also of the engineer's own functions in the chain
+    return True
+
+def _scorer(handler: Handler, image: Any) -> Callable | None:
+    "Return the handler's model as a function of what its chain gives; None if it takes something else"
+    assert handler.chain
+    model: Any = handler.session or partial(_own_scores, handler)
+    try: model(handler.chain(image)[None])
+    except Exception: return None
+    return model
+
+def _own_scores(handler: Handler, batch: Any) -> Any:
+    "Scores by an `inference` of the handler's own, without a session"
+    import numpy as np
+    scores = handler.inference(batch)
+    if hasattr(scores, "detach"): scores = scores.detach().cpu().numpy()
+    return scores if isinstance(scores, np.ndarray) else np.zeros(1)
+
+# %% ../nbs/05_archive.ipynb #try
+def _try_handler(folder: str, stored: dict | None, report: Path, found: dict[str, Any]):
+    "Load the handler of an unpacked archive as a worker does, try one request, and choose the plan of its chain"
+    service = load_unpacked(folder)
+    handler: Any = getattr(service._entry_point, "__self__", None)
+    if isinstance(handler, Handler): check_initialized(handler)
+    found["without chain"] = not getattr(handler, "chain", None)
+    if found["without chain"] and "exact" in (service.context.model_yaml_config or {}): return
+    requests = _choose_examples(handler, stored) if stored else []
+    found["text"] = bool(requests) and requests[0][0] == TEXT
+    chosen = _read_request(*requests[0]) if requests else default_example(handler)
+    if chosen is not None:
+        found["answer"] = _dry_run(service, *chosen)
+        if not requests: report.with_name("made-up").write_bytes(chosen[1].encode() + b"\n" + chosen[0])
+    if isinstance(handler, Handler):
+        images = [_chain_input(kind, Path(file)) for kind, file in requests]
+        if chosen is not None and not requests: images = [_chain_input(chosen[1], chosen[0])]
+        if agreement := measure_handler(handler, images): found["agreement"] = asdict(agreement)
+        if chosen is not None and agreement and agreement.exact and agreement.images: found["answer"] = _dry_run(service, *chosen)
+        check_ids(handler)
+    if chosen is not None: found["note"] = check_isolation(service, *chosen)
+
+def _probe(folder: str, report: str, examples: str = ""):
+    "Run in a fresh interpreter: try the handler of an unpacked archive, and report"
     found: dict[str, Any] = {}
-    try:
-        service = load_unpacked(folder)
-        handler: Any = getattr(service._entry_point, "__self__", None)
-        if isinstance(handler, Handler): check_initialized(handler)
-        chosen = _example(handler, example, kind, named) if example else default_example(handler)
-        if chosen is not None:
-            found["answer"] = _dry_run(service, *chosen)
-            if not example: Path(report).with_name("made-up").write_bytes(chosen[1].encode() + b"\n" + chosen[0])
-        if isinstance(handler, Handler): check_ids(handler)
-        if chosen is not None: found["note"] = check_isolation(service, *chosen)
+    try: _try_handler(folder, json.loads(Path(examples).read_text()) if examples else None, Path(report), found)
     except DependsOnNeighbours as e: found["neighbours"] = e.found
     except RequestError as e: found["refused"] = str(e)
     except ToolkitError as e: found["error"] = str(e)
@@ -496,26 +652,35 @@ def _alike_arrays(a: bytes, b: bytes, off: float) -> bool:
 # %% ../nbs/05_archive.ipynb #check-unpacked
 def check_unpacked(
     folder: Path,         # an unpacked archive
-    example: Any = None,  # a file to predict, or a value; default: a photograph or zeros, where the handler's input is known
+    example: Any = None,  # a file to predict, or a value; several images; default: a photograph or zeros, where the handler's input is known
     timeout: float = 300, # seconds
-) -> dict: # `answer` of the dry run, if there was one
+) -> dict: # `answer` of the dry run, if there was one, and `agreement` of a chain's plan
     "Load and try the handler in a fresh process. Raises `ToolkitError` with the engineer's own traceback"
     folder = folder.resolve()
-    report, body = folder.with_name("report.json"), folder.with_name("example")
+    report, examples = folder.with_name("report.json"), folder.with_name("examples.json")
     code = "import os, sys; from zztoolkit.archive import _probe; _probe(*sys.argv[1:]); os._exit(0)"     # whatever threads the handler has left
     args = [sys.executable, "-X", "faulthandler", "-c", code, str(folder), str(report)]
     if example is not None:
-        data, kind = (example.encode(), _STR) if isinstance(example, str) else to_body(example)
-        body.write_bytes(data)
-        args += [str(body), kind]
-        if isinstance(example, str) and os.path.isfile(example): args.append(os.path.abspath(example))
+        stored = _store_examples(example, folder.with_name("examples"))
+        examples.write_text(json.dumps(stored))
+        args.append(str(examples))
+        timeout += SECONDS_AN_IMAGE * (len(stored["images"]) or MOST_EXAMPLES * os.path.isdir(stored["named"]))
     code_of_exit, printed = _run_alone(args, folder, timeout)
     if not report.exists(): raise ToolkitError("the handler's process died", found=f"{ending(code_of_exit)}\n{crash_report(printed)}", do=next_step(printed))
     found = json.loads(report.read_text())
-    if "refused" in found: raise ToolkitError("the handler refuses the example", found=found["refused"], do="give another one (--example)")
-    if "error" in found: raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do=f"nothing was packed, and what is served still is; {next_step(found['error'])}")
-    if "neighbours" in found: _report_neighbours(found, _isolation(folder))
+    hint = f"there is no file {example}, so it was sent as text" if found.get("text") and _is_missing_path(example) else ""
+    if "refused" in found:
+        raise ToolkitError("the handler refuses the example", found=found["refused"], do="; ".join(filter(None, (hint, "give another one (--example)"))))
+    if "error" in found:
+        steps = (hint, "nothing was packed, and what is served still is", next_step(found["error"]))
+        raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do="; ".join(filter(None, steps)))
+    if found["without chain"] and _setting(folder, "exact") is not None:
+        raise ToolkitError("exact is for a handler with a chain", found="this handler has none", do="leave exact out, or set `chain` in the class")
+    if hint: warnings.warn(f"--example: {hint}", stacklevel=3)
+    if "neighbours" in found: _report_neighbours(found, _setting(folder, "isolation", "reject"))
     return found
+
+SECONDS_AN_IMAGE = 5     # more that the process may take for each example image
 
 _ISOLATE = """compute each row from its own request alone: with Batch.map, Batch.of(requests).map(f) calls f with one request, and one that fails leaves the batch;
   raise RequestError for a request that is wrong (a missing field: InputError) before requests become one table or array;
@@ -523,11 +688,13 @@ _ISOLATE = """compute each row from its own request alone: with Batch.map, Batch
   Nothing was packed, and what is served still is. With batchSize 1 no request has a neighbour. Where it is meant (dynamic quantization takes its scale
   from the batch), isolation="warn" in the configuration packs it with a warning"""
 
+OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")    # what the archive lacks is found at once, not after minutes of retries
+
 def _run_alone(args: Sequence[str], folder: Path, timeout: float) -> tuple[int, str]:
     "Run a process until it ends, and end what it has started; its exit code, and the errors that it printed. Raise `ToolkitError` after `timeout` seconds"
     with tempfile.TemporaryFile() as errors:        # no pipe: a child of the handler would hold it open
         process = subprocess.Popen(args, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
-                                   env=environment_without_secrets() | {"PYTHONDONTWRITEBYTECODE": "1"})
+                                   env=environment_without_secrets() | {"PYTHONDONTWRITEBYTECODE": "1", **OFFLINE})
         try: code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise ToolkitError("the handler did not answer in a fresh process", found=f"nothing after {timeout:.0f} s", do="look for a loop or a download in `initialize`") from None
@@ -543,17 +710,19 @@ def crash_report(printed: str) -> str:
     if not crash: return printed[-2000:]
     return before[-500:] + crash + after.partition("\nExtension modules:")[0][:3000]
 
-def _isolation(folder: Path) -> str:
-    "What the configuration says of answers that depend on their neighbours: reject, or warn"
+def _setting(folder: Path, key: str, default: Any = None) -> Any:
+    "Return a key of the configuration of an unpacked archive"
     import yaml
     file = folder / "model-config.yaml"
     config = yaml.safe_load(file.read_text()) if file.exists() else None
-    return (config or {}).get("isolation", "reject")
+    return (config or {}).get(key, default)
 
 def _report_neighbours(found: dict, isolation: str):
     problem = "a request's answer depends on the requests beside it in its batch"
     if isolation != "warn": raise DependsOnNeighbours(problem, found=found["neighbours"], do=_ISOLATE)
     found["note"] = f"{problem}:\n{found['neighbours']}"
+
+_NO_HUB = re.compile("OfflineModeIsEnabled|LocalEntryNotFound|offline mode|_OFFLINE|couldn't connect to|URLError|ConnectionError|gaierror")
 
 def next_step(error: str) -> str:
     "What mends an error of a handler's fresh process"
@@ -561,6 +730,7 @@ def next_step(error: str) -> str:
     last = error.rstrip().rpartition("\n")[2]
     if last.startswith("ModuleNotFoundError"): return "install that package here, or give a module of your own with the archive (--extra-file NAME.py)"
     if last.startswith("FileNotFoundError"): return "give the file with the archive (--extra-file) and open it in context.system_properties['model_dir']"
+    if _NO_HUB.search(error): return "nothing is downloaded while a handler is tried: give the file or the folder with the archive (--extra-file) and load it from context.system_properties['model_dir']"
     return "mend the handler and try again"
 
 # %% ../nbs/05_archive.ipynb #config
@@ -581,6 +751,7 @@ def model_config(batch: Dim | None, given: dict) -> dict:
     "model-config.yaml: the defaults and what the engineer gave, checked against the artifact's batch"
     config = CONFIG_DEFAULTS | given
     for key in CONFIG_DEFAULTS: check_whole(int(key != "maxBatchDelay"), **{key: config[key]})     # TorchServe would only log it
+    if not isinstance(config.get("exact", False), bool): raise ToolkitError("exact is True or False", found=repr(config["exact"])[:80])
     config["maxWorkers"] = max(config["maxWorkers"], config["minWorkers"])
     if batch and config["batchSize"] > batch.max:
         raise ToolkitError(f"batch size {config['batchSize']} is more than the artifact takes", found=f"compiled for {batch.min} to {batch.max}",
@@ -610,10 +781,17 @@ def _manifest(text: bytes, **model: str) -> bytes:
 
 def _members(z: zipfile.ZipFile) -> dict[str, Callable[[], bytes]]: return {n: partial(z.read, n) for n in z.namelist()}
 
-def _repack(made: Path, target: Path, example: Path):
-    "The same archive with the request that the dry run made up, if it did: equal inputs give equal bytes"
+def _repack(made: Path, target: Path, example: Path, more: Members = {}):
+    "The same archive with the request that the dry run made up, if it did, and `more`: equal inputs give equal bytes"
     kept = {_EXAMPLE: example.read_bytes} if example.exists() and example.stat().st_size <= MAX_EXAMPLE else {}
-    with zipfile.ZipFile(made) as old: _write(target, _members(old) | {_MANIFEST: lambda: _manifest(old.read(_MANIFEST))} | kept)
+    with zipfile.ZipFile(made) as old: _write(target, {**_members(old), _MANIFEST: lambda: _manifest(old.read(_MANIFEST)), **kept, **more})
+
+def _record_plan(agreement: Agreement, config: dict) -> dict[str, Callable[[], bytes]]:
+    "Return the members that say how a chain's plan agrees with exact, and serve the exact one if that was chosen here"
+    import yaml
+    members: dict[str, Callable[[], bytes]] = {_AGREEMENT: lambda: json.dumps(asdict(agreement), indent=1).encode()}
+    if not agreement.exact or not agreement.images: return members
+    return members | {"model-config.yaml": lambda: yaml.safe_dump(config | {"exact": True}, sort_keys=True).encode()}
 
 def _run_archiver(name: str, version: str, handler: Path | str, contents: Path, model_file: Path | None, out: Path):
     "torch-model-archiver with everything in `contents` as extra files"
@@ -657,7 +835,7 @@ def as_model(model: Any) -> tuple[Artifact | None, Path | None]:
     if (path / "artifact.json").exists(): return load_artifact(path), None
     if path.is_file(): return None, path
     raise ToolkitError("no model there", found=f"{model} is no folder of an artifact and no file" + (", nor a variable of the notebook" if isinstance(model, str) else ""),
-                       do="give an Artifact, its folder (artifact.path), or a model file (.pt)")
+                       do="give an Artifact, its folder (artifact.path), or a model file: TorchScript, torch.export's or ONNX (.pt, .pt2, .onnx)")
 
 def as_features(features: Any) -> Features | Path | None:
     "Fitted features, or the folder they were saved to. Raises `ToolkitError` for anything else"
@@ -677,24 +855,30 @@ def given_settings(given: Mapping | str | Path | None) -> dict:
 def archive(
     name: str,                              # of the model
     handler: str | Path,                    # file of the handler: a zztoolkit `Handler`, or any TorchServe handler; or the name of one that TorchServe brings
-    model: Any = None,                      # an `Artifact`, its folder, or the serialized file of a TorchServe handler
+    model: Any = None,                      # an `Artifact`, its folder, a TorchScript, torch.export or ONNX file, or what a TorchServe handler of yours loads
     version: str = "1.0",
     store: str | Path | None = None,        # folder the archive is put into; default: model_store of the project
     chain: Chain | None = None,             # preprocessing, for a handler whose class names none
     features: Any = None,                   # fitted `Features`, or the folder they were saved to, for a handler of records
     extra_files: Sequence[str | Path] = (), # files and folders the handler reads from its model folder
-    example: Any = None,                    # for the dry run: what `Endpoint.predict` takes (text, the path of a file, a record, ...)
+    example: Any = None,                    # for the dry run: what `Endpoint.predict` takes (text, the path of a file, a record, ...); a list or a folder of images measures the chain's plan on all of them
+    exact: bool | None = None,              # the plan of the chain: True as torchvision computes it, unmeasured; False fast, however far that is; None: fast where the examples agree
     settings: Mapping | str | Path | None = None,   # model-config.yaml, or its keys, such as a section `handler`; `config` goes before it
     **config: Any,                          # model-config.yaml: minWorkers, batchSize, maxBatchDelay (ms), threads, ...
 ) -> Mar:
-    "Check the handler as a worker would run it, pack it, and put it into the store. What stood there stays until it worked"
+    """Check the handler as a worker would run it, pack it, and put it into the store. What stood there stays until it worked.
+
+    The fast plan of a chain that decodes is compared with the exact one over the example images, or the sample photograph
+    if there are none, with the handler's model; `Mar.agreement` keeps the result. Beyond `PlanTolerance`, a warning says
+    so and the exact plan is served.
+    """
     check_name(name), check_name(version)
-    if isinstance(example, Path) and not example.is_file(): raise ToolkitError(f"no example at {example}", do="give a file, or what Endpoint.predict takes")
+    if isinstance(example, Path) and not example.exists(): raise ToolkitError(f"no example at {example}", do="give a file, a folder of images, or what Endpoint.predict takes")
+    if exact is not None: config["exact"] = exact
     source = str(handler) if str(handler) in built_in_handlers() else _checked(handler)
     artifact, model_file = as_model(model)
     whole_config = model_config(artifact.batch if artifact else None, given_settings(settings) | in_torchserves_words(config))
-    store = Path(store or default_store())
-    store.mkdir(parents=True, exist_ok=True)
+    store = made_store(Path(store or default_store()))
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as work:
         contents, made, final = Path(work, "contents"), Path(work, f"{name}.mar"), Path(work, "final.mar")
         _lay_out(contents, artifact, chain, as_features(features), extra_files, whole_config)
@@ -702,7 +886,10 @@ def archive(
         with zipfile.ZipFile(made) as z: z.extractall(Path(work, "unpacked"))
         found = check_unpacked(Path(work, "unpacked"), example)
         if found.get("note"): warnings.warn(f"{name}: {found['note']}", stacklevel=2)
-        _repack(made, final, Path(work, "made-up"))
+        agreement = Agreement(**found["agreement"]) if "agreement" in found else None
+        if agreement and agreement.exact and agreement.images:
+            warnings.warn(f"{name} {agreement.verdict}; exact=False keeps the fast one, and a larger reducing_gap of Decode brings that nearer", stacklevel=2)
+        _repack(made, final, Path(work, "made-up"), _record_plan(agreement, whole_config) if agreement else {})
         os.replace(final, made)
         return Mar(made, name, version, sha256(made), tried="answer" in found).move_to(store)
 
@@ -752,5 +939,6 @@ def _reconfigured(mar: Mar, store: Path, version: str | None, artifacts: Mapping
     with zipfile.ZipFile(mar.path) as old:
         members, file = _members(old), _model_in(old).get("configFile", "model-config.yaml")
         for name, a in artifacts.items(): members |= _of_folder(a.verify().path, f"{name}/")
+        if any(settings.get(k) != mar.config.get(k) for k in ("exact", "reducing_gap")): members.pop(_AGREEMENT, None)    # of another plan
         members |= {file: lambda: text, _MANIFEST: lambda: _manifest(old.read(_MANIFEST), modelVersion=version or mar.version, configFile=file)}
         return _stored(store, mar.name, version or mar.version, members)

@@ -73,6 +73,7 @@ class Plan:
 
     def decoder(self, photo: str | Path | bytes) -> str:
         "Say which decoder reads an image, and why: on CUDA that depends on its header"
+        if not isinstance(photo, bytes) and not Path(photo).is_file(): raise ToolkitError(f"no file at {photo}", found=f"looked from {Path.cwd()}", do="give the path of an image, or its bytes")
         body = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
         return explain_decoder(self.steps, body) if parse_device(self.device).is_cuda else "the CPU"
 
