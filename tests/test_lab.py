@@ -23,6 +23,8 @@ class Classify(Handler):
         return super().preprocess(requests)
     def postprocess(self, outputs): return [{"version": 1, "class": int(y.argmax())} for y in outputs]""", "%serve_panel"]
 
+FLAGS_OF = ["%load_ext zztoolkit\nfrom pathlib import Path\nartifact = Path('model.pt')", "%%serve goods --ba\nclass Goods: pass"]
+
 
 def without_outputs(notebook: Path, target: Path):
     "A copy whose cells were never run, so that what the browser shows was made now"
@@ -37,7 +39,8 @@ def lab(tmp_path_factory):
     home = tmp_path_factory.mktemp("lab")
     without_outputs(ROOT / "nbs" / "tutorials" / "quality_inspection.ipynb", home / "quality_inspection.ipynb")
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    (home / "panel.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in PANEL], metadata=kernel)))
+    for name, cells in (("panel", PANEL), ("flags", FLAGS_OF)):
+        (home / f"{name}.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=kernel)))
     settings = home / "settings" / "@jupyterlab"
     for plugin, value in SETTINGS.items():
         (settings / plugin).parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +117,28 @@ def test_tutorial_in_jupyterlab(lab, browser):
     endpoint.scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "jupyterlab.png")
     assert (PICTURES / "jupyterlab.png").stat().st_size > 20_000
+    page.close()
+
+@pytest.mark.browser
+def test_flags_complete_with_tab(lab, browser):
+    page = opened(browser, lab, "flags.ipynb")
+    page.locator(".jp-CodeCell .cm-content").first.click()
+    page.keyboard.press("Shift+Enter")
+    page.locator(".jp-InputPrompt", has_text="[1]").wait_for(timeout=60_000)
+    page.locator(".cm-line", has_text="%%serve").click()
+    page.keyboard.press("End")
+    page.keyboard.press("Tab")
+    page.locator(".jp-Completer-item", has_text="--batch-size").wait_for(timeout=20_000)
+    page.keyboard.press("Enter")
+    page.locator(".cm-line", has_text="--batch-size").wait_for(timeout=20_000)
+    page.keyboard.type(" 4 --")
+    page.keyboard.press("Tab")
+    page.locator(".jp-Completer-item", has_text="--max-batch-delay").wait_for(timeout=20_000)
+    page.screenshot(path=PICTURES / "flags.png")
+    page.keyboard.press("Escape")
+    page.keyboard.type("model ")
+    page.keyboard.press("Tab")
+    page.locator(".jp-Completer-item", has_text="artifact").wait_for(timeout=20_000)
     page.close()
 
 def drop(page, name: str, data: bytes):

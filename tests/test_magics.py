@@ -5,6 +5,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import zztoolkit
+from zztoolkit.archive import open_mar
 from zztoolkit.core import ToolkitError
 
 HEAD = """#| export
@@ -104,6 +105,41 @@ def test_an_edited_cell_replaces_what_it_was(notebook, photo):
     goods = notebook.run(cell(1, "return [{'version': answer} for y in outputs]"), "serve")
     assert goods.predict(photo) == {"version": 2}
 
+# A front end that sends no cell ids: plain IPython, and some editors
+
+def test_without_ids_an_edited_cell_replaces_what_it_was(notebook, photo):
+    notebook.run(HEAD)
+    notebook.run("#| export\nanswer = 1")
+    notebook.run("#| export\nimport math\nanswer = 2")
+    notebook.run("import math\nscratch = math.pi")       # takes no marked cell's place: its imports are no definitions of its own
+    cells = notebook.shell.magics_manager.registry["ServeMagics"].cells
+    assert cells.marked("goods") == [HEAD, "#| export\nimport math\nanswer = 2"]
+    notebook.run("from zztoolkit import Handler, vision as V\nbatch = 4")
+    goods = notebook.run(cell(1, "return [{'version': math.floor(answer)} for y in outputs]"))
+    assert goods.predict(photo) == {"version": 2}
+    with pytest.raises(ToolkitError, match="no model there"): notebook.run(cell(1).replace("--model artifact", "--model nowhere").replace("class Goods", "answer = 3\nclass Goods"))
+    assert "#| export\nimport math\nanswer = 2" in cells.marked("goods")      # a %%serve cell takes no other one's place
+
+def test_without_ids_both_versions_are_shown(notebook):
+    "Where an edited cell cannot be told from another one"
+    notebook.run(HEAD)
+    notebook.run("limit = 1\n")
+    notebook.run("#| export\nfloor = limit\nceiling = 2")
+    notebook.run("#| export\nfloor = 1")      # edited: `ceiling` is gone
+    old, new = notebook.shell.execution_count - 2, notebook.shell.execution_count - 1
+    with pytest.raises(ToolkitError) as e: notebook.run(cell(1, "return [floor for y in outputs]"))
+    assert "limit: defined in cell" in str(e.value) and f"it is not known whether [{new}] replaces [{old}]" in str(e.value)
+    assert f"[{old}] #| export\n  floor = limit\n  ceiling = 2\n  [{new}] #| export\n  floor = 1" in str(e.value)
+
+def test_without_ids_a_mark_that_went_is_told(notebook):
+    notebook.run(HEAD)
+    notebook.run("#| export\nthreshold = 0.5")
+    notebook.run("threshold = 0.7")         # the mark taken off, or a cell to try something?
+    with pytest.raises(ToolkitError) as e: notebook.run(cell(1, "return [threshold for y in outputs]"))
+    number = notebook.shell.execution_count - 2
+    assert f"threshold: defined in cell [{number}], which is not marked: threshold = 0.7" in str(e.value)
+    assert f"cell [{number - 1}], which was marked, defined it before: threshold = 0.5" in str(e.value)
+
 def test_arguments_that_cannot_be(notebook):
     notebook.run(HEAD, "head")
     for change, says in ((("goods", "no-name"), "not a name for a handler"), (("--batch-size 4", "--batch-size 64"), "batch size 64 is more"),
@@ -115,6 +151,22 @@ def test_arguments_that_cannot_be(notebook):
 def test_a_wrong_option_is_named_as_it_was_typed(notebook, option, says):
     with pytest.raises(Exception) as e: notebook.run(f"%%serve goods {option}\nclass Goods: pass")
     assert says in str(e.value) and "minWorkers" not in str(e.value)
+
+@pytest.mark.parametrize("line, says", [
+    ("%%serve goods --max-batch-delay 99999999999\nclass Goods: pass", "--max-batch-delay/-d: must be at most 1000000"),     # TorchServe would take 100 ms
+    ("%bench goods xs -c 4,0", "--concurrency/-c: must be a positive whole number, not 0"), ("%bench goods xs --rate 0", "--rate/-r: must be a number more than 0, not 0"),
+    ("%bench goods xs --seconds nan", "--seconds/-s: must be"), ("%bench goods xs --slo 50", "--slo: not a span of time: '50'; 50ms, or 1.5s"),
+    ("%bench goods xs --save nowhere/x.json", "--save: nowhere/x.json cannot be written"), ("%tune goods xs --save nowhere/x.json", "--save: nowhere/x.json cannot"),
+    ("%tune goods xs --trials 0", "--trials/-n: must be a positive whole number, not 0"), ("%tune goods xs --memory much", "--memory: not a size of memory: 'much'; 2GB"),
+    ("%tune goods xs -k workers=0", "--knob/-k: each value of workers must be a positive whole number: 0"), ("%tune goods xs -k delay=-1", "each value of delay must be a whole number"),
+    ("%serve_logs goods -n -3", "-n: must be a positive whole number, not -3")])
+def test_other_wrong_options_too(notebook, line, says):
+    with pytest.raises(Exception) as e: notebook.run(line)
+    assert says in str(e.value)
+
+def test_a_store_that_cannot_be_is_told_at_once(notebook, capsys):
+    with pytest.raises(ToolkitError, match="no archive can be kept in /proc/x"): notebook.run("%%serve shout --store /proc/x\n" + SHOUT)
+    assert not notebook.shell.magics_manager.registry["ServeMagics"].server.running
 
 def test_a_name_that_python_can_import_is_suggested(notebook):
     for name, like in (("tiny-model", "tiny_model"), ("3d", "_3d"), ("class", "class_"), ("v1.2", "v1_2")):
@@ -136,15 +188,41 @@ def test_a_sentence_is_an_example(notebook, tmp_path):
         (tmp_path / "record.json").write_text("{}")
         notebook.run(f"%%serve shout --store STORE --example {tmp_path}/record.json\n" + SHOUT)
 
+def test_the_same_notebook_is_no_obstacle(notebook, tmp_path, monkeypatch):
+    "Run again after its kernel was restarted, renamed, or by a program that tells no name"
+    from zztoolkit import magics
+    serve = "%%serve shout --store STORE --example hello\n" + SHOUT
+    (tmp_path / "mine.ipynb").write_text("{}")
+    monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "mine.ipynb"))
+    notebook.run(serve)
+    assert open_mar(notebook.store / "shout.mar").config["notebook"] == "mine.ipynb"
+    monkeypatch.setattr(magics, "_DIGESTS", {})      # as after a restart
+    module = tmp_path / "shout.py"
+    module.write_text("another handler")
+    assert magics.check_maker(notebook.store, module, "mine.ipynb") == ""
+    with pytest.raises(ToolkitError, match="store/shout.mar was made by mine.ipynb\nthis notebook is other.ipynb"): magics.check_maker(notebook.store, module, "other.ipynb")
+    assert magics.check_maker(notebook.store, module, "") == "store/shout.mar was made by mine.ipynb; it is replaced"
+    (tmp_path / "mine.ipynb").rename(tmp_path / "other.ipynb")
+    assert magics.check_maker(notebook.store, module, "other.ipynb") == "store/shout.mar was made by mine.ipynb; it is replaced"
+
 def test_an_interrupt_is_one_line(notebook, capsys):
     "Not the frames of the HTTP client; and the server goes on"
     slow = notebook.run("%%serve slow --store STORE\n" + SHOUT.replace("r.upper()", "(__import__('time').sleep(r), r)[1]").replace("Shout", "Slow"))
-    for call in ("slow.predict(4)", "slow.predict([4, 4])"):
+    for call in ("slow.predict(3)", "slow.predict([3, 3])"):
         threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
         capsys.readouterr()
         done = notebook.shell.run_cell(call)
         assert isinstance(done.error_in_exec, KeyboardInterrupt)
         assert capsys.readouterr().out.strip() == "KeyboardInterrupt: the prediction was interrupted; what is served still is"
+    assert slow.predict(0) == 0
+    notebook.run("from zztoolkit.bench import bench\nfrom zztoolkit.tune import tune\nfrom zztoolkit import serve_model")
+    for call, what in (("bench(slow, 0.01, 1)", "the measurement"), ("tune(slow, 0.01, 1, trials=1)", "tuning"), ("serve_model(Slow, store='STORE')", "serving")):
+        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        capsys.readouterr()
+        done = notebook.shell.run_cell(call.replace("STORE", str(notebook.store)))
+        assert isinstance(done.error_in_exec, KeyboardInterrupt), call
+        out, err = capsys.readouterr()
+        assert (out.strip(), err) == (f"KeyboardInterrupt: {what} was interrupted; what is served still is", ""), call
     assert slow.predict(0) == 0
 
 def test_serve_model_in_a_notebook(notebook, photo):

@@ -293,6 +293,13 @@ def test_a_str_names_a_file_for_a_model_of_images(classifier, photo):
     for wrong in ("a picture of a cat", ["a picture of a cat"]):
         with pytest.raises(ToolkitError, match="no file at a picture of a cat"): classifier.predict(wrong)
 
+def test_what_a_str_is_is_not_asked_with_each_request(classifier, photo, monkeypatch):
+    "A second of requests asks the management API once"
+    classifier.predict(str(photo))
+    asked = []
+    monkeypatch.setattr(classifier.server.management, "_send", lambda *args, **kw: asked.append(args))
+    assert classifier.predict(str(photo)) and not asked
+
 def test_a_new_version_says_again_what_a_str_is(serve_source, lite0, photo, tmp_path):
     "An endpoint outlives its model: text to the first version, a photograph to the second"
     endpoint = serve_source("changing", "from zztoolkit import Handler\n" + inspect.getsource(Echo), example="hello")

@@ -38,7 +38,7 @@ def test_tune_goes_on_applies_and_writes(server, waiting, tmp_path):
     said = []
     kw = dict(concurrency=4, slo="2s", folder=tmp_path / "tuning", knobs=KNOBS, sweep=(4,), seconds=1, patience=0)
     first = tune(endpoint, {}, trials=1, progress=said.append, **kw)
-    assert [dict(t.setting) for t in first.tried] == [first.space.default] and any("trial 1 of 1" in s and "p99" in s for s in said)
+    assert [dict(t.setting) for t in first.tried] == [first.space.default] and any("trial 1 of 1, up to 1 min more: " in s and "p99" in s for s in said)
     found = tune(endpoint, {}, trials=5, **kw)
     assert found.tried[0] == first.tried[0] and len(found.tried) == 3       # there are no more settings
     [failed] = [t for t in found.tried if t.outcome == "failed"]

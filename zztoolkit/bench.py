@@ -5,17 +5,17 @@
 # %% ../nbs/07_bench.ipynb #imports
 from __future__ import annotations
 
-import json, re, time
+import json, math, re, time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from .core import ToolkitError, figure, usable_cores
+from .core import ToolkitError, check_whole, figure, usable_cores
 from .load import Load, Plan, Sent, Target, check_grpc, closed, open_loop, payloads
 from .sampling import Sampler, Usage, busiest_jpeg_engine
-from .serve import Counted, Endpoint
+from .serve import Counted, Endpoint, one_line_interrupts
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
@@ -62,7 +62,7 @@ def window(sent: Sent, start: float, end: float) -> Window:
     return Window(end - start, len(ms) / (end - start), float(ms.mean()) if len(ms) else 0.0, p50, p90, p99, sum(part.errors.values()))
 
 def steady(windows: Sequence[Window], within: float = 0.1) -> bool:
-    "Do the last three agree in rate and mean latency?"
+    "Whether the last three agree in rate and mean latency"
     last = windows[-3:]
     near = lambda xs: max(xs) <= min(xs) * (1 + within)
     return len(last) == 3 and near([w.rate for w in last]) and near([w.mean for w in last])
@@ -159,7 +159,7 @@ def measure(
     progress: Callable[[str], None] = lambda line: None,
     started: Callable[[Load], None] = lambda load: None, # told the sender, once it runs
     target: Target | None = None,                        # where to send; an `Endpoint` knows
-    enough: Callable[[Sequence[Window]], bool] = lambda windows: False, # are the windows so far all that one needs to know?
+    enough: Callable[[Sequence[Window]], bool] = lambda windows: False, # whether the windows so far are all that one needs to know
 ) -> Level:
     "Hold one load until it is steady"
     with Load(target or target_of(cast(Endpoint, endpoint)), bodies, plan) as load, Sampler(endpoint.processes() | {"generator": [load.process.pid]}) as sampler:
@@ -233,7 +233,7 @@ def _generator_bound(level: Level) -> Verdict | None:
                    "press from another machine, or leave it a core: these figures are the sender's, not the server's")
 
 def _outside_bound(level: Level, setup: Setup) -> Verdict:
-    "The workers have room: what keeps requests from them?"
+    "Say what keeps requests from workers that have room"
     idle, mean = f"a worker holds a batch {level.held:.0%} of the time", level.total.mean or 1.0
     share = {k: v / mean for k, v in level.stages.items()}
     at_most = 1 / max(level.held, 0.05)
@@ -317,7 +317,7 @@ _CHEAPER = {"decode": "smaller photographs, a Resize right after Decode (chain.p
             "inference": "compile_model with precision int8 or bf16, a smaller model"}
 
 def _worker_bound(level: Level, setup: Setup) -> Verdict:
-    "The workers have no time left: in which stage, and what do they wait for?"
+    "Say in which stage workers without time left spend it, and what they wait for"
     times = {k: v for k, v in level.stages.items() if k not in OUTSIDE}
     stage = max(times, key=lambda k: times[k])
     share = times[stage] / sum(times.values())
@@ -333,7 +333,7 @@ def _worker_evidence(level: Level, setup: Setup, stage: str, share: float) -> tu
     return (*seen, _gpu_evidence(usage.busiest_gpu)) if usage.gpus else seen
 
 def _host_bound(level: Level, setup: Setup, stage: str, share: float, seen: tuple[str, ...]) -> Verdict:
-    "The GPU has room, or there is none: what does the longest stage need?"
+    "Say what the longest stage needs where the GPU has room, or there is none"
     free, workers = _free(level, setup), level.usage.cores.get("workers", 0)
     on_gpu = level.usage.most("gpu") >= _SPARSE
     faster = 1 / (1 - share / 2)
@@ -515,6 +515,7 @@ def _draw_course(b: Benchmark, ax: Any):
     ax.legend(loc="center right", frameon=False)
 
 # %% ../nbs/07_bench.ipynb #bench
+@one_line_interrupts("the measurement")
 def bench(
     endpoint: Endpoint,
     inputs: Any,                             # a folder, or one thing or a list of things that `predict` takes
@@ -529,7 +530,7 @@ def bench(
     started: Callable[[Load], None] = lambda load: None, # told each level's sender, once it runs
 ) -> Benchmark:
     "Press on an endpoint level by level, and say what bounds it. Raises `ToolkitError` if its payloads are not answered at all"
-    if seconds < 4: raise ToolkitError("a level needs time for three windows", found=f"{seconds:g} seconds", do="seconds=4, or more")
+    if not 4 <= seconds < math.inf: raise ToolkitError("a level needs time for three windows", found=f"{seconds:g} seconds", do="4 seconds, or more")
     if grpc: check_grpc()
     plans = _plans(concurrency, rate, poisson)
     objective, bodies = seconds_of(slo) if slo else 0.0, payloads(inputs)
@@ -545,8 +546,11 @@ def setup_of(endpoint: Endpoint, bodies: Sequence[tuple[bytes, str]]) -> Setup:
     return Setup(endpoint.name, len(d["workers"]), d["batchSize"], d["maxBatchDelay"], usable_cores(), len(bodies), round(sum(len(b) for b, _ in bodies) / len(bodies)))
 
 def _plans(concurrency: int | Sequence[int], rate: float | Sequence[float] | None, poisson: bool) -> list[Plan]:
-    if rate is not None: return [open_loop(r, poisson) for r in ([rate] if isinstance(rate, (int, float)) else rate)]
-    return [closed(c) for c in ([concurrency] if isinstance(concurrency, int) else concurrency)]
+    clients = [concurrency] if isinstance(concurrency, int) else concurrency
+    rates = [rate] if isinstance(rate, (int, float)) else rate or []
+    for c in clients: check_whole(concurrency=c)
+    if wrong := [r for r in rates if not 0 < r < math.inf]: raise ToolkitError("rate must be more than 0", found=repr(wrong[0]), do="requests due in a second: rate=50")
+    return [closed(c) for c in clients] if rate is None else [open_loop(r, poisson) for r in rates]
 
 # %% ../nbs/07_bench.ipynb #compare
 @dataclass(frozen=True)
@@ -572,7 +576,7 @@ class Comparison(tuple):
     def __repr__(self) -> str: return "\n".join(map(str, self))
 
 def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
-    "Are all of one side beyond all of the other, and their means more than 5 % apart?"
+    "Whether all of one side are beyond all of the other, and their means more than 5 % apart"
     mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
     return (max(a) < min(b) or max(b) < min(a)) and abs(mean_b - mean_a) > 0.05 * min(mean_a, mean_b)
 

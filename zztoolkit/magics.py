@@ -5,29 +5,35 @@
 # %% ../nbs/11_magics.ipynb #imports
 from __future__ import annotations
 
-import argparse, ast, functools, importlib.util, inspect, json, keyword, linecache, os, re, shlex, sys, tempfile, textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import argparse, ast, difflib, functools, glob, importlib.util, inspect, itertools, json, keyword, linecache, math, os, re, shlex, sys, tempfile, textwrap, zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
 from IPython.core.error import UsageError
 from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
-from .archive import NOT_TRIED, archive, as_model, check_handler_file, check_name, check_rules, default_store
-from .bench import Benchmark, bench, numbers_of
+from .archive import NOT_TRIED, archive, as_model, check_handler_file, check_name, check_rules, default_store, made_store, open_mar
+from .artifact import Artifact
+from .bench import Benchmark, bench, seconds_of
 from .core import Steps, ToolkitError, check_whole
+from .frame import Features
 from .panel import Panel, panel
 from .serve import Endpoint, LocalServer, deploy, next_version, one_line_interrupts, temporary_folder
-from .tune import Tuning, knob_of, tune
+from .tune import Tuning, knob_of, mebibytes_of, tune
 
 # %% auto #0
-__all__ = ['defined_names', 'without_magics', 'undefined_names', 'Cells', 'in_order_of_use', 'is_marked', 'directives',
-           'cells_on_disk', 'build_module', 'check_names', 'shared_server', 'snake_case', 'check_identifier',
-           'serve_model', 'parsed', 'at_least', 'file_or_text', 'serve_cell', 'ServeMagics', 'served_name', 'load']
+__all__ = ['MOST', 'defined_names', 'without_magics', 'undefined_names', 'is_new_version', 'may_be_version', 'Cells',
+           'in_order_of_use', 'is_marked', 'directives', 'cells_on_disk', 'build_module', 'check_names',
+           'tell_versions', 'notebook_file', 'recorded_name', 'check_maker', 'shared_server', 'snake_case',
+           'check_identifier', 'serve_model', 'parsed', 'at_least', 'positive', 'several', 'read_by', 'new_file',
+           'file_or_text', 'serve_cell', 'TypedLine', 'typed_line', 'flags_of', 'argument_at', 'variables', 'paths',
+           'ServeMagics', 'served_name', 'load']
 
 # %% ../nbs/11_magics.ipynb #names
 def defined_names(source: str) -> set[str]:
@@ -58,7 +64,7 @@ def _tree_of(source: str) -> ast.Module | None:
     except SyntaxError: return None
 
 def _is_magic(node: ast.stmt) -> bool:
-    "Is it what IPython makes of `%magic` or `!command`?"
+    "Whether IPython made it of `%magic` or `!command`"
     return isinstance(node, ast.Expr) and ast.unparse(node).startswith("get_ipython().")
 
 def undefined_names(source: str) -> list[str]:
@@ -68,26 +74,57 @@ def undefined_names(source: str) -> list[str]:
     undefined = [m for m in checker.Checker(tree).messages if isinstance(m, (messages.UndefinedName, messages.UndefinedLocal))]
     return list(dict.fromkeys(m.message_args[0] for m in sorted(undefined, key=lambda m: m.lineno)))
 
+# %% ../nbs/11_magics.ipynb #versions
+def is_new_version(source: str, old: str) -> bool:
+    "Whether a cell without an id replaces `old`: it defines every name that `old` did; a cell of imports replaces only such a cell"
+    if source == old or source.startswith("%%serve") != old.startswith("%%serve"): return False
+    new_names, old_names = defined_names(source), defined_names(old)
+    if not old_names or not old_names <= new_names: return False
+    if _own_names(old): return True
+    return not _own_names(source) and bool(directives(source) or not directives(old))
+
+def may_be_version(source: str, old: str) -> bool:
+    "Whether a cell could be `old`, edited: both define a name, or neither does and their texts are alike"
+    own, own_old = _own_names(source), _own_names(old)
+    if own and own_old: return bool(own & own_old)
+    if own or own_old or defined_names(source) or defined_names(old): return False
+    return difflib.SequenceMatcher(None, source, old).ratio() > 0.6
+
+def _own_names(source: str) -> set[str]:
+    "What a cell defines, its imports apart"
+    tree = _tree_of(without_magics(source))
+    body = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))] if tree else []
+    return {name for node in body for name in _bound(node)}
+
 # %% ../nbs/11_magics.ipynb #cells
 @dataclass
 class Cells:
     "Source of the cells run so far, by cell id where the frontend sends one"
     sources: dict[str, str] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)   # In [n] of the latest run
+    earlier: list[tuple[int, str]] = field(default_factory=list)    # numbers and sources of cells without ids that a later one replaced
 
     def ran(self, source: str, cell_id: str | None, number: int):
         "Remember a run; without ids, a cell that defines all that an earlier one did takes its place"
+        if not cell_id:
+            for key in [k for k, old in self._without_ids().items() if is_new_version(source, old)]:
+                self.earlier.append((self.numbers[key], self.sources[key]))
+                self.forget(key)
         key = cell_id or source
-        if not cell_id and (new := defined_names(source)):
-            for k in [k for k, s in self.sources.items() if k == s != source and (old := defined_names(s)) and old <= new]: self.forget(k)
         self.sources[key], self.numbers[key] = source, number
+
+    def _without_ids(self) -> dict[str, str]:
+        return {key: source for key, source in self.sources.items() if key == source}
 
     def forget(self, key: str): del self.sources[key], self.numbers[key]
 
     def marked(self, stem: str) -> list[str]:
         "Cells marked for export, or for the handler `stem`, in the order of their latest run as in the kernel; a `%%serve` cell is never one of them"
+        return in_order_of_use(self._marked(stem))
+
+    def _marked(self, stem: str) -> list[str]:
         latest = [self.sources[k] for k in sorted(self.sources, key=lambda k: self.numbers[k])]
-        return in_order_of_use([s for s in latest if is_marked(s, stem) and not s.startswith("%%serve")])
+        return [s for s in latest if is_marked(s, stem) and not s.startswith("%%serve")]
 
     def marked_for(self, source: str) -> str:
         "What the directives of a cell mark it for, in words"
@@ -97,6 +134,16 @@ class Cells:
     def defining(self, name: str) -> list[tuple[int, str]]:
         "Numbers and sources of the cells that define `name`, latest last"
         return sorted((self.numbers[k], s) for k, s in self.sources.items() if name in defined_names(s))
+
+    def earlier_marked(self, name: str, stem: str) -> list[tuple[int, str]]:
+        "Those of the replaced cells that defined `name` and were marked"
+        return [(n, s) for n, s in self.earlier if is_marked(s, stem) and name in defined_names(s)]
+
+    def versions(self, stem: str) -> list[tuple[tuple[int, str], tuple[int, str]]]:
+        "Pairs of marked cells without ids of which the later may be the earlier one, edited"
+        without_ids = [s for s in self._marked(stem) if s in self._without_ids()]
+        found = [(self.numbers[s], s) for s in without_ids]
+        return [(a, b) for a, b in itertools.combinations(found, 2) if may_be_version(b[1], a[1])]
 
 def in_order_of_use(sources: list[str]) -> list[str]:
     "The cells in their order, but one that uses a name waits for the cell that defines it (a cell may be inserted above, and run later)"
@@ -109,7 +156,7 @@ def in_order_of_use(sources: list[str]) -> list[str]:
     return done
 
 def is_marked(source: str, stem: str) -> bool:
-    "Does the cell begin with `#| export`, `#| exporti` or `#| handler <stem>`?"
+    "Whether the cell begins with `#| export`, `#| exporti` or `#| handler <stem>`"
     return any(d.split()[0] in ("export", "exporti", "exports") or d == f"handler {stem}" for d in directives(source))
 
 def directives(source: str) -> list[str]:
@@ -140,17 +187,31 @@ def build_module(marked: Iterable[str], body: str) -> str:
     rest = "\n\n".join("\n".join(l for l in c.splitlines() if not l.startswith("from __future__")) for c in cells)
     return "\n".join([*dict.fromkeys(future), rest]).strip("\n") + "\n"
 
-def check_names(source: str, cells: Cells):
+def check_names(source: str, cells: Cells, stem: str = ""):
     "Raise `ToolkitError` that names the cells to mark, if the module needs what only the notebook knows"
     missing = undefined_names(source)
     if not missing: return
-    told = []
-    for name in missing:
-        where = cells.defining(name)
-        if where: told.append(f"{name}: defined in cell [{where[-1][0]}], which {cells.marked_for(where[-1][1])}: {_defining_line(where[-1][1], name)}")
-        else: told.append(f"{name}: defined nowhere in this notebook")
-    raise ToolkitError("the handler uses names that the served module would not have", found="\n".join(told),
-                       do="put `#| export` (or `#| handler NAME`) on the first line of those cells and run them again" if any("marked" in t for t in told) else "define them, or mend the spelling")
+    told = [_where_defined(name, cells, stem) for name in missing]
+    do = "define them, or mend the spelling"
+    if any("marked" in t for t in told): do = "put `#| export` (or `#| handler NAME`) on the first line of those cells and run them again"
+    raise ToolkitError("the handler uses names that the served module would not have", found="\n".join(told), do=do)
+
+def _where_defined(name: str, cells: Cells, stem: str) -> str:
+    "Where the notebook defines a name, in words; of cells without ids, the marked version that was replaced too"
+    where = cells.defining(name)
+    if not where: told = f"{name}: defined nowhere in this notebook"
+    else: told = f"{name}: defined in cell [{where[-1][0]}], which {cells.marked_for(where[-1][1])}: {_defining_line(where[-1][1], name)}"
+    for number, source in cells.earlier_marked(name, stem)[-1:]:
+        told += f"\n  cell [{number}], which was marked, defined it before: {_defining_line(source, name)}"
+    return told
+
+def tell_versions(e: ToolkitError, cells: Cells, stem: str) -> ToolkitError:
+    "The error, with both versions of every marked cell of which it is not known whether it is another's new version"
+    told = [f"cells [{a}] and [{b}] are both in the module; without cell ids it is not known whether [{b}] replaces [{a}]:\n"
+            + textwrap.indent(f"[{a}] {old.strip()}\n[{b}] {new.strip()}", "  ") for (a, old), (b, new) in cells.versions(stem)]
+    if not told: return e
+    do = "if a later cell replaces an earlier one, restart the kernel and run the cells as they are now"
+    return ToolkitError(e.problem, "\n".join(filter(None, (e.found, *told))), "; ".join(filter(None, (e.do, do))))
 
 def _defining_line(source: str, name: str) -> str:
     "The line of the cell that binds `name`"
@@ -236,6 +297,51 @@ def _cells_of_others() -> list[str]:
     texts = ["".join(entry[2]) for file, entry in linecache.cache.items() if len(entry) > 2 and "marimo" in file]
     return in_order_of_use(list(dict.fromkeys(texts)))
 
+# %% ../nbs/11_magics.ipynb #maker
+_DIGESTS: dict[Path, str] = {}     # of the archives that this process has put into stores
+
+def notebook_file() -> Path | None:
+    "Path of the notebook that this kernel runs, where its frontend tells it: Jupyter's server and VS Code do"
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not shell: return None
+    told = str(shell.user_ns.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME") or "")
+    return Path.cwd() / told if told.endswith(".ipynb") else None
+
+def recorded_name(
+    notebook: Path | None,
+    store: Path, # that keeps its archives
+) -> str: # '' if the notebook is not known
+    "Name of a notebook in its archives: its path in the folder of the store, of one from elsewhere its file name only"
+    if not notebook: return ""
+    home = store.resolve().parent
+    with suppress(ValueError): return notebook.resolve().relative_to(home).as_posix()
+    return f"{_ELSEWHERE}{notebook.name}"
+
+_ELSEWHERE = "…/"
+
+def check_maker(
+    store: Path,
+    module: Path,   # of the handler that is served now, under its file's stem
+    notebook: str,  # that serves it, as archives record it
+) -> str: # what to tell before the archive is replaced; '' if there is nothing to tell
+    "Raise `ToolkitError` if the store's archive of this name was made by another notebook, which is still there"
+    path, shown = store / f"{module.stem}.mar", f"{store.name}/{module.stem}.mar"
+    if not path.is_file(): return ""
+    try: maker, digest, same = _maker_of(path, module)
+    except (ToolkitError, ValueError, OSError): return ""      # damaged, and replaced
+    if maker and maker == notebook or _DIGESTS.get(path.resolve()) == digest: return ""
+    if not maker: return "" if same or notebook else f"{shown} held another handler; it is replaced"
+    gone = not maker.startswith(_ELSEWHERE) and not (store.resolve().parent / maker).exists()
+    if gone or not notebook: return f"{shown} was made by {maker}; it is replaced"
+    raise ToolkitError(f"{shown} was made by {maker}", found=f"this notebook is {notebook}",
+                       do="serve under another name, keep it elsewhere with --store, or replace it with --replace (serve_model: replace=True)")
+
+def _maker_of(path: Path, module: Path) -> tuple[str, str, bool]:
+    "The notebook that an archive records, the archive's digest, and whether it holds this module"
+    mar = open_mar(path)
+    with zipfile.ZipFile(path) as z: same = module.name in z.namelist() and z.read(module.name) == module.read_bytes()
+    return str(mar.config.get("notebook", "")), mar.digest, same
+
 # %% ../nbs/11_magics.ipynb #serve-model
 @functools.cache
 def shared_server() -> LocalServer:
@@ -266,6 +372,8 @@ def serve_model(
     features: Any = None,            # fitted `Features`, or the folder they were saved to
     extra_files: Iterable[str | Path] = (), # that the handler reads from its model folder
     store: str | Path | None = None, # folder that keeps the archive; default: model_store of the project
+    exact: bool | None = None,       # plan the preprocessing without approximation, as torchvision computes it; default: as `archive` finds it
+    replace: bool = False,           # an archive of this name that another notebook made
     server: LocalServer | None = None, # default: the one of this process, which `%%serve` uses too
 ) -> Endpoint:
     """Check, pack, try and serve a handler, as `%%serve` does: for scripts, marimo, and editors that are blind inside magics.
@@ -277,13 +385,18 @@ def serve_model(
     if max_batch_delay is not None: check_whole(0, max_batch_delay=max_batch_delay)
     given = {"batchSize": batch_size, "maxBatchDelay": max_batch_delay, "minWorkers": workers, "maxWorkers": workers, "threads": threads}
     config = {k: v for k, v in given.items() if v is not None}
+    if exact is not None: config["exact"] = exact
     what = dict(example=example, features=features, extra_files=tuple(extra_files), **config)
     name = check_identifier(name or (snake_case(handler.__name__) if isinstance(handler, type) else Path(handler).stem))
     with one_line_interrupts("serving"), temporary_folder("zz-serve-") as work, Steps() as steps:
         steps("check")
         module = Path(work, f"{name}.py")
         module.write_text(_source_to_serve(handler))
-        return _serve_file(server or shared_server(), module, name, model, Path(store or default_store()), steps, what)
+        keep = made_store(Path(store or default_store()))
+        notebook = recorded_name(notebook_file(), keep)
+        if not replace and (remark := check_maker(keep, module, notebook)): steps(f"– {remark}")
+        if notebook: what["notebook"] = notebook
+        return _serve_file(server or shared_server(), module, name, model, keep, steps, what)
 
 def _source_to_serve(handler: type | str | Path) -> str:
     "The module of a handler"
@@ -308,7 +421,11 @@ def _serve_file(server: LocalServer, module: Path, name: str, model: Any, store:
     progress("try in a fresh process")
     mar = archive(name, module, artifact or model_file, next_version(server, name), module.parent / "store", **what)
     if not mar.tried: progress(f"– {NOT_TRIED}")
-    return deploy(server, mar, progress, serving=lambda: mar.move_to(store))
+    if mar.plan: progress(f"– {mar.plan}")
+    def keep():
+        mar.move_to(store)
+        _DIGESTS[(store / f"{name}.mar").resolve()] = mar.digest
+    return deploy(server, mar, progress, serving=keep)
 
 # %% ../nbs/11_magics.ipynb #options
 def parsed(magic: Any, line: str) -> argparse.Namespace:
@@ -317,14 +434,44 @@ def parsed(magic: Any, line: str) -> argparse.Namespace:
     try: return magic.parser.parse_args(shlex.split(line))
     except ValueError as e: raise UsageError(f"{e} in: {line}") from None
 
+MOST = 1_000_000     # of any number: TorchServe takes what is beyond its integers for its default
+
 def at_least(
     least: int, # 0 or 1
+    most: int = MOST,
 ) -> Callable[[str], int]:
     "The type of an option that is a whole number; argparse names the option, as it was typed, in its error"
     def whole(text: str) -> int:
-        if text.strip().isdigit() and int(text) >= least: return int(text)
-        raise argparse.ArgumentTypeError(f"must be a {'positive ' if least else ''}whole number, not {text}")
+        if not text.strip().isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a {'positive ' if least else ''}whole number, not {text or 'nothing'}")
+        if int(text) > most: raise argparse.ArgumentTypeError(f"must be at most {most}, not {text}")
+        return int(text)
     return whole
+
+def positive(text: str) -> float:
+    "The type of an option that is a number more than 0"
+    try: x = float(text)
+    except ValueError: x = 0.0
+    if 0 < x < math.inf: return x
+    raise argparse.ArgumentTypeError(f"must be a number more than 0, not {text or 'nothing'}")
+
+def several(one: Callable[[str], Any]) -> Callable[[str], list]:
+    "The type of an option that is one or more values with commas between them"
+    def values(text: str) -> list: return [one(part) for part in text.split(",")]
+    return values
+
+def read_by(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    "The type of an option that `read` makes of its text; what that raises is said of the option"
+    def value(text: str) -> Any:
+        try: return read(text)
+        except ToolkitError as e: raise argparse.ArgumentTypeError("; ".join(filter(None, (f"{e.problem}: {e.found}", e.do)))) from None
+    return value
+
+def new_file(text: str) -> Path:
+    "The type of an option that is a file to write: its folder is looked for at once, not after a long measurement"
+    path = Path(text)
+    if path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir(): return path
+    raise argparse.ArgumentTypeError(f"{path} cannot be written: it needs a folder that is there")
 
 def _from_notebook(namespace: dict, value: str | None) -> Any:
     "A variable of the notebook by its name, else the text itself (a path)"
@@ -350,11 +497,68 @@ def serve_cell(
     check_identifier(name)
     source = build_module(cells.marked(name), body)
     check_rules(source, f"the module of {name}")
-    check_names(source, cells)
+    try: check_names(source, cells, name)
+    except ToolkitError as e: raise tell_versions(e, cells, name) from None
     with temporary_folder("zz-serve-") as work:
         module = Path(work, f"{name}.py")
         module.write_text(source)
-        return serve_model(module, model, name=name, **given)
+        try: return serve_model(module, model, name=name, **given)
+        except ToolkitError as e: raise tell_versions(e, cells, name) from None
+
+# %% ../nbs/11_magics.ipynb #typed-line
+@dataclass(frozen=True)
+class TypedLine:
+    "A magic's line as far as the cursor"
+    magic: str
+    words: tuple[str, ...]  # after the magic's name, before the word at the cursor
+    word: str               # at the cursor, '' where one begins
+
+def typed_line(text: str) -> TypedLine | None:
+    "Split a line up to the cursor, its quotes kept; None for one that is no magic with a space after its name"
+    m = re.fullmatch(r"\s*(?:[\w.,\s]+=\s*)?%%?(\w+)(\s.*)", text)
+    if not m: return None
+    words = re.findall(r"""(?:[^\s'"]|'[^']*'?|"[^"]*"?)+""", m[2])
+    word = words.pop() if words and m[2].endswith(words[-1]) else ""
+    return TypedLine(m[1], tuple(words), word)
+
+def flags_of(parser: argparse.ArgumentParser, line: TypedLine) -> list[str]:
+    "Option names that begin with the word at the cursor; those that were typed already only if they may be repeated"
+    free = [a for a in parser._actions if isinstance(a, argparse._AppendAction) or not set(a.option_strings) & set(line.words)]
+    names = sorted(name for a in free for name in a.option_strings if name.startswith(line.word or "--"))
+    return sorted(names, key=lambda name: not name.startswith("--"))
+
+def argument_at(parser: argparse.ArgumentParser, line: TypedLine) -> argparse.Action | None:
+    "The argument whose value the word at the cursor is: an option's, or a positional one; None after the last of them"
+    positional, option = iter(parser._get_positional_actions()), None
+    for word in line.words:
+        if option: option = None
+        elif word in parser._option_string_actions: option = _with_value(parser._option_string_actions[word])
+        elif not word.startswith("-"): next(positional, None)
+    return option or next(positional, None)
+
+def _with_value(option: argparse.Action) -> argparse.Action | None: return None if option.nargs == 0 else option
+
+# %% ../nbs/11_magics.ipynb #suggestions
+def variables(namespace: Mapping[str, Any], fits: Callable[[Any], bool], hidden: Iterable[str] = ()) -> list[str]:
+    "Names of a notebook's variables whose values fit, in their order; those that begin with _ apart"
+    return [name for name, value in namespace.items() if not name.startswith("_") and name not in hidden and fits(value)]
+
+def paths(start: str, folders_only: bool = False) -> list[str]:
+    "Files and folders whose paths begin with `start`, quoted as a shell needs it, folders with a / at the end; hidden ones only where a . is typed"
+    found = sorted(glob.glob(glob.escape(start.lstrip("'\"")) + "*"))
+    named = [f"{p}/" if os.path.isdir(p) else p for p in found]
+    return [shlex.quote(p) for p in named if p.endswith("/") or not folders_only]
+
+def _is_model(value: Any) -> bool: return isinstance(value, (Artifact, Path))
+
+def _is_features(value: Any) -> bool: return isinstance(value, (Features, Path))
+
+def _is_payload(value: Any) -> bool:
+    "Whether `predict` may take the value: neither code, nor a thing of this toolkit"
+    return not callable(value) and not inspect.ismodule(value) and not isinstance(value, (Artifact, Features, Endpoint, Benchmark, Tuning))
+
+_VARIABLES = {"model": _is_model, "artifact": _is_model, "features": _is_features, "example": _is_payload, "inputs": _is_payload}
+_FILES, _FOLDERS = (*_VARIABLES, "extra_file", "save"), ("store", "folder")      # arguments that may be paths
 
 # %% ../nbs/11_magics.ipynb #magics-class
 @magics_class
@@ -385,6 +589,35 @@ class ServeMagics(Magics):
         if name not in have: raise ToolkitError(f"no model {name!r} is served", found=f"served: {', '.join(have)}")
         return self.server.endpoint(name)
 
+    @context_matcher(identifier="zztoolkit.magics")
+    def complete(self, context: CompletionContext) -> dict[str, Any]:
+        "What IPython suggests in a line of these magics: flags, served models, variables and files"
+        line = typed_line(context.text_until_cursor)
+        is_ours = line and any(line.magic in kind for kind in self.magics.values())
+        found = self._suggestions(line) if line and is_ours else []
+        done = [SimpleCompletion(text, type=kind) for text, kind in found]
+        return {"completions": done, "matched_fragment": line.word if line else context.token, "suppress": bool(done), "ordered": True}
+
+    def _suggestions(self, line: TypedLine) -> list[tuple[str, str]]:
+        "Texts and kinds of what may stand at the cursor"
+        parser = getattr(self, line.magic).parser
+        argument = argument_at(parser, line)
+        is_flag = line.word.startswith("-") and not (argument and argument.option_strings)
+        if is_flag or not argument: return [(flag, "option") for flag in flags_of(parser, line)]
+        return self._values(argument.dest, line.word)
+
+    def _values(self, argument: str, start: str) -> list[tuple[str, str]]:
+        fits, hidden = _VARIABLES.get(argument), self.shell.user_ns_hidden
+        names = self._served() if argument == "name" else variables(self.shell.user_ns, fits, hidden) if fits else []
+        kind = "model" if argument == "name" else "instance"
+        files = paths(start, argument in _FOLDERS) if argument in (*_FILES, *_FOLDERS) else []
+        return [(name, kind) for name in names if name.startswith(start)] + [(path, "path") for path in files]
+
+    def _served(self) -> list[str]:
+        with suppress(ToolkitError):
+            return self.server.management.models() if self.server.running else []
+        return []
+
     @magic_arguments()
     @argument("name", help="name of the model, and of the endpoint left in the notebook")
     @argument("--model", "-m", help="artifact (a variable of the notebook), its folder, or a model file")
@@ -396,6 +629,8 @@ class ServeMagics(Magics):
     @argument("--example", "-e", help="for the dry run: a variable of the notebook, a file, or text (default: a sample photograph, a record, or zeros)")
     @argument("--extra-file", "-x", action="append", default=[], help="file or folder the handler reads; may be repeated")
     @argument("--store", help="folder that keeps the archive (default: model_store of the project)")
+    @argument("--exact", action=argparse.BooleanOptionalAction, help="plan preprocessing without approximation, as torchvision computes it; --no-exact: the fast plan, however far it is (default: fast where the example images agree)")
+    @argument("--replace", action="store_true", help="replace an archive of this name that another notebook made")
     @cell_magic
     def serve(self, line: str, cell: str):
         "Run the cell, and serve the handler class in it on a local TorchServe"
@@ -407,7 +642,7 @@ class ServeMagics(Magics):
         cells = cells_on_disk(cell, Path.cwd()) if os.environ.get("IN_TEST") and not self.cells.marked(args.name) else None
         endpoint = serve_cell(args.name, cell, cells or self.cells, _from_notebook(user, args.model), batch_size=args.batch_size, max_batch_delay=args.max_batch_delay,
                               workers=args.workers, threads=args.threads, example=_example(user, args.example), features=_from_notebook(user, args.features),
-                              extra_files=args.extra_file, store=args.store, server=self.server)
+                              extra_files=args.extra_file, store=args.store, exact=args.exact, replace=args.replace, server=self.server)
         user[args.name] = endpoint
         return endpoint
 
@@ -424,7 +659,7 @@ class ServeMagics(Magics):
 
     @magic_arguments()
     @argument("name", nargs="?", help="model (default: the only one)")
-    @argument("-n", type=int, default=30, help="lines")
+    @argument("-n", type=at_least(1), default=30, help="lines")
     @line_magic
     def serve_logs(self, line: str):
         "The last lines that a model's workers have printed"
@@ -444,13 +679,13 @@ class ServeMagics(Magics):
     @magic_arguments()
     @argument("name", help="of a served model")
     @argument("inputs", help="what to send: a folder or a file, or a variable of the notebook (a payload, or a list of them)")
-    @argument("--concurrency", "-c", default="1,4,16", help="clients that send as soon as they have their answers, one level each (default 1,4,16)")
-    @argument("--rate", "-r", help="instead: requests due in a second, one level each, whatever the answers take")
+    @argument("--concurrency", "-c", type=several(at_least(1, 10_000)), default=[1, 4, 16], help="clients that send as soon as they have their answers, one level each (default 1,4,16)")
+    @argument("--rate", "-r", type=several(positive), help="instead: requests due in a second, one level each, whatever the answers take")
     @argument("--poisson", action="store_true", help="due at random times")
-    @argument("--slo", help="what 99 of 100 answers may take: 50ms")
-    @argument("--seconds", "-s", type=float, default=12, help="of a level, at most (default 12)")
+    @argument("--slo", type=read_by(seconds_of), help="what 99 of 100 answers may take: 50ms")
+    @argument("--seconds", "-s", type=positive, default=12, help="of a level, at most (default 12)")
     @argument("--grpc", action="store_true", help="over gRPC instead of HTTP")
-    @argument("--save", help="JSON file to keep the result in")
+    @argument("--save", type=new_file, help="JSON file to keep the result in")
     @line_magic
     def bench(self, line: str) -> Benchmark:
         "Press on a served model level by level: rates, latencies, who was busy, and what bounds it"
@@ -459,7 +694,7 @@ class ServeMagics(Magics):
         steps("press on it")
         endpoint, inputs = self._endpoint(args.name), _from_notebook(self.shell.user_ns, args.inputs)
         with one_line_interrupts("the measurement"):
-            found = bench(endpoint, inputs, numbers_of(args.concurrency), numbers_of(args.rate, float) if args.rate else None, args.poisson, args.slo, args.seconds, grpc=args.grpc, progress=steps.update)
+            found = bench(endpoint, inputs, args.concurrency, args.rate, args.poisson, args.slo, args.seconds, grpc=args.grpc, progress=steps.update)
         steps.done("measured")
         if args.save: found.save(args.save)
         display(found.show())
@@ -468,17 +703,17 @@ class ServeMagics(Magics):
     @magic_arguments()
     @argument("name", help="of a served model")
     @argument("inputs", help="what to send: a folder or a file, or a variable of the notebook (a payload, or a list of them)")
-    @argument("--concurrency", "-c", type=int, default=8, help="clients that send as soon as they have their answers (default 8)")
-    @argument("--slo", help="what 99 of 100 answers may take: 50ms")
-    @argument("--trials", "-n", type=int, default=20, help="settings to try, the present one among them (default 20)")
-    @argument("--memory", help="that workers and frontend may take: 2GB")
+    @argument("--concurrency", "-c", type=at_least(1, 10_000), default=8, help="clients that send as soon as they have their answers (default 8)")
+    @argument("--slo", type=read_by(seconds_of), help="what 99 of 100 answers may take: 50ms")
+    @argument("--trials", "-n", type=at_least(1), default=20, help="settings to try, the present one among them (default 20: up to 10 min; the progress line says how much is left)")
+    @argument("--memory", type=read_by(mebibytes_of), help="that workers and frontend may take: 2GB")
     @argument("--folder", help="keeps the trials: the same line goes on with a tuning that was ended")
-    @argument("--knob", "-k", action="append", default=[], help="key of model-config.yaml and its values: threads=1,2; may be repeated")
+    @argument("--knob", "-k", type=read_by(knob_of), action="append", default=[], help="key of model-config.yaml and its values: threads=1,2; may be repeated")
     @argument("--artifact", "-a", action="append", default=[], help="another artifact of the model to try (a variable of the notebook), or its folder; may be repeated")
-    @argument("--seconds", "-s", type=float, default=6, help="of a measurement, at most (default 6)")
+    @argument("--seconds", "-s", type=positive, default=6, help="of a measurement, at most (default 6)")
     @argument("--apply", action="store_true", help="put the best setting on the service, without a failed request")
     @argument("--store", help="with --apply: folder that keeps the archive (default: model_store of the project)")
-    @argument("--save", help="JSON file to keep the result in")
+    @argument("--save", type=new_file, help="JSON file to keep the result in")
     @line_magic
     def tune(self, line: str) -> Tuning:
         "Find the workers, threads, batches and engine with the highest rate within an objective; the service goes on meanwhile"
@@ -486,7 +721,7 @@ class ServeMagics(Magics):
         args, steps, user = parsed(self.tune, line), Steps(), self.shell.user_ns
         steps("try settings")
         endpoint = self._endpoint(args.name)
-        found = tune(endpoint, _from_notebook(user, args.inputs), args.concurrency, args.slo, args.trials, args.memory, args.folder, [knob_of(k) for k in args.knob],
+        found = tune(endpoint, _from_notebook(user, args.inputs), args.concurrency, args.slo, args.trials, args.memory, args.folder, args.knob,
                      [_from_notebook(user, a) for a in args.artifact], seconds=args.seconds, progress=steps.update)
         if args.save: found.save(args.save)
         if args.apply: found.apply(endpoint, args.store, steps)
@@ -518,3 +753,4 @@ def load(shell: Any):
     magics = ServeMagics(shell)
     shell.register_magics(magics)
     shell.events.register("pre_run_cell", magics.pre_run_cell)
+    shell.Completer.custom_matchers.append(magics.complete)

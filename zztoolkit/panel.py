@@ -710,7 +710,7 @@ class _Section:
         self.box = w.VBox([head, self.again.line, self.body, foot, self.actions.line])
 
     def look(self) -> bool:
-        "See how the server is, and show it; did anything change or happen?"
+        "See how the server is, and show it; True if anything changed or happened"
         was, self.view = self.view, self.watch.look()
         self._cards()
         self.note.value, self.line.value = note_html(self.view), server_html(self.view)
@@ -759,7 +759,7 @@ class Panel:
         self._looks = 0
 
     def look(self) -> bool:
-        "Look at every server once, and show it; did anything happen? Raises nothing: trouble is shown"
+        "Look at every server once, and show it; True if anything happened. Raises nothing: trouble is shown"
         happened = False
         try:
             self._find()

@@ -22,11 +22,12 @@ from .handler import STAGES, decode, existing, is_busy, requests_in, to_body
 if TYPE_CHECKING: import httpx, psutil
 
 # %% auto #0
-__all__ = ['NOT_DRAINED', 'Progress', 'Settings', 'free_ports', 'properties', 'server_environment', 'java_command', 'log_config',
-           'worker_script', 'exit_codes', 'lay_out', 'Tokens', 'NoTokens', 'Management', 'wait_idle', 'inherit_orphans',
-           'start_child', 'kill_orphans', 'end_java', 'supervise', 'tail', 'worker_log', 'printed_by', 'tracebacks',
-           'last_traceback', 'exit_words', 'why_worker_died', 'LocalServer', 'Counted', 'counted', 'next_version',
-           'deploy', 'RunningServer', 'running_servers', 'PredictionError', 'error_of', 'Endpoint']
+__all__ = ['NOT_DRAINED', 'Progress', 'DESCRIBED_FOR', 'Settings', 'free_ports', 'properties', 'server_environment',
+           'java_command', 'log_config', 'worker_script', 'exit_codes', 'lay_out', 'Tokens', 'NoTokens', 'Management',
+           'wait_idle', 'inherit_orphans', 'start_child', 'kill_orphans', 'end_java', 'supervise', 'tail', 'worker_log',
+           'printed_by', 'tracebacks', 'last_traceback', 'exit_words', 'why_worker_died', 'LocalServer', 'Counted',
+           'counted', 'next_version', 'deploy', 'RunningServer', 'running_servers', 'PredictionError', 'error_of',
+           'Endpoint']
 
 # %% ../nbs/06_serve.ipynb #settings
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _boot() -> str:
     except OSError: return socket.gethostname()
 
 def _claim() -> str:
-    return json.dumps({"pid": os.getpid(), "started": _started(os.getpid()), "namespace": _namespace(), "boot": _boot()}) + "\n"
+    return json.dumps({"pid": os.getpid(), "started": _started(os.getpid()), "namespace": _namespace(), "boot": _boot(), "host": socket.gethostname()}) + "\n"
 
 def claim(folder: Path):
     "Write into a folder that it is this process's, too"
@@ -168,17 +169,23 @@ def owners(folder: Path) -> list[dict[str, Any]]:
     with open(file) as f: return [json.loads(l) for l in f.read(1 << 16).splitlines()]
 
 def owner_alive(owner: dict[str, Any]) -> bool:
-    "Does this process still run?"
+    "Whether this process still runs"
     return _started(int(owner["pid"])) == owner["started"] > 0
 
-def _is_of_here(owner: dict[str, Any]) -> bool: return (owner["namespace"], owner["boot"]) == (_namespace(), _boot())
+def is_of_here(owner: dict[str, Any]) -> bool:
+    "Whether the owner's process id means here what it meant there"
+    return (owner["namespace"], owner["boot"]) == (_namespace(), _boot())
+
+def is_of_this_host(owner: dict[str, Any]) -> bool:
+    "Whether the owner ran on this machine: in this start of it, in whatever container, or in an earlier one under the same name"
+    return owner["boot"] == _boot() or owner.get("host") == socket.gethostname()
 
 def _is_left(folder: os.DirEntry) -> bool:
-    "Is it a folder of this user, whose owners are all known here and gone?"
+    "Whether it is a folder of this user, whose owners are all known here and gone"
     with suppress(OSError, ValueError, KeyError, TypeError):
         if not folder.is_dir(follow_symlinks=False) or folder.stat(follow_symlinks=False).st_uid != os.getuid(): return False
         known = owners(Path(folder.path))
-        return bool(known) and all(_is_of_here(o) and not owner_alive(o) for o in known)
+        return bool(known) and all(is_of_here(o) and not owner_alive(o) for o in known)
     return False
 
 def sweep():
@@ -277,16 +284,18 @@ class Management:
     def __init__(self,
         folder: Path,           # of the server
         url: str,
-        tokens: bool = True,    # does it ask for them?
+        tokens: bool = True,    # whether it asks for them
         timeout: float = 60,    # seconds of one answer
     ):
         self.url, self.tokens = url, (Tokens if tokens else NoTokens)(folder, url)
         self.http = _client(url, timeout=timeout)
+        self.changes = 0        # that were asked for here
 
     def ask(self, method: str, path: str, **params: Any) -> Any:
         "The JSON answer. Raises `ToolkitError` with TorchServe's own words"
         r = self._send(method, path, params)
         if _bad_token(r): r = self._send(method, path, params, again=True)
+        self.changes += method != "GET"
         if r.status_code < 300: return r.json()
         raise ToolkitError(f"TorchServe refused {method} {path}", found=f"{r.status_code}: {_message(r)}")
 
@@ -385,7 +394,7 @@ def _when_parent_ends(then: Callable[[], None]):
     then()
 
 def _drain(folder: Path, plan: dict) -> bool:
-    "Let nothing new in, and wait, within the drain timeout, until no model has work; did that happen?"
+    "Let nothing new in, and wait, within the drain timeout, until no model has work; True if that happened"
     management, end = Management(folder, plan["management"]), time.monotonic() + plan["drain_timeout"]
     management.tokens.bearer("inference")
     with suppress(ToolkitError): management.tokens.renew("inference")     # the key that callers have opens nothing now; what it has let in is finished
@@ -558,7 +567,7 @@ class LocalServer:
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
 
     def stop(self) -> bool:
-        "Let no new request in, wait up to `drain_timeout` for what is in flight, stop, and wait until everything is gone. Was everything finished?"
+        "Let no new request in, wait up to `drain_timeout` for what is in flight, stop, and wait until everything is gone. Return whether everything was finished"
         if os.getpid() != self._owner: return True     # a forked child: the server is its parent's
         self.stopping, code = True, 0
         if self.process and self.process.stdin:
@@ -821,11 +830,14 @@ def _of_many(e: Exception, i: int, n: int) -> Exception:
     if not isinstance(e, PredictionError): return e
     return PredictionError(e.status, e.kind, e.message, "\n".join(filter(None, (e.found, f"item {i} of a list of {n}"))), e.do or "return_exceptions=True gives every answer, and errors in their places")
 
+DESCRIBED_FOR = 1.0     # seconds in which another process may exchange the model, and a str is still sent as the one before takes it
+
 class Endpoint:
     "A model on a server: predict, look, stop"
     def __init__(self, server: LocalServer, name: str):
         self.server, self.name = server, name
         self._described: tuple[Any, dict] = (None, {})      # the workers that were asked, and what they said
+        self._fresh: tuple[Any, float] = (None, 0.0)        # the server and its changes when that was asked, and until when it is taken for true
 
     def predict(self,
         x: Any,                          # text, path, bytes, array, tensor or JSON value; a list of them, or a data frame, is sent at once
@@ -866,12 +878,15 @@ class Endpoint:
     def takes_images(self) -> bool | None:
         "Whether a request is an image, as the handler itself says; None if it does not say"
         self._check_running()
+        state, (then, until) = (self.server.management, self.server.management.changes), self._fresh
+        if state == then and time.monotonic() < until: return self._described[1].get("takes_images")
         with suppress(ToolkitError):
             now = self.info
             workers = (now["modelVersion"], tuple(_pids(now)))
             if self._described[0] != workers:
                 self._described = workers, {}         # also if the handler fails at the question: it is asked once
                 self._described = workers, self.server.management.described(self.name)
+            self._fresh = state, time.monotonic() + DESCRIBED_FOR
         return self._described[1].get("takes_images")
 
     def _check_running(self):

@@ -5,7 +5,7 @@
 # %% ../nbs/08_tune.ipynb #imports
 from __future__ import annotations
 
-import itertools, json, re, tempfile, time
+import itertools, json, math, re, tempfile, time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -20,19 +20,20 @@ from .bench import CROWD, OUTSIDE, Level, Window, load_record, measure, others, 
 from .core import ToolkitError, check_whole, figure, usable_cores
 from .handler import artifact_folder, worker_threads
 from .load import closed, payloads
-from .serve import Endpoint, LocalServer, deploy, next_version, temporary_folder
+from .serve import Endpoint, LocalServer, deploy, next_version, one_line_interrupts, temporary_folder
 
 if TYPE_CHECKING:
     import optuna
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['Setting', 'Knob', 'knob_of', 'Space', 'space_of', 'config_of', 'Tried', 'tried_of', 'best_of', 'Costs', 'costs_of',
-           'guess', 'first_settings', 'study_in', 'Search', 'Stand', 'wait_calm', 'needed', 'hopeless', 'Tuning',
-           'mebibytes_of', 'tune']
+__all__ = ['Setting', 'START', 'FINALISTS', 'Knob', 'knob_of', 'Space', 'space_of', 'config_of', 'Tried', 'tried_of', 'best_of',
+           'Costs', 'costs_of', 'guess', 'first_settings', 'study_in', 'Search', 'Stand', 'wait_calm', 'needed',
+           'hopeless', 'longest', 'minutes', 'Tuning', 'mebibytes_of', 'tune']
 
 # %% ../nbs/08_tune.ipynb #knobs
 Setting = dict[str, Any]    # values by key of model-config.yaml
+_LEAST = {"minWorkers": 1, "maxWorkers": 1, "threads": 1, "batchSize": 1, "maxBatchDelay": 0}
 _WORDS = {"minWorkers": "workers", "batchSize": "batch", "maxBatchDelay": "delay ms", "artifact": "engine"}
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ def knob_of(text: str) -> Knob:
     name, _, values = text.partition("=")
     name = next((key for key, words in _WORDS.items() if name in (words, words.removesuffix(" ms"))), name)
     if not re.fullmatch(r"\w+", name) or not values: raise ToolkitError("not a knob", found=repr(text), do="--knob threads=1,2, or a key that the handler reads: --knob reducing_gap=1.5,3")
-    return Knob(name, tuple(yaml.safe_load(v) for v in values.split(",")))
+    try: knob = Knob(name, tuple(yaml.safe_load(v) for v in values.split(",")))
+    except yaml.YAMLError: raise ToolkitError("not a knob", found=repr(text), do="values with commas between them: --knob threads=1,2") from None
+    if name in _LEAST:
+        for value in knob.values: check_whole(_LEAST[name], **{f"each value of {knob.words.removesuffix(' ms')}": value})
+    return knob
 
 @dataclass(frozen=True)
 class Space:
@@ -102,7 +107,7 @@ def space_of(
     slo: float = 0,                 # seconds; 0: none
     cores: int = 0,                 # default: those that may be used
     engines: Sequence[str] = (),    # folders of artifacts that the archive holds
-    gpu: bool = False,              # can the chain run on one?
+    gpu: bool = False,              # that the chain can run on
     knobs: Sequence[Knob] = (),     # more, or in the place of those of their name
 ) -> Space:
     "What is worth trying: no more workers than clients or twice the cores, no batch that the clients cannot fill, no wait that the objective forbids"
@@ -234,7 +239,7 @@ class Search:
         return [s for s in self.space.settings if s not in had and not any(self._as_large(s, t) for t in large)]
 
     def _as_large(self, s: Mapping[str, Any], t: Mapping[str, Any]) -> bool:
-        "Does it take no less memory than `t`: as many workers, as large a batch, and of all that has no order the same?"
+        "Whether it takes no less memory than `t`: as many workers, as large a batch, and of all that has no order the same"
         return all(s[k.name] >= t[k.name] if k.name in ("minWorkers", "batchSize") else k.ordered or s[k.name] == t[k.name] for k in self.space.knobs)
 
     def queue(self, s: Mapping[str, Any]):
@@ -326,7 +331,7 @@ def _reason(e: Exception) -> str:
     return "; ".join([e.problem, *e.found.splitlines()[-1:]])
 
 def wait_calm(patience: float) -> bool:
-    "Wait until as many cores are idle as may be used, at most so many seconds; did that happen?"
+    "Wait until as many cores are idle as may be used, at most so many seconds; True if that happened"
     import psutil
     end, cores = time.monotonic() + patience, psutil.cpu_count() or 1
     while time.monotonic() < end:
@@ -342,6 +347,23 @@ def hopeless(w: Window, best: float, slo: float) -> str:
     if not best: return ""
     if w.rate < 0.7 * best: return f"{w.rate:.0f}/s in a window, where the best has {best:.0f}/s"
     return f"half of its answers took {w.p50:.0f} ms or more" if slo and w.p50 > 1500 * slo else ""
+
+# %% ../nbs/08_tune.ipynb #how-long
+START, FINALISTS = 10, 4     # seconds that a setting takes to serve, at most; settings of the sweep: the best three and the default
+
+def longest(
+    trials: int,     # settings to try
+    loads: int,      # numbers of clients of the sweep
+    seconds: float,  # of a measurement, at most
+) -> float: # seconds
+    "Time that a tuning takes at most while other processes leave the cores alone"
+    one = min(1.5, seconds / 2) + seconds + 2      # the warm-up, and the processes that send and watch
+    sweep = FINALISTS * (START + loads * one) if trials > 1 else 0
+    return trials * (START + one) + sweep
+
+def minutes(seconds: float) -> str:
+    "A long time in words: whole minutes, rounded up"
+    return f"{max(1, math.ceil(seconds / 60))} min"
 
 # %% ../nbs/08_tune.ipynb #tuning
 @dataclass(frozen=True)
@@ -544,7 +566,7 @@ def _has_chain(mar: Mar) -> bool:
     with zipfile.ZipFile(mar.path) as z: return "chain.json" in z.namelist() or any(re.search(rb"\bchain\s*=", z.read(n)) for n in z.namelist() if n.endswith(".py"))
 
 def _gpu() -> bool:
-    "Can a chain run on one here?"
+    "Whether a chain can run on one here"
     from zztoolkit.cuda import check_cuda
     with suppress(ToolkitError):
         check_cuda()
@@ -579,6 +601,11 @@ def _digest(bodies: Sequence[tuple[bytes, str]]) -> str:
     for body, kind in bodies: h.update(f"{len(body)} {kind}\n".encode() + body)
     return h.hexdigest()[:12]
 
+def _is_interrupt(e: BaseException) -> bool:
+    "Whether it is an interrupt, or the error that one left: Optuna's, when it met the lock of its journal"
+    return isinstance(e, KeyboardInterrupt) or isinstance(e.__context__, KeyboardInterrupt)
+
+@one_line_interrupts("tuning")
 def tune(
     what: Endpoint | Mar | str | Path,       # a service, or an archive
     inputs: Any,                             # a folder, or one thing or a list of things that `predict` takes
@@ -594,8 +621,13 @@ def tune(
     patience: float = 5,                     # seconds that a measurement waits, at most, for other processes to leave the cores; 0: it is made once, whatever they do
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tuning:
-    "Find the setting with the highest rate that keeps the objective and the limit. The service itself is left as it is. Raises `ToolkitError`"
+    """Find the setting with the highest rate that keeps the objective and the limit. The service itself is left as it is. Raises `ToolkitError`
+
+    Takes up to about 10 minutes with the default 20 trials of 6 s (`longest` computes it), longer while other processes
+    take the cores; `progress` is told how much is left.
+    """
     check_whole(concurrency=concurrency, trials=trials)
+    if not 0 < seconds < math.inf: raise ToolkitError("seconds must be more than 0", found=repr(seconds))
     objective, limit, bodies = seconds_of(slo) if slo else 0.0, mebibytes_of(memory) if memory else 0.0, payloads(inputs)
     with temporary_folder("zz-tune-") as work:
         mar = what.archive(Path(work, "own")) if isinstance(what, Endpoint) else what.verify() if isinstance(what, Mar) else open_mar(what)
@@ -603,7 +635,8 @@ def tune(
         more = _more_artifacts(mar, artifacts)
         space = _space(mar, config, more, concurrency, objective, knobs)
         home = Path(folder or work)
-        home.mkdir(parents=True, exist_ok=True)
+        try: home.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise ToolkitError(f"no trials can be kept in {home}", found=e.strerror or str(e), do="give another folder") from None
         study = study_in(home)
         _claim(study, home, {"archive": mar.digest[:12], "inputs": _digest(bodies), "clients": concurrency, "slo": objective, "memory": limit, "seconds": seconds,
                              "knobs": {k.name: list(k.values) for k in space.knobs}, "cores": space.cores})
@@ -611,10 +644,12 @@ def tune(
         with ExitStack() as stack:
             stack.callback((server := LocalServer()).stop)
             stand = Stand(server, mar, bodies, concurrency, objective, seconds, Path(work, "trial"), more, patience)
-            run = _Run(search, stand, trials, progress)
-            try: run(_loads(concurrency) if sweep is None else sweep)
-            except KeyboardInterrupt:
-                if not search.tried: raise
+            loads = _loads(concurrency) if sweep is None else sweep
+            run = _Run(search, stand, trials, progress, len(loads))
+            try: run(loads)
+            except BaseException as e:
+                if not _is_interrupt(e): raise
+                if not search.tried: raise KeyboardInterrupt from None
         return Tuning(mar.name, mar.digest, space, concurrency, objective, limit, tuple(search.tried), tuple(run.swept), trials,
                       {name: str(a.path) for name, a in more.items()}, time.strftime("%Y-%m-%d %H:%M", time.gmtime()))
 
@@ -627,6 +662,7 @@ class _Run:
     stand: Stand
     trials: int
     progress: Callable[[str], None]
+    loads: int      # of the sweep
 
     @property
     def swept(self) -> list[Tried]: return [Tried(**t) for t in self.search.study.user_attrs.get("swept", [])]
@@ -645,7 +681,8 @@ class _Run:
 
     def _attempt(self, number: int, setting: Setting) -> Tried:
         best = self._best()
-        say = lambda line: self.progress(f"trial {number} of {self.trials}: {self.search.space.words(setting)}: {line}" + (f" · best {best:.0f}/s" if best else ""))
+        left = minutes(longest(min(self.trials, len(self.search.space.settings)) - number + 1, self.loads, self.stand.seconds))
+        say = lambda line: self.progress(f"trial {number} of {self.trials}, up to {left} more: {self.search.space.words(setting)}: {line}" + (f" · best {best:.0f}/s" if best else ""))
         say("starting")
         found = self.stand.attempt(setting, best, say)
         if number == 1 and found.outcome == "measured" and not found.rate:
