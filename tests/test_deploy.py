@@ -1,5 +1,5 @@
 "What `zz deploy` renders: fit for Kubernetes in every shape, refused where it is wrong, and every alert and panel asked of a real Prometheus."
-import copy, json, math, os, re, shutil, ssl, subprocess, sys, threading, time, zipfile
+import copy, json, math, os, re, shutil, ssl, subprocess, sys, threading, time
 from pathlib import Path
 
 import httpx, jsonschema, promql_parser, pytest, yaml
@@ -334,11 +334,18 @@ def test_check_asks_for_signatures(two_versions, tmp_path):
     sign(mar, new_key(tmp_path / "release")[0])
     assert found().ok and f"COPY {d.stored_name(mar)} {d.stored_name(mar)}.sha256 {d.stored_name(mar)}.sig /models/" in (tmp_path / "deploy" / "models.Dockerfile").read_text()
 
+def test_apply_asks_for_an_example_first(two_versions, tmp_path):
+    "helm's test would fail for want of a request, and the release before it come back"
+    (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
+    release = d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
+    with pytest.raises(ToolkitError, match="nothing to test counting with") as e: d.apply(release)
+    assert "--example NAME=FILE" in str(e.value) and "--no-test" in str(e.value)
+
 @pytest.mark.parametrize("before, back", [(True, True), (True, False), (False, False)])
 def test_apply_goes_back(before, back, two_versions, tmp_path, monkeypatch):
     "A prediction fails after the upgrade: the release before it serves again, and it is said; there is no cluster here, so it is the order of helm's commands that is looked at"
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
-    release = d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
+    release = d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml", examples={"counting": {"n": 1}})
     real, asked = d.helm, []
 
     def helm(*args: str) -> str:
@@ -368,16 +375,6 @@ def test_helm_test_predicts(classifier, server, lite0, tmp_path, photo):
     assert run(entry, "wrong-token-0000").returncode == 1
     assert "404" in run(entry | {"version": "9"}, token).stderr
     assert "--example" in run({k: v for k, v in entry.items() if k != "example"}, token).stderr
-
-def test_wheel_brings_the_chart(tmp_path):
-    "An installed package renders too: every file of the chart is in the wheel"
-    tree = tmp_path / "tree"
-    shutil.copytree(ROOT / "zztoolkit", tree / "zztoolkit", ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("settings.ini", "setup.py", "pyproject.toml", "README.md"): shutil.copy(ROOT / file, tree)
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", str(tree), "-w", str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as z: has = set(z.namelist())
-    assert {f"zztoolkit/chart/{p.relative_to(CHART)}" for p in CHART.rglob("*") if p.is_file() and "__pycache__" not in p.parts} <= has
 
 
 def rules_of(objects: list[dict], folder: Path) -> tuple[Path, dict]:

@@ -18,7 +18,7 @@ from zztoolkit.compile import compile_model
 from zztoolkit.feature_ops import OPERATIONS
 from zztoolkit.core import Batch, InputError, ToolkitError, row_list
 from zztoolkit.gpu_frame import gpu_door
-from zztoolkit.handler import Handler, encode
+from zztoolkit.handler import Handler, encode, to_body
 from zztoolkit.schema import Field, Schema, keep_good
 from zztoolkit.serve import deploy
 
@@ -449,3 +449,11 @@ def test_every_operation_is_the_same_on_cudf(fitted):
         assert torch.allclose(x.cpu(), torch.as_tensor(host.arrays[name]), rtol=1e-5, atol=1e-6), name
     bad = df[:6].assign(stock=[1, 2, 3, 4, 5, 6], price=[1., np.inf, np.nan, 2., 3., 4.])
     assert {i: str(e) for i, e in fitted.table(cudf.from_pandas(bad[fitted.reads])).errors.items()} == {i: str(e) for i, e in fitted.table(bad).errors.items()}
+
+def test_a_row_of_a_frame_is_a_request():
+    "A series by its names, a column as a list; an array of objects is rejected with what to do"
+    table = pd.DataFrame({"price": [1.5, 2], "seller": ["a", None]})
+    assert [to_body(x)[0] for x in (table.iloc[1], table["price"], table.iloc[0])] == [b'{"price": 2.0, "seller": null}', b"[1.5, 2.0]", b'{"price": 1.5, "seller": "a"}']
+    assert to_body(pd.Series([1, 2], index=[7, 8]))[0] == b"[1, 2]"
+    with pytest.raises(ToolkitError, match="array of Python objects") as e: to_body(table.to_numpy())
+    assert "dtype object" in e.value.found and "tolist" in e.value.do

@@ -11,6 +11,7 @@ from zztoolkit.archive import archive
 from zztoolkit.compile import compile_model
 from zztoolkit.core import ToolkitError
 from zztoolkit.frame import Categorify, DateParts, Features, FillMissing, ListPad, Normalize
+from zztoolkit.sources import open_source, read_chunk
 
 N, CHUNK = 40_000, 1_000
 RUN = {"key": "id", "chunk": CHUNK}
@@ -348,3 +349,13 @@ def test_a_column_of_a_table(shout, tmp_path, file):
     assert why.id.tolist() == ["r1"] and why.reason.tolist() == ["column review: empty"]
     with pytest.raises(ToolkitError, match="source column: it was review, it is id"): offline.run(shout, tmp_path / file, tmp_path / "sink", column="id", key="id", processes=1)
     with pytest.raises(ToolkitError, match="no column text in reviews"): offline.run(shout, tmp_path / file, tmp_path / "other", column="text")
+
+@pytest.mark.parametrize("name, text, rows", [("goods.csv", 'id,"name"\n1,a\n', [{"id": 1, "name": "a"}]), ("words.txt", "first\nsecond\n", ["first", "second"])])
+def test_a_byte_order_mark_is_no_text(name, text, rows, tmp_path):
+    "As Windows' programs write it before UTF-8; UTF-16 is named"
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / name).write_text(text, encoding)
+        source = open_source(tmp_path / name, chunk=1)
+        assert [x for k in range(source.chunks) for x in read_chunk(source.kind, source.place(k), k).bodies(0, 1)] == rows
+    (tmp_path / name).write_text(text, "utf-16")
+    with pytest.raises(ToolkitError, match=f"{name} is UTF-16"): open_source(tmp_path / name)

@@ -1,5 +1,5 @@
 "A pod's life: nothing unchecked is loaded, who may come in, and how it ends."
-import json, os, re, shutil, socket, subprocess, sys, tempfile, time, zipfile
+import json, os, re, shutil, socket, subprocess, sys, tempfile, threading, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,8 +7,9 @@ import psutil, pytest
 
 from conftest import missing
 from pods import ECHO, Pod, echo, wait_until
-from zztoolkit.core import sha256
+from zztoolkit.core import ToolkitError, sha256
 from zztoolkit.image import dockerfile, entrypoint
+from zztoolkit.run import _own_folder, _work_folder
 from zztoolkit.serve import OWNER, error_of, free_ports, own_folder, sweep
 from zztoolkit.signing import new_key, sign
 from zztoolkit.vision import sample_photo
@@ -52,6 +53,34 @@ def test_no_process_keeps_the_environment_of_the_start(guarded):
     names = guarded.predict({"who": True}, OLD).json()["names"]
     assert "SHOP_LIMIT" in names and not {"SHOP_DB", "MY_API_KEY", "ZZ_ENV"} & {*names}
 
+def test_the_names_of_forgotten_variables_are_logged(guarded):
+    "In one line, without a value: so that a handler that lacks one is understood"
+    line, = [l for l in guarded.said().splitlines() if "environment variables" in l]
+    assert {"MY_API_KEY", "SHOP_DB"} <= {*line.split()} and "SHOP_LIMIT" not in line and "hush" not in guarded.said()
+
+def test_no_handler_reaches_the_admin_socket_of_the_front(guarded):
+    "A handler runs as the same user: whatever has an address would let it in"
+    [haproxy] = [p for p in guarded.family() if p.name() == "haproxy"]
+    assert not [c.laddr for c in haproxy.net_connections("unix") if c.laddr]
+    assert not [p for p in guarded.work.rglob("*") if p.is_socket() and "haproxy" in ask_info(p)]
+
+def ask_info(path: Path) -> str:
+    "What a socket answers to haproxy's `show info`"
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(1)
+        try:
+            s.connect(str(path))
+            s.sendall(b"show info\n")
+            return s.recv(1 << 16).decode(errors="replace").lower()
+        except OSError: return ""
+
+def test_errors_of_the_probes_are_json(guarded):
+    "Whatever the client has sent is quoted"
+    with socket.create_connection(("127.0.0.1", guarded.ports[4]), 5) as s:
+        s.sendall(b'BR"EW / HTTP/1.0\r\n\r\n')
+        head, _, body = b"".join(iter(lambda: s.recv(1 << 16), b"")).partition(b"\r\n\r\n")
+    assert b" 501 " in head and json.loads(body)["code"] == 501 and 'BR"EW' in json.loads(body)["message"]
+
 def test_the_first_process_of_an_image_is_started_clean(tmp_path):
     "tini keeps what it was started with for as long as the pod lives"
     assert json.loads(re.search(r"^ENTRYPOINT (.*)$", dockerfile(), re.M)[1]) == ["/bin/sh", "/opt/zztoolkit/entrypoint.sh"]
@@ -62,6 +91,7 @@ def test_the_first_process_of_an_image_is_started_clean(tmp_path):
     done = subprocess.run(["/bin/sh", script, "--models", "a b"], env=given, capture_output=True, text=True, check=True)
     args, names = json.loads(done.stdout)
     assert args == ["--models", "a b"] and {*given} - {*names} == {"SHOP_DB"}
+    assert "SHOP_DB" in done.stderr and "SHOP_LIMIT" not in done.stderr and "hush" not in done.stderr
 
 def test_a_front_that_hangs_is_noticed(guarded):
     [haproxy] = [p for p in guarded.family() if p.name() == "haproxy"]
@@ -209,8 +239,8 @@ MAKE = "import sys, time; from zztoolkit.serve import own_folder; print(own_fold
 def made_by_another(prefix: str, tmp: Path) -> tuple[subprocess.Popen, Path]:
     "A process that has made itself a folder in `tmp`"
     other = subprocess.Popen([sys.executable, "-c", MAKE, prefix], stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp)})
-    assert other.stdout
-    return other, Path(other.stdout.readline().strip())
+    assert other.stdout and (said := other.stdout.readline().strip()), "it has made none"      # an empty path is this folder
+    return other, Path(said)
 
 def test_what_a_killed_process_has_left_is_swept(tmp_path, monkeypatch):
     "And nothing else: not a living one's, not another user's, nothing behind a link, nothing that does not say whose it is"
@@ -253,6 +283,33 @@ def test_two_pods_do_not_share_a_work_folder(guarded, store, tmp_path):
     "The second says whose it is, and takes nothing from the first"
     said = refusal(store, tmp_path, "--work", guarded.work)
     assert f"process {guarded.process.pid}" in said and guarded.predict({"x": 1}, OLD).status_code == 200
+
+def test_of_starts_at_once_one_has_the_work_folder(tmp_path):
+    "And the others say so, whichever was first"
+    together = threading.Barrier(8)
+    def begin(_) -> bool:
+        together.wait()
+        try:
+            with _own_folder(tmp_path / "work"):
+                time.sleep(0.3)
+                return True
+        except ToolkitError as e: return "is in use" not in str(e)
+    with ThreadPoolExecutor(8) as pool: assert sum(pool.map(begin, range(8))) == 1
+    with _own_folder(tmp_path / "work"): pass      # free again
+
+def test_a_work_folder_of_another_machine_is_left_alone(tmp_path):
+    "On a volume that machines share; what an earlier container or an earlier start of this machine left is not"
+    left = tmp_path / "server"
+    def begin(**claim) -> bool:
+        shutil.rmtree(left, ignore_errors=True)
+        with _work_folder(tmp_path): said = json.loads((left / OWNER).read_text())
+        (left / OWNER).write_text(json.dumps(said | claim) + "\n")
+        (left / "left").touch()
+        with _work_folder(tmp_path): return (left / "left").exists()
+    gone = psutil.pids()[-1] + 10_000
+    assert not begin(pid=gone) and not begin(namespace="pid:[1]") and not begin(boot="before")
+    with pytest.raises(ToolkitError, match="belongs to another machine\n.*of node-7"): begin(boot="another", host="node-7")
+    assert (left / "left").exists()
 
 def test_tampered_archives_are_refused(store, tmp_path):
     "With the digest left, with the digest changed too, and with a stranger's signature"

@@ -52,7 +52,7 @@ def settle(
     return pa.schema(fields, metadata={"zztoolkit": "record" if record else "value"})
 
 def _within(a: Any, b: Any) -> bool:
-    "Can every value of Arrow type `a` be held by `b` without loss?"
+    "Whether every value of Arrow type `a` is held by `b` without loss"
     import pyarrow as pa
     if a == b or pa.types.is_null(a): return True
     if pa.types.is_integer(a): return pa.types.is_float64(b)

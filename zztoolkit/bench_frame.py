@@ -5,13 +5,13 @@
 # %% ../nbs/16_bench_frame.ipynb #imports
 from __future__ import annotations
 
-import argparse, ctypes, importlib.util, json, os, statistics, sys, time, warnings
+import argparse, ctypes, importlib.util, json, os, statistics, sys, time, traceback, warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .core import installed
+from .core import ToolkitError, ending, installed
 from .demo import movielens
 from .frame import Bucketize, Categorify, DateParts, Features, FillMissing, LogOp, MinMax, Normalize, TargetEncoding
 
@@ -165,21 +165,32 @@ def _status(key: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
 
 def peak_memory(run: Side, df: pd.DataFrame) -> float:
-    "MiB that one call adds to a process that has nothing else to do, at its peak; Linux only, else NaN"
+    "MiB that one call adds to a process that has nothing else to do, at its peak; Linux only, else NaN. Raise `ToolkitError` if the call fails"
     if not sys.platform.startswith("linux"): return float("nan")
     read, write = os.pipe()
-    if not (child := os.fork()):
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")          # the peak counts from now
-            before = _status("VmRSS")
-            run(df)
-            os.write(write, str(_status("VmHWM") - before).encode())
-        finally: os._exit(0)
+    if not (child := os.fork()): _report_peak(write, run, df)
     os.close(write)
     with os.fdopen(read) as f: told = f.read()
-    os.waitpid(child, 0)
-    return float(told or "nan")
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code: raise ToolkitError("memory cannot be measured: the call failed", found=f"{told}\n{ending(code)}")
+    return float(told)
+
+def _report_peak(write: int, run: Side, df: pd.DataFrame) -> NoReturn:
+    "In a child: write what `run` adds, or its traceback, and end without what the parent would do at its end"
+    code = 1
+    try:
+        told = str(_added_peak(run, df))
+        code = 0
+    except BaseException: told = traceback.format_exc()
+    os.write(write, told.encode()[-4000:])
+    os._exit(code)
+
+def _added_peak(run: Side, df: pd.DataFrame) -> float:
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")          # the peak counts from now
+    before = _status("VmRSS")
+    run(df)
+    return _status("VmHWM") - before
 
 def _versions() -> str: return ", ".join(f"{d} {v}" for d in ("pandas", "numpy", "scikit-learn", "feature-engine") if (v := installed(d)))
 

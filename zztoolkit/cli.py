@@ -171,16 +171,17 @@ def archive(
     batch_size: Annotated[Optional[int], typer.Option("--batch-size", "-b", min=1, help="[default: 1]")] = None,
     max_batch_delay: Annotated[Optional[int], typer.Option("--max-batch-delay", "-d", min=0, help="milliseconds [default: 10]")] = None,
     workers: Annotated[Optional[int], typer.Option("--workers", "-w", min=1, help="[default: 1]")] = None,
-    example: Annotated[Optional[str], typer.Option("--example", "-e", help="for the dry run: a file, or text")] = None,
+    example: Annotated[Optional[str], typer.Option("--example", "-e", help="for the dry run: a file, a folder of images, or text (JSON, for a handler of records)")] = None,
+    exact: Annotated[Optional[bool], typer.Option("--exact/--no-exact", help="preprocess as torchvision does, or fast in any case [default: fast where the example images agree]")] = None,
     extra_file: Annotated[Optional[list[Path]], typer.Option("--extra-file", "-x", help="file or folder the handler reads; may be repeated")] = None,
     config: Annotated[Optional[Path], typer.Option("--config", "-c", help="a model-config.yaml of your own, such as one with a section `handler`; the options here go before it")] = None,
 ):
     "Check a handler in a fresh process and pack it into a .mar"
     from zztoolkit.archive import archive as pack
-    given: dict[str, Any] = dict(batchSize=batch_size, maxBatchDelay=max_batch_delay, minWorkers=workers, maxWorkers=workers)
+    given: dict[str, Any] = dict(batchSize=batch_size, maxBatchDelay=max_batch_delay, minWorkers=workers, maxWorkers=workers, exact=exact)
     mar = pack(name or handler.stem, handler, model, version, store, features=features, extra_files=extra_file or [], example=file_or_text(example),
                settings=config, **{k: v for k, v in given.items() if v is not None})
-    typer.echo(f"{mar}\n{mar.path}")
+    typer.echo(f"{mar!r}\n{mar.path}")
 
 # %% ../nbs/12_cli.ipynb #sign-command
 @command
@@ -355,7 +356,7 @@ def tune(
     inputs: Annotated[Path, typer.Argument(help="what to send: a folder, or a file")],
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", help="clients that send as soon as they have their answers")] = 8,
     slo: Annotated[Optional[str], typer.Option(help="what 99 of 100 answers may take: 50ms")] = None,
-    trials: Annotated[int, typer.Option("--trials", "-n", help="settings to try, the archive's own among them")] = 20,
+    trials: Annotated[int, typer.Option("--trials", "-n", min=1, help="settings to try, the archive's own among them; 20 of 6 s take up to 10 min, and the progress line says how much is left")] = 20,
     memory: Annotated[Optional[str], typer.Option(help="that workers and frontend may take: 2GB")] = None,
     folder: Annotated[Optional[Path], typer.Option(help="keeps the trials: the same command goes on with a tuning that was ended")] = None,
     knob: Annotated[Optional[list[str]], typer.Option("--knob", "-k", help="key of model-config.yaml and its values: threads=1,2; may be repeated")] = None,
@@ -493,10 +494,9 @@ def render(
 
 @deploy_command
 def check(folder: Folder = Path("deploy")):
-    "Are the archives those that are pinned, and is the chart fit for Kubernetes?"
-    from zztoolkit.deploy import Release, check as look, helm
+    "Check that the archives are those that are pinned, and the chart is fit for Kubernetes"
+    from zztoolkit.deploy import Release, check as look
     release = Release.open(folder)
-    helm("version", "--short")      # where there is none, this says what brings it
     found = look(release)
     typer.echo(str(found))
     raise typer.Exit(0 if found.ok else 1)

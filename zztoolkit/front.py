@@ -5,13 +5,13 @@
 # %% ../nbs/10a_front.ipynb #imports
 from __future__ import annotations
 
-import csv, hashlib, json, re, resource, shutil, signal, socket, subprocess, threading, time
+import csv, hashlib, json, re, resource, signal, socket, subprocess, threading, time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from .core import ToolkitError, usable_cores
+from .core import ToolkitError, find_program, usable_cores
 from .serve import start_child
 
 # %% auto #0
@@ -39,7 +39,7 @@ def read_certificate(folder: Path) -> str:
 # %% ../nbs/10a_front.ipynb #config
 _CONFIG = """global
   log stdout format raw local0
-  stats socket {folder}/front.sock mode 600 level admin
+  stats socket "sockpair@${{ADMIN_FD}}" level admin
   maxconn {connections}
   ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets
   nbthread {threads}
@@ -69,7 +69,7 @@ frontend front
   http-request return status 405 content-type application/json string '{no_method}' hdr Allow "POST, PUT" unless runs or looks page or looks state
 {key}  default_backend torchserve
 frontend probe
-  bind unix@{folder}/probe.sock mode 600
+  bind "sockpair@${{PROBE_FD}}"
   no log
   http-request return status 200
 backend torchserve
@@ -91,8 +91,8 @@ _KEY = """  http-request set-var(txn.key) str(inference),map_str({folder}/front.
 """
 
 def _told(code: int, kind: str, message: str) -> str:
-    "An error as TorchServe words its own"
-    return json.dumps({"code": code, "type": kind, "message": message})
+    "Return an error as TorchServe words its own, to stand between single quotes of haproxy's configuration"
+    return json.dumps({"code": code, "type": kind, "message": message}).replace("'", r"'\''")
 
 # not what cannot be parsed at all: its 400 is a page compiled into haproxy (h1_send_error), which a configuration can only silence
 _ERRORS = {400: ("BadRequest", "the request is no valid HTTP"), 405: ("MethodNotAllowed", "send it with POST or PUT"), 408: ("RequestTimeout", "the request did not come to its end"),
@@ -113,11 +113,36 @@ def front_config(folder: Path, host: str, port: int, target: int, timeout: int, 
                           tls=f" ssl crt {folder}/front.pem alpn http/1.1" if tls else "", access=_ACCESS.format(folder=folder, no_token=_NO_TOKEN) if tokens else "",
                           key=_KEY.format(folder=folder, not_up=_NOT_UP) if key else "")
 
+# %% ../nbs/10a_front.ipynb #channel
+class Channel:
+    """A way to one of haproxy's sockets that this process alone has.
+
+    haproxy is started with the other end of a pair of sockets (`sockpair@`), and takes what is sent over it for
+    accepted connections. No file system and no other process knows the pair, so nothing else can connect.
+    """
+    def __init__(self):
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.settimeout(1)     # of a haproxy that hangs, with the pair full of what it has not accepted
+
+    def ask(self, text: str, timeout: float) -> str:
+        "Return all that haproxy answers on a new connection. Raise `OSError`"
+        near, far = socket.socketpair()
+        with near:
+            with far: socket.send_fds(self.ours, [b"c"], [far.fileno()])
+            near.settimeout(timeout)
+            near.sendall(text.encode())
+            return b"".join(iter(lambda: near.recv(1 << 16), b"")).decode()
+
+    def close(self):
+        "Close both ends"
+        self.ours.close()
+        self.theirs.close()
+
 # %% ../nbs/10a_front.ipynb #front
 class Front:
     "A haproxy of one's own before a TorchServe on this machine"
     def __init__(self,
-        folder: Path,                # only its owner's; its configuration and its socket stand there
+        folder: Path,                # only its owner's; its configuration stands there
         host: str,                   # addresses to listen on: 127.0.0.1, or 0.0.0.0 for all
         port: int,
         target: int,                 # TorchServe's inference port
@@ -128,6 +153,7 @@ class Front:
     ):
         self.folder, self.tokens, self.tls = folder, tokens, tls
         self.process: subprocess.Popen | None = None
+        self.admin, self.probe = Channel(), Channel()
         self.known = _hashed(read_tokens(tokens)) if tokens else []
         if tokens and not self.known: raise ToolkitError(f"no token in {tokens}", do="one token a line: openssl rand -hex 24")
         self.shown = read_certificate(tls) if tls else ""
@@ -139,9 +165,9 @@ class Front:
         answered: Callable[[str, int, float], None] = lambda model, status, seconds: None,   # told of every answer; the model's name is the caller's
     ) -> Front:
         "Start it and wait until it answers. Raises `ToolkitError`"
-        haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/sbin")
+        haproxy = find_program("haproxy")
         if not haproxy: raise ToolkitError("haproxy is not installed", do="apt install haproxy, or --no-front: then nothing asks for a token but TorchServe itself, and clients who hold connections open can lose requests at a stop")
-        self.process = start_child([haproxy, "-db", "-f", str(self.folder / "front.cfg")], stdout=subprocess.PIPE, text=True, errors="replace", env={})
+        self.process = self._spawn(haproxy)
         self.listener = threading.Thread(target=self._listen, args=(self.process.stdout, answered), daemon=True)
         self.listener.start()
         end = time.monotonic() + 10
@@ -152,6 +178,16 @@ class Front:
             time.sleep(0.02)
         self.stop()
         raise ToolkitError("haproxy did not start", found=f"exit code {self.process.poll()}; it has said why above", do="mend what it names: a port that is taken, or a certificate that is none")
+
+    def _spawn(self, haproxy: str) -> subprocess.Popen:
+        "Start haproxy with its ends of both channels, and nothing else of ours"
+        theirs = {"ADMIN_FD": self.admin.theirs, "PROBE_FD": self.probe.theirs}
+        numbers = {name: s.fileno() for name, s in theirs.items()}
+        command = [haproxy, "-db", "-f", str(self.folder / "front.cfg")]
+        environment = {name: str(n) for name, n in numbers.items()}
+        try: return start_child(command, stdout=subprocess.PIPE, text=True, errors="replace", env=environment, pass_fds=tuple(numbers.values()))
+        finally:
+            for s in theirs.values(): s.close()
 
     @staticmethod
     def _listen(lines: IO[str], answered: Callable[[str, int, float], None]):
@@ -165,14 +201,14 @@ class Front:
 
     @property
     def responds(self) -> bool:
-        "Does haproxy answer on its own socket? That one is open even when every connection is taken"
+        "Whether haproxy answers on its admin socket, which is open even when every connection is taken"
         with suppress(OSError): return bool(self.ask("show info", timeout=1))
         return False
 
     @property
     def serves(self) -> bool:
-        "Does haproxy answer HTTP? By a way of our own, so that nothing is counted as a caller's, but not where callers leave no connection free"
-        with suppress(OSError): return self._send("probe.sock", "GET / HTTP/1.0\r\n\r\n", 1).startswith("HTTP/1.1 200 ")
+        "Whether haproxy answers HTTP: on a socket of its own, so that no probe is counted as a caller; not where callers leave no connection free"
+        with suppress(OSError): return self.probe.ask("GET / HTTP/1.0\r\n\r\n", 1).startswith("HTTP/1.1 200 ")
         return False
 
     def use_key(self, key: str):
@@ -181,15 +217,8 @@ class Front:
         if said := self.ask(f"clear map {file}", f"add map {file} inference {key}").strip(): raise OSError(said)
 
     def ask(self, *commands: str, timeout: float = 3) -> str:
-        "What haproxy answers on its socket. Raises `OSError`"
-        return self._send("front.sock", "; ".join(commands) + "\n", timeout)
-
-    def _send(self, name: str, text: str, timeout: float) -> str:
-        with socket.socket(socket.AF_UNIX) as s:
-            s.settimeout(timeout)
-            s.connect(str(self.folder / name))
-            s.sendall(text.encode())
-            return b"".join(iter(lambda: s.recv(1 << 16), b"")).decode()
+        "Return what haproxy answers on its admin socket. Raise `OSError`"
+        return self.admin.ask("; ".join(commands) + "\n", timeout)
 
     def renew_tokens(self) -> str: # what happened, '' for nothing
         "Let the tokens count that the file names now, and no others; a file that cannot be read changes nothing"
@@ -233,13 +262,15 @@ class Front:
         self.ask(f"add acl {self.folder / 'front.state'} closing")
 
     def finish(self, timeout: float) -> bool:
-        "Let nobody in any more, and wait until the last answer has gone out. Did that happen in time?"
+        "Accept nothing more, and wait until the last answer has gone out; whether that happened in time"
         if not self.process: return True
         self.process.send_signal(signal.SIGUSR1)
         with suppress(subprocess.TimeoutExpired): self.process.wait(timeout)
         return not self.running
 
     def stop(self):
+        "End haproxy at once"
+        for channel in (self.admin, self.probe): channel.close()
         if self.process:
             self.process.kill()
             self.process.wait()

@@ -5,15 +5,15 @@
 # %% ../nbs/10_run.ipynb #imports
 from __future__ import annotations
 
-import os, re, shutil, signal, socket, sys, threading, time, warnings
+import errno, fcntl, json, os, re, shutil, signal, socket, sys, threading, time, warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -21,8 +21,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from .archive import Mar, check_name, open_mar
 from .core import ToolkitError, environment_without_secrets
 from .front import Front
-from .serve import (NOT_DRAINED, Management, Settings, claim, end_java, exit_codes, exit_words, free_ports, inherit_orphans, kill_orphans,
-                             lay_out, own_folder, owner_alive, owners, properties, start_child, sweep, tail, wait_idle, why_worker_died)
+from .serve import (NOT_DRAINED, Management, Settings, claim, end_java, exit_codes, exit_words, free_ports, inherit_orphans, is_of_here,
+                             is_of_this_host, kill_orphans, lay_out, own_folder, owner_alive, owners, properties, start_child, sweep, tail, wait_idle, why_worker_died)
 from .signing import public_keys, signature_of, verify
 
 if TYPE_CHECKING: import subprocess
@@ -85,12 +85,12 @@ class Pod:
 
     @property
     def own_tokens(self) -> bool:
-        "Do callers show TorchServe its own keys?"
+        "Whether callers show TorchServe its own keys"
         return self.token_auth and not self.tokens
 
     @property
     def hidden_key(self) -> bool:
-        "Does the front show TorchServe a key that callers never see?"
+        "Whether the front shows TorchServe a key that callers never see"
         return self.front and not self.own_tokens
 
 # %% ../nbs/10_run.ipynb #environment
@@ -109,9 +109,15 @@ def allowed(
     usual = {k: v for k, v in environment_without_secrets().items() if k in _USUAL or k.startswith(_USUAL_BEGIN)}
     return usual | {k: os.environ[k] for k in names if k in os.environ}
 
+def report_forgotten(names: Iterable[str]):
+    "Print the names, never the values, of variables that are not passed on"
+    known = sorted(n for n in names if re.fullmatch(r"\w+", n))
+    if known: say(f"environment variables that handlers do not get (--env NAME passes one): {' '.join(known)}")
+
 def forget_environment(names: Sequence[str] = ()):
     "Begin this process anew if it was started with more than it needs: /proc shows to every process of this user what another was started with"
     keep = {k: v for k, v in os.environ.items() if k.startswith("ZZ_")} | allowed(names)
+    report_forgotten({*os.environ} - {*keep})
     given = set[str]()
     with suppress(OSError): given = {os.fsdecode(v.partition(b"=")[0]) for v in Path("/proc/self/environ").read_bytes().split(b"\0") if v}
     if given - {*keep}: os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], keep)
@@ -238,7 +244,7 @@ class Server:
 
     @property
     def live(self) -> bool:
-        "Does TorchServe run, and answer?"
+        "Whether TorchServe runs, and answers"
         if self.java is None: return True       # archives are being checked
         if self.java.poll() is not None: return False
         if self.served and not self.draining and self.front and not self.front.responds: return False
@@ -247,7 +253,7 @@ class Server:
 
     @property
     def ready(self) -> bool:
-        "Has every version a worker, and may requests come?"
+        "Whether every version has a worker, and requests may come"
         if not self.served or self.draining or (self.front and not self.front.serves): return False
         with suppress(ToolkitError): return all(w.ready for w in self.workers())
         return False
@@ -271,7 +277,7 @@ def _tell_exits(folder: Path, told: int) -> int:
     return len(exits)
 
 def _await_first(server: Server):
-    "Is it ready at last? Raises `ToolkitError` if a model does not load"
+    "Note that it is ready, once it is. Raise `ToolkitError` if a model does not load"
     for t in server.taken:
         if why := why_worker_died(server.folder, t.name, t.mar.version): raise ToolkitError(f"{t.name} version {t.mar.version} does not load", found=why, do="mend the handler and roll out another version")
     try:
@@ -287,7 +293,7 @@ def _await_first(server: Server):
 
 # %% ../nbs/10_run.ipynb #drain
 def _drain(server: Server, hurry: threading.Event) -> bool:
-    "Let every request finish that was let in; did they, within the drain timeout?"
+    "Let every request finish that was let in; whether they did, within the drain timeout"
     wait, timeout = server.pod.endpoint_wait if server.served else 0, server.pod.settings.drain_timeout
     server.draining, end = True, time.monotonic() + wait
     if server.front:
@@ -344,15 +350,23 @@ def probes(server: Server, host: str, port: int) -> Iterator[None]:
 
     class Answers(BaseHTTPRequestHandler):
         timeout = 10        # of a client that says nothing
-        error_content_type, error_message_format = "application/json", '{"code": %(code)d, "type": "%(message)s", "message": "%(explain)s"}\n'
-
         def do_GET(self):
             status, text = routes.get(self.path.partition("?")[0], lambda: (404, " ".join(routes) + "\n"))()
+            self._send(status, text, "text/plain; version=0.0.4; charset=utf-8")
+
+        def _send(self, status: int, text: str, kind: str):
             self.send_response(status)
-            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
             self.wfile.write(text.encode())
+
+        def send_error(self, code: int, message: str | None = None, explain: str | None = None):
+            "Answer in JSON what is no request of ours; the message may quote what the client sent"
+            phrase, about = self.responses.get(code, ("Error", ""))
+            body = {"code": code, "type": phrase.replace(" ", ""), "message": message or explain or about}
+            self.close_connection = True
+            self._send(code, json.dumps(body) + "\n", "application/json")
 
         def log_message(self, *_): pass
 
@@ -363,42 +377,86 @@ def probes(server: Server, host: str, port: int) -> Iterator[None]:
         http.shutdown()
         http.server_close()
 
-# %% ../nbs/10_run.ipynb #run
-_LONGEST = 84    # bytes of a folder: haproxy binds FOLDER/front.sock.1234567.tmp, and a socket's path has 107 at most
+# %% ../nbs/10_run.ipynb #work-folder
+_LONGEST = 84    # bytes of a folder: a worker binds FOLDER/tmp/.ts.sock.9000, and a socket's path has 107 at most
 
 @contextmanager
 def _own_folder(work: Path | None) -> Iterator[Path]:
-    "An empty folder that only its owner can enter; what a killed supervisor left is gone. Raises `ToolkitError`"
-    folder = _work_folder(work) if work else own_folder()
-    try:
-        _check_length(folder, work)
-        (folder / "store").mkdir()
-        yield folder
-    finally: shutil.rmtree(folder, ignore_errors=True)
+    "An empty folder that only its owner can enter; what a killed supervisor left is gone. Raise `ToolkitError`"
+    with _work_folder(work) if work else nullcontext(own_folder()) as folder:
+        try:
+            _check_length(folder, work)
+            (folder / "store").mkdir()
+            yield folder
+        finally: shutil.rmtree(folder, ignore_errors=True)
 
-def _work_folder(work: Path) -> Path:
-    "`server` in the folder that the user names, made anew"
+@contextmanager
+def _work_folder(work: Path) -> Iterator[Path]:
+    "`server` in the folder that the user names, made anew, and locked against another start. Raise `ToolkitError`"
     folder = work.absolute() / "server"
     _check_length(folder, work)
     sweep()
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        living = [o["pid"] for o in owners(folder) if owner_alive(o)]
-        if living: raise ToolkitError(f"{work} is in use", found=f"process {living[0]} serves from it", do="give each zz run a --work of its own")
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        folder.chmod(0o700)
-        claim(folder)
-    except OSError as e: raise ToolkitError(f"{folder} cannot be written", found=str(e), do="--work names a folder that this user may write: an emptyDir") from None
-    return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.with_name("server.lock"), "a")     # stays: one that is deleted lets two hold it
+    except OSError as e: raise _not_writable(folder, e) from None
+    with lock:
+        _lock(lock, folder)
+        _check_left(folder)
+        try: _make_anew(folder)
+        except OSError as e: raise _not_writable(folder, e) from None
+        yield folder
+
+def _not_writable(folder: Path, e: OSError) -> ToolkitError:
+    return ToolkitError(
+        f"{folder} cannot be written",
+        found=str(e),
+        do="--work names a folder that this user may write: an emptyDir")
+
+def _lock(file: IO[str], folder: Path):
+    "Hold a file until this process ends; all containers of a machine see it, and those of others where a volume has locks"
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno not in (errno.EWOULDBLOCK, errno.EACCES): return      # a volume without locks: `_check_left` judges alone
+        raise _in_use(folder) from None
+
+def _claims(folder: Path) -> list[dict[str, Any]]:
+    "Whose a folder is, as far as it says so"
+    with suppress(OSError, ValueError, TypeError): return [o for o in owners(folder) if {"pid", "started", "namespace", "boot"} <= {*o}]
+    return []
+
+def _living(folder: Path) -> list[int]: return [o["pid"] for o in _claims(folder) if is_of_here(o) and owner_alive(o)]
+
+def _in_use(folder: Path) -> ToolkitError:
+    who = " and ".join(f"process {pid}" for pid in _living(folder)) or "another zz run"
+    return ToolkitError(
+        f"{folder.parent} is in use",
+        found=f"{who} serves from it",
+        do="give each zz run a --work of its own")
+
+def _check_left(folder: Path):
+    "Raise `ToolkitError` if what stands in the folder is of a process that runs, or of another machine, of which nothing is known here"
+    if _living(folder): raise _in_use(folder)
+    if others := [o for o in _claims(folder) if not is_of_this_host(o)]:
+        raise ToolkitError(
+            f"{folder.parent} belongs to another machine",
+            found=f"process {others[0]['pid']} of {others[0].get('host', 'an unknown host')} has served from it",
+            do=f"give each zz run a --work of its own; if that machine is gone, delete {folder}")
+
+def _make_anew(folder: Path):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    folder.chmod(0o700)
+    claim(folder)
 
 def _check_length(folder: Path, work: Path | None):
-    "Is there room for the names of the sockets? The programs that make them say it late, and in their own words"
+    "Raise `ToolkitError` if there is no room for the names of the sockets: the programs that make them say it late, and in their own words"
     size, name = len(os.fsencode(folder)), "--work" if work else "TMPDIR"
     if size > _LONGEST: raise ToolkitError("the path of the work folder is too long", found=f"{size} bytes, at most {_LONGEST}: {folder}", do=f"give a shorter {name}: sockets stand in it, and the kernel allows their paths 107 bytes")
 
+# %% ../nbs/10_run.ipynb #run
 def _all_free(pod: Pod):
-    "Are the ports that TorchServe and the front will want? Java says it late, and at length. Raises `ToolkitError`"
+    "Raise `ToolkitError` if a port is taken that TorchServe or the front will want: Java says it late, and at length"
     for name, port in asdict(pod.ports).items():
         if name == "front" and not pod.front: continue
         inside = name == "management" or name == "inference" and pod.front

@@ -9,7 +9,7 @@ import bisect, csv, functools, hashlib, itertools, json, os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .core import DecodeError, InputError, ToolkitError
 from .handler import plain_json
@@ -68,15 +68,25 @@ def _read_photographs(place: dict, first: int) -> Rows:
     return Rows(keys, lambda a, b: [_body_of(os.path.join(place["folder"], n)) for n in names[a:b]])
 
 # %% ../nbs/09a_sources.ipynb #text
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
 def _text(path: Path, chunk: int, key: str | None) -> Source:
     "The lines of a text file"
     if key: raise ToolkitError("lines of text have no columns", found=f"key={key!r}", do="leave it out: lines are numbered from 0")
-    starts, at, n = [], 0, 0
+    starts, n = [], 0
     with open(path, "rb") as f:
+        at = _skip_mark(f)
         for n, line in enumerate(f, 1):
             if (n - 1) % chunk == 0: starts.append(at)
             at += len(line)
     return Source("text", n, chunk, "row", _fingerprint(path.parent, [path.name]), lambda k: {"path": str(path), "start": starts[k], "rows": min(chunk, n - k * chunk)})
+
+def _skip_mark(f: BinaryIO) -> int: # bytes that were skipped
+    "Go to the text of a file: behind the byte order mark that Windows' programs begin UTF-8 with. Raise `ToolkitError` for UTF-16"
+    head = f.read(3)
+    if head[:2] in _UTF16: raise ToolkitError(f"{Path(f.name).name} is UTF-16", do="save it as UTF-8")
+    return f.seek(3 if head == _UTF8_MARK else 0)
 
 def _line(line: bytes) -> str | Exception:
     try: return line.rstrip(b"\r\n").decode()
@@ -265,11 +275,11 @@ def _csv_rows(path: str | Path, delimiter: str, start: int = 0) -> Iterator[tupl
 
 def _header(path: Path) -> tuple[str, list[str], int]:
     "Delimiter, names of the columns, byte at which the rows begin"
-    with open(path, "rb") as b: head = b.read(1 << 16)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"): raise ToolkitError(f"{path.name} is UTF-16", do="save it as UTF-8")
+    with open(path, "rb") as b:
+        skip = _skip_mark(b)
+        head = b.read(1 << 16)
     line = head.splitlines()[0].decode("latin-1") if head.strip() else ""
     delimiter = max(",;\t|", key=line.count)
-    skip = 3 if head.startswith(b"\xef\xbb\xbf") else 0
     rows = _csv_rows(path, delimiter, skip)
     _, cells = next(rows, (0, []))
     try: names = [c.encode("latin-1").decode() for c in cells]
