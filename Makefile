@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
-	@echo "make test-torchvision  chains against the real torchvision and timm, in an environment of their own (two minutes)"
+	@echo "make test-torchvision  chains and how-to pages with the real torchvision, timm, transformers and scikit-learn, in an environment of their own"
 	@echo "make deploy-check  checkov's rules on the rendered chart, and its S3 store (installs checkov and the AWS CLI apart)"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every operation on images and tables on both engines"
 	@echo "make gpu-bundle    what an offline GPU machine lacks, packed into .gpu-bundle; PARTS=A,B (tests/gpu/README.md)"
@@ -48,11 +48,14 @@ deploy-check: $(VENV)/dev.ok
 	@test -x .venv-aws/bin/aws || { $(PYTHON) -m venv --clear .venv-aws && .venv-aws/bin/python -m pip install -q $(foreach p,$(call ini,aws_requirements),'$(p)'); }
 	@pytest -m deploy
 
-# torchvision from PyPI is built for CUDA; its transforms run beside PyTorch's CPU wheel all the same
+# torchvision and timm as pip brings them, with PyTorch for CUDA (7 GB), and zztoolkit from its wheel. KEEP=1 keeps the outputs of the pages.
+TORCHVISION := .venv-torchvision
 test-torchvision: $(VENV)/demo.ok
-	@test -e .venv-torchvision/ok || { echo "── installing torchvision and timm (first time only)"; $(PYTHON) -m venv --clear .venv-torchvision && .venv-torchvision/bin/python -m pip install -q $(filter torch==%,$(call ini,demo_requirements)) $(foreach p,$(call ini,torchvision_requirements),'$(p)') && .venv-torchvision/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,torchvision_nodeps_requirements),'$(p)') && touch .venv-torchvision/ok; }
+	@rm -rf build/wheel && mkdir -p build/wheel && $(BIN)/python -c 'from pathlib import Path; from zztoolkit.image import own_wheel; own_wheel(Path("build/wheel"))'
+	@test -e $(TORCHVISION)/wheel.ok || { echo "── installing torchvision, timm and zztoolkit's wheel (first time only)"; $(PYTHON) -m venv --clear $(TORCHVISION) && $(TORCHVISION)/bin/python -m pip install -q $(foreach p,$(call ini,torchvision_requirements),'$(p)') build/wheel/*.whl && $(TORCHVISION)/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,torchvision_nodeps_requirements),'$(p)') && touch $(TORCHVISION)/wheel.ok; }
+	@$(TORCHVISION)/bin/python -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
 	@$(BIN)/python -c 'from zztoolkit.demo import photographs; photographs()'
-	@PYTHONPATH=. .venv-torchvision/bin/python -m pytest -q --noconftest -p no:cacheprovider tests/test_torchvision.py
+	@$(if $(KEEP),KEEP=1) $(TORCHVISION)/bin/pytest --noconftest -p no:cacheprovider tests/test_torchvision.py
 
 gpu: $(VENV)/dev.ok
 	@$(PIP) install -e '.[gpu,rapids]'
@@ -105,7 +108,7 @@ export: $(VENV)/dev.ok
 	@zz export
 
 notebooks: $(VENV)/dev.ok
-	@jupyter nbconvert --to notebook --execute --inplace --log-level=ERROR $(shell find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort)
+	@jupyter nbconvert --to notebook --execute --inplace --log-level=ERROR $(shell find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort | xargs grep -L '"skip_exec: true')
 	@nbdev_clean
 
 $(VENV)/python.ok:
@@ -135,4 +138,4 @@ $(VENV)/peers.ok: $(VENV)/demo.ok
 	@test ! -e $(VENV)/triton || $(BIN)/python -c "from zztoolkit.peers import join_environment; join_environment('$(VENV)/triton')"
 
 clean:
-	rm -rf $(VENV) .venv-checkov .venv-aws .gpu-bundle build *.egg-info .mypy_cache .pytest_cache test-artefacts
+	rm -rf $(VENV) .venv-checkov .venv-aws $(TORCHVISION) .gpu-bundle build *.egg-info .mypy_cache .pytest_cache test-artefacts

@@ -1,9 +1,8 @@
 "The package as a user meets it: light to import, its exports in step with the notebooks."
-import json, os, re, shutil, subprocess, sys, zipfile
+import json, re, shutil, subprocess, sys
 
 from conftest import ROOT
 from zztoolkit.cli import drift
-from zztoolkit.image import own_wheel
 
 
 def python(code: str) -> str:
@@ -45,21 +44,3 @@ def test_notebooks_hold_outputs_and_no_machine():
         assert texts, f"{path} keeps no output"
         assert not (found := [t for t in texts if private.search(t)]), (path, found)
         assert all(re.fullmatch(r"[a-z0-9-]+", c["id"]) for c in cells), f"{path} has a cell without a readable id"
-
-def test_an_image_gets_the_distribution_that_is_running(tmp_path):
-    "From the project, and from what was installed of a wheel, with no index to ask; changed files are an error"
-    wheel = own_wheel(tmp_path)
-    site, again = tmp_path / "a site with ü", tmp_path / "again"
-    again.mkdir()
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--target", site, wheel], check=True)
-    code = "import sys, pathlib; from zztoolkit.image import own_wheel; print(own_wheel(pathlib.Path(sys.argv[1])))"
-    environment = os.environ | {"PYTHONPATH": str(site), "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_NO_INDEX": "1"}
-    repack = lambda: subprocess.run([sys.executable, "-c", code, again], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done := repack()).returncode == 0, done.stderr
-    assert again / wheel.name == next(again.iterdir())
-    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again / wheel.name) as second:
-        assert sorted(first.namelist()) == sorted(second.namelist())
-        assert all(first.read(n) == second.read(n) for n in first.namelist() if not n.endswith("RECORD"))
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "third", again / wheel.name], check=True)
-    with open(site / "zztoolkit" / "core.py", "a") as f: f.write("# changed\n")
-    assert (done := repack()).returncode and "zztoolkit/core.py is not the file that was installed" in done.stderr

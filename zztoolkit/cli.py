@@ -45,7 +45,7 @@ def export_handlers(nbs: Path, dest: Path) -> list[Path]:
     from nbdev.maker import ModuleMaker
     made: dict[str, Path] = {}
     for path in sorted(nbs.rglob("*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts or path.name == "index.ipynb": continue    # the README's handler is an example
+        if {".ipynb_checkpoints", "howto"} & set(path.parts) or path.name == "index.ipynb": continue    # the handlers of how-to pages and of the README are examples
         for stem, cells in _handler_cells(path).items():
             if stem in made: raise ToolkitError(f"two notebooks define the handler {stem}", found=f"{made[stem]}, {path}", do="rename one of them")
             code = [c for c in cells if c.cell_type == "code"]
