@@ -31,7 +31,7 @@ help:
 	@echo "make clean         remove the virtual environment and caches of this folder"
 
 demo: $(VENV)/demo.ok
-	@$(BIN)/python -m zztoolkit.demo
+	@$(BIN)/python -m zztoolkit.benchmarks.demo
 
 test: $(VENV)/dev.ok
 	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
@@ -54,7 +54,7 @@ test-torchvision: $(VENV)/demo.ok
 	@rm -rf build/wheel && mkdir -p build/wheel && $(BIN)/python -c 'from pathlib import Path; from zztoolkit.image import own_wheel; own_wheel(Path("build/wheel"))'
 	@test -e $(TORCHVISION)/wheel.ok || { echo "── installing torchvision, timm and zztoolkit's wheel (first time only)"; $(PYTHON) -m venv --clear $(TORCHVISION) && $(TORCHVISION)/bin/python -m pip install -q $(foreach p,$(call ini,torchvision_requirements),'$(p)') build/wheel/*.whl && $(TORCHVISION)/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,torchvision_nodeps_requirements),'$(p)') && touch $(TORCHVISION)/wheel.ok; }
 	@$(TORCHVISION)/bin/python -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
-	@$(BIN)/python -c 'from zztoolkit.demo import photographs; photographs()'
+	@$(BIN)/python -c 'from zztoolkit.samples import photographs; photographs()'
 	@$(if $(KEEP),KEEP=1) $(TORCHVISION)/bin/pytest --noconftest -p no:cacheprovider tests/test_torchvision.py
 
 gpu: $(VENV)/dev.ok
@@ -64,7 +64,7 @@ gpu: $(VENV)/dev.ok
 # What travels to a GPU machine without a network. WHEELS: where pip's downloads are kept.
 PARTS ?= A,B
 gpu-bundle: $(VENV)/demo.ok
-	@$(BIN)/python -c 'from zztoolkit.demo import large_photographs; large_photographs()'
+	@$(BIN)/python -c 'from zztoolkit.samples import large_photographs; large_photographs()'
 	@$(BIN)/python tests/gpu/pack.py .gpu-bundle --parts $(PARTS) $(if $(WHEELS),--wheels $(WHEELS))
 
 ladder: $(VENV)/peers.ok
@@ -72,16 +72,16 @@ ladder: $(VENV)/peers.ok
 	@zz ladder --save nbs/records/ladder.json --picture nbs/records/ladder.png
 
 soak: $(VENV)/demo.ok
-	@$(BIN)/python -m zztoolkit.soak
+	@$(BIN)/python -m zztoolkit.benchmarks.soak
 
 bench-vision: $(VENV)/bench.ok
-	@$(BIN)/python -m zztoolkit.bench_vision
+	@$(BIN)/python -m zztoolkit.benchmarks.vision
 
 bench-compile: $(VENV)/bench.ok
-	@$(BIN)/python -m zztoolkit.bench_compile
+	@$(BIN)/python -m zztoolkit.benchmarks.compile
 
 bench-frame: $(VENV)/bench.ok
-	@$(BIN)/python -m zztoolkit.bench_frame
+	@$(BIN)/python -m zztoolkit.benchmarks.features
 
 faults: $(VENV)/dev.ok
 	@command -v ip >/dev/null && test -x /usr/sbin/haproxy || { echo "faults need Debian packages: apt install haproxy iproute2"; exit 1; }
@@ -99,7 +99,7 @@ image: $(VENV)/dev.ok
 	@IMAGE=$(IMAGE) pytest -m image
 
 tune-grid: $(VENV)/dev.ok
-	@$(BIN)/python -m zztoolkit.bench_tune
+	@$(BIN)/python -m zztoolkit.benchmarks.tuning
 
 lab: $(VENV)/dev.ok
 	@jupyter lab --notebook-dir nbs

@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini")
@@ -18,8 +18,8 @@ setup(
     license="Apache-2.0",
     author=cfg["author"],
     keywords=cfg["keywords"],
-    packages=[cfg["lib_path"]],
-    package_data={cfg["lib_path"]: ["py.typed", "chart/**", "chart/.helmignore", "container/**"]},
+    packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
+    package_data={"": ["*.pyi"], cfg["lib_path"]: ["py.typed"], cfg["lib_path"] + ".deploy": ["chart/**", "chart/.helmignore", "container/**"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},

@@ -7,9 +7,11 @@ __all__ = ['Recommendation']
 
 # %% ../nbs/handlers/recommendation.ipynb #imports
 from zztoolkit import Handler
-from zztoolkit.core import Batch, InputError
-from zztoolkit.frame import JoinExternal
-from zztoolkit.handler import as_json, in_one
+from zztoolkit.batch import Batch
+from zztoolkit.errors import InputError
+from zztoolkit.features.ops.join import JoinExternal
+from zztoolkit.handler.local import in_one
+from zztoolkit.handler.wire import as_json
 
 # %% ../nbs/handlers/recommendation.ipynb #handler
 class Recommendation(Handler):

@@ -9,8 +9,12 @@ import httpx, numpy as np
 
 from pods import Pod
 from zztoolkit import deploy as d
-from zztoolkit.load import Load, Sent, Target, closed, open_loop, payloads
-from zztoolkit.serve import free_ports
+from zztoolkit.deploy.helm import helm, objects_in
+from zztoolkit.deploy.values import chart_folder
+from zztoolkit.measure.connections import Target
+from zztoolkit.measure.load import Load, Sent
+from zztoolkit.measure.profile import closed, open_loop, payloads
+from zztoolkit.serving.torchserve.config import free_ports
 
 NET, BRIDGE = "10.213.77", "zz-bridge"
 PORTS = (8000, 8080, 8081, 8082, 8083)
@@ -74,7 +78,7 @@ _RETRIES = """  retries 3
 def of_the_chart() -> tuple[list[str], int]:
     "How the chart's pods begin and end: the options of their command line that say so, and the grace period"
     models = [dict(name="echo", version="1.0", file="echo.mar", sha256="0" * 64)]
-    objects = d.objects_in(d.helm("template", "zz", str(d.chart_folder()), "--set-json", f"models={json.dumps(models)}", "--set", "auth.enabled=false"))
+    objects = objects_in(helm("template", "zz", str(chart_folder()), "--set-json", f"models={json.dumps(models)}", "--set", "auth.enabled=false"))
     pod = next(o for o in objects if o["kind"] == "Deployment")["spec"]["template"]["spec"]
     said = [a for a in pod["containers"][0]["args"] if a.startswith(("--endpoint-wait", "--drain-timeout", "--startup-timeout", "--job-queue-size", "--max-request-size"))]
     return said, pod["terminationGracePeriodSeconds"]
@@ -130,7 +134,7 @@ class Naive(Pod):
         code = """
 import os, sys, tempfile
 from pathlib import Path
-from zztoolkit.serve import Settings, free_ports, lay_out, properties
+from zztoolkit.serving.torchserve.config import Settings, free_ports, lay_out, properties
 folder, store, host = Path(tempfile.mkdtemp(prefix="zztoolkit-")), Path(sys.argv[1]), sys.argv[2]
 plan = lay_out(folder, properties(Settings(), (8000, 8081, 8082, *free_ports(2)), store, inference_address=f"http://{host}:8000", enable_model_api="false",
                                   disable_token_authorization="true", load_models="echo=echo.mar"), echo=True)

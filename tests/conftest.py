@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from zztoolkit import demo
-from zztoolkit.archive import archive
-from zztoolkit.compile import compile_model
-from zztoolkit.serve import LocalServer, deploy
-from zztoolkit.vision import CenterCrop, Chain, Decode, Normalize, Resize, sample_photo
+from zztoolkit import samples
+from zztoolkit.archive.packing import archive
+from zztoolkit.compile.compiler import compile_model
+from zztoolkit.serving.rollout import deploy
+from zztoolkit.serving.torchserve.server import LocalServer
+from zztoolkit.samples import sample_photo
+from zztoolkit.vision.chain import Chain
+from zztoolkit.vision.geometry import CenterCrop, Decode, Resize
+from zztoolkit.vision.pixels import Normalize
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +41,7 @@ def missing(what: str):
 
 
 @pytest.fixture(scope="session")
-def photos() -> list[Path]: return demo.photographs()
+def photos() -> list[Path]: return samples.photographs()
 
 @pytest.fixture(scope="session")
 def photo() -> Path: return sample_photo()
@@ -49,7 +53,7 @@ def chain() -> Chain:
 @pytest.fixture(scope="session")
 def lite0(chain):
     "EfficientNet-Lite0 with its ImageNet weights, compiled; found again if a notebook compiled it"
-    return compile_model(demo.efficientnet_lite0(), chain.example(), batch=(1, 8, 32))
+    return compile_model(samples.efficientnet_lite0(), chain.example(), batch=(1, 8, 32))
 
 @pytest.fixture(scope="session")
 def server():
@@ -60,7 +64,7 @@ def server():
 def classifier(server, lite0, tmp_path_factory):
     "handlers/imagenet_classifier.py, as it is in the repository, on the server"
     mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path_factory.mktemp("store"),
-                  extra_files=[demo.imagenet_labels()], batchSize=8, maxBatchDelay=20)
+                  extra_files=[samples.imagenet_labels()], batchSize=8, maxBatchDelay=20)
     return deploy(server, mar)
 
 @pytest.fixture

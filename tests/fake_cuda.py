@@ -10,7 +10,11 @@ from types import SimpleNamespace
 
 import numpy as np, torch
 
-from zztoolkit import cuda, vision as V
+from zztoolkit import vision as V
+from zztoolkit.vision.bridge import keep_memory
+from zztoolkit.vision.cuda_decode import _decoder
+from zztoolkit.vision.cuda_kernels import NO_FLIP
+from zztoolkit.vision.reading import decode_image
 
 STREAM = 7       # of the fake torch.cuda.current_stream
 
@@ -62,7 +66,7 @@ class Codec(types.ModuleType):
             assert cuda_stream == STREAM and max_num_cpu_threads >= 1
             kind = tuple(backends)
             self.decoded[kind] = self.decoded.get(kind, 0) + len(bodies)
-            return [V.decode_image(params, stream.body) for stream in bodies]
+            return [decode_image(params, stream.body) for stream in bodies]
         return SimpleNamespace(decode=decode)
 
 
@@ -88,7 +92,7 @@ def library() -> types.ModuleType:
             out.copy_(torch.from_numpy(V.Chain(V.Resize((h, w))).plan()(image.numpy()).copy()))
 
     def crop_flip_normalize_reformat_into(out, images, rects, flips, base, scale, flags, border, stream):
-        assert stream.cuda_stream == STREAM and bool((flips == cuda.NO_FLIP).all())
+        assert stream.cuda_stream == STREAM and bool((flips == NO_FLIP).all())
         for y, image, (left, top, w, h) in zip(out, images, rects.reshape(-1, 4).tolist()):
             y.copy_(((image[top:top + h, left:left + w].float() - base.reshape(-1)) / scale.reshape(-1)).permute(2, 0, 1))
 
@@ -126,7 +130,7 @@ def install(patch) -> Codec:
     patch.setattr(cuda, "_keep_pool", lambda device, limit: None)
     patch.setattr(cuda, "_upload", lambda x, device: on_device(np.asarray(x, np.int32) if isinstance(x, list) else x))
     patch.setattr(cuda, "_as_torch", on_device)
-    for cached in (cuda._decoder, cuda.keep_memory): cached.cache_clear()
+    for cached in (_decoder, keep_memory): cached.cache_clear()
     empty = torch.empty
     patch.setattr(torch, "empty", lambda *a, device=None, **kw: empty(*a, **kw).as_subclass(DeviceTensor) if device is not None and torch.device(device).type == "cuda" else empty(*a, device=device, **kw))
     return codec

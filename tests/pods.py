@@ -6,8 +6,9 @@ from pathlib import Path
 
 import httpx, psutil
 
-from zztoolkit.archive import Mar, archive
-from zztoolkit.serve import free_ports
+from zztoolkit.archive.mar import Mar
+from zztoolkit.archive.packing import archive
+from zztoolkit.serving.torchserve.config import free_ports
 
 ECHO = """
 import os, time

@@ -6,13 +6,19 @@ from pathlib import Path
 import numpy as np, PIL.Image, pytest, torch, yaml
 
 from conftest import ROOT
-from zztoolkit import demo, deploy as k8s, vision as V
-from zztoolkit.agreement import Agreement
-from zztoolkit.archive import Mar, archive, check_handler_file, open_mar, reconfigured
-from zztoolkit.artifact import load_artifact
-from zztoolkit.core import ToolkitError, sha256
-from zztoolkit.serve import deploy
-from zztoolkit.signing import new_key, sign
+from zztoolkit import samples, vision as V
+from zztoolkit.deploy.rendering import render
+from zztoolkit.deploy.values import example_of, model_values, resources
+from zztoolkit.vision.agreement import Agreement
+from zztoolkit.archive.mar import Mar, open_mar
+from zztoolkit.archive.packing import archive
+from zztoolkit.archive.reconfigure import reconfigured
+from zztoolkit.archive.rules import check_handler_file
+from zztoolkit.compile.store import load_artifact
+from zztoolkit.errors import ToolkitError
+from zztoolkit.system import sha256
+from zztoolkit.serving.rollout import deploy
+from zztoolkit.archive.signing import new_key, sign
 
 TIMES = """
 from zztoolkit import Handler
@@ -80,7 +86,7 @@ def test_render_runs_nothing_of_an_archive(times, tmp_path):
     members["times.py"] = f"open({str(tmp_path / 'ran')!r}, 'w')\n".encode() + members["times.py"]
     mar = zipped(tmp_path / "times.mar", members)
     mar.with_name("times.mar.sha256").write_text(sha256(mar))
-    k8s.render([mar], tmp_path / "deploy", image="zz:1")
+    render([mar], tmp_path / "deploy", image="zz:1")
     assert not (tmp_path / "ran").exists()
 
 def test_render_believes_only_its_keys(times, tmp_path):
@@ -97,13 +103,13 @@ def test_render_believes_only_its_keys(times, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*has no .sha256")
 def test_render_asks_that_somebody_vouches(times, tmp_path):
     shutil.copy(times.path, tmp_path / "times.mar")
-    with pytest.raises(ToolkitError, match="nothing vouches for"): k8s.render([tmp_path / "times.mar"], tmp_path / "deploy", image="zz:1")
+    with pytest.raises(ToolkitError, match="nothing vouches for"): render([tmp_path / "times.mar"], tmp_path / "deploy", image="zz:1")
 
 def test_the_example_of_the_dry_run_travels_with_the_archive(tmp_path):
     "What `helm test` sends is what the handler answered when it was packed"
     source = "from zztoolkit import Handler, vision as V\nclass Photos(Handler):\n    chain = V.Chain(V.Decode(), V.Resize(64), V.CenterCrop(64), V.Normalize())\n    def inference(self, xs): return [float(x.mean()) for x in xs]\n"
     mar = pack(tmp_path, source, "photos", None)
-    release = k8s.render([mar.path], tmp_path / "deploy", image="zz:1")
+    release = render([mar.path], tmp_path / "deploy", image="zz:1")
     example = release.models[0]["example"]
     assert example["contentType"] == "application/octet-stream" and (release.folder / "chart" / example["file"]).read_bytes()[:2] == b"\xff\xd8"
 
@@ -147,7 +153,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 def read_all(path: Path):
     "Whatever reads an archive without running it"
     mar = open_mar(path)
-    k8s.model_values(mar), k8s.resources([mar]), mar.artifacts, k8s.example_of(mar)
+    model_values(mar), resources([mar]), mar.artifacts, example_of(mar)
 
 @pytest.mark.filterwarnings("ignore:.*has no .sha256")
 def test_300_damaged_archives(times, tmp_path):
@@ -219,7 +225,7 @@ def test_built_in_handlers_of_torchserve(tmp_path):
 
 def test_digests_stay_inside_the_artifact(lite0, tmp_path):
     "A digest of ../x is no file of the artifact, whatever artifact.json's own digest says"
-    from zztoolkit.artifact import _digest
+    from zztoolkit.compile.store import _digest
     shutil.copytree(lite0.path, tmp_path / "artifact")
     (tmp_path / "x").write_text("x")
     d = json.loads((tmp_path / "artifact" / "artifact.json").read_text())
@@ -240,7 +246,7 @@ NEIGHBOURS = {
     "a missing column is answered beside others": (TABLE, "NaN"),
     "shares of the whole batch": (TABLE.replace('(df["a"] - df["b"]).tolist()', '(df["a"] / df["a"].max()).tolist()').replace('{"high": bool(y > 0)}', "y"), "beside a different one"),
     "dummies of the columns at hand": (TABLE.replace('(df["a"] - df["b"]).tolist()', 'pd.get_dummies(df["a"]).astype(int).values.tolist()').replace('{"high": bool(y > 0)}', "y"), "beside a different one"),
-    "one error for all": ("from zztoolkit import Handler\nfrom zztoolkit.core import Batch\nclass Rows(Handler):\n    def preprocess(self, requests):\n        bad = any('a' not in r for r in requests)\n        return Batch([], (), {i: ValueError('a') for i in range(len(requests))}) if bad else list(requests)\n"
+    "one error for all": ("from zztoolkit import Handler\nfrom zztoolkit.batch import Batch\nclass Rows(Handler):\n    def preprocess(self, requests):\n        bad = any('a' not in r for r in requests)\n        return Batch([], (), {i: ValueError('a') for i in range(len(requests))}) if bad else list(requests)\n"
                           "    def inference(self, xs): return [x['a'] for x in xs]\n", "beside a broken one")}
 
 @pytest.mark.parametrize("what", NEIGHBOURS)
@@ -356,16 +362,17 @@ def test_a_preprocess_of_its_own_is_measured_on_what_its_chain_takes(tmp_path, p
 
 def test_the_model_of_the_archive_decides(tmp_path, lite0):
     "Two of the large photographs get another name from the fast plan: EfficientNet-Lite0 is served exactly"
-    photos = demo.large_photographs()
+    photos = samples.large_photographs()
     with pytest.warns(UserWarning, match="serves the exact plan: top-1 is the same for"):
-        mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path, extra_files=[demo.imagenet_labels()], example=photos)
+        mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path, extra_files=[samples.imagenet_labels()], example=photos)
     assert mar.config["exact"] and mar.agreement.top1 < 1 and mar.agreement.images == len(photos)
 
 RECORDS = "from zztoolkit import Handler\nclass Records(Handler):\n    def inference(self, xs): return [0] * len(next(iter(xs.values())))\n"
 
 def test_text_is_a_record_to_features(tmp_path):
     import pandas as pd
-    from zztoolkit.frame import Categorify, Features
+    from zztoolkit.features.features import Features
+    from zztoolkit.features.ops.encode import Categorify
     features = Features([Categorify("brand")]).fit(pd.DataFrame({"brand": ["acer", "dell"]}))
     assert pack(tmp_path, RECORDS, "records", '{"brand": "acer"}', features=features).tried
     with pytest.raises(ToolkitError, match="(?s)refuses the example.*there is no file recrod.json, so it was sent as text"): pack(tmp_path, RECORDS, "records", "recrod.json", features=features)

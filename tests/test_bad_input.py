@@ -3,8 +3,8 @@ import io
 
 import httpx, numpy as np, PIL.Image, pytest
 
-from zztoolkit.core import ToolkitError
-from zztoolkit.serve import PredictionError, error_of
+from zztoolkit.errors import ToolkitError
+from zztoolkit.serving.endpoint import PredictionError, error_of
 
 OCTETS = "application/octet-stream"
 

@@ -6,17 +6,22 @@ from pathlib import Path
 import PIL.Image, psutil, pytest
 
 from conftest import missing
-from zztoolkit.archive import archive
-from zztoolkit.bench import Benchmark, bench, compare, target_of
-from zztoolkit.core import ToolkitError
-from zztoolkit.load import Target, closed, open_loop, send_for
-from zztoolkit.serve import deploy
+from zztoolkit.archive.packing import archive
+from zztoolkit.measure.benchmark import bench
+from zztoolkit.measure.compare import compare
+from zztoolkit.measure.levels import target_of
+from zztoolkit.measure.results import Benchmark
+from zztoolkit.errors import ToolkitError
+from zztoolkit.measure.connections import Target
+from zztoolkit.measure.load import send_for
+from zztoolkit.measure.profile import closed, open_loop
+from zztoolkit.serving.rollout import deploy
 
 BUILT = """
 import time
 from zztoolkit import Handler
-from zztoolkit.core import InputError
-from zztoolkit.handler import as_json
+from zztoolkit.errors import InputError
+from zztoolkit.handler.wire import as_json
 
 class Built(Handler):
     def preprocess(self, requests): return list(map(as_json, requests))    # bytes over gRPC, which has no content type

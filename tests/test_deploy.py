@@ -8,14 +8,20 @@ from alerts import ALERTS, PODS, rule_tests
 from conftest import ROOT, missing
 from pods import Pod, wait_until
 from watching import Prometheus, serve_text
-from zztoolkit import demo, deploy as d
-from zztoolkit.archive import archive
-from zztoolkit.core import ToolkitError, sha256
-from zztoolkit.dashboard import dashboard_json, panels
-from zztoolkit.serve import free_ports
-from zztoolkit.signing import new_key, sign
+from zztoolkit import samples
+from zztoolkit.deploy.checks import _archives, check, newest_minors, schema_errors
+from zztoolkit.deploy.helm import Release, helm, objects_in
+from zztoolkit.deploy.releasing import apply, diff
+from zztoolkit.deploy.rendering import render, set_of
+from zztoolkit.deploy.values import stored_name
+from zztoolkit.archive.packing import archive
+from zztoolkit.errors import ToolkitError
+from zztoolkit.system import sha256
+from zztoolkit.deploy.dashboard import dashboard_json, panels
+from zztoolkit.serving.torchserve.config import free_ports
+from zztoolkit.archive.signing import new_key, sign
 
-CHART, HERE = ROOT / "zztoolkit" / "chart", Path(__file__).parent
+CHART, HERE = ROOT / "zztoolkit" / "deploy" / "chart", Path(__file__).parent
 DIGEST, OTHER = "sha256:" + "0123456789abcdef" * 4, "sha256:" + "fedcba9876543210" * 4
 MODELS = [dict(name="classifier", version=v, file=f"classifier-{v}-{c * 12}.mar", sha256=c * 64, workers=2, batchSize=8, maxBatchDelay=20) for v, c in (("1.0", "a"), ("1.1", "b"))]
 BASE = dict(image=dict(repository="registry.example/zz", digest=DIGEST), models=MODELS[:1], auth=dict(existingSecret="shop-tokens"))
@@ -47,7 +53,7 @@ def over(base: dict, more: dict) -> dict:
 
 def template(tmp: Path, more: dict, *args: str) -> list[dict]:
     (file := tmp / "values.yaml").write_text(yaml.safe_dump(over(BASE, more)))
-    return d.objects_in(d.helm("template", "film", str(CHART), "-n", "shop", "-f", str(file), *args))
+    return objects_in(helm("template", "film", str(CHART), "-n", "shop", "-f", str(file), *args))
 
 def of_kind(objects: list[dict], kind: str) -> list[dict]: return [o for o in objects if o["kind"] == kind]
 
@@ -70,21 +76,21 @@ def as_deployment(service: dict) -> dict:
 def test_valid(case, tmp_path):
     "Every document fits the schemas of the three newest Kubernetes, strictly; those of other makers theirs; helm lints it"
     objects = template(tmp_path, CASES[case])
-    for version in d.newest_minors():
-        wrong, unknown = d.schema_errors(objects, version)
+    for version in newest_minors():
+        wrong, unknown = schema_errors(objects, version)
         assert not wrong, (version, wrong)
         assert unknown <= {p.stem for p in (HERE / "crds").glob("*.json")}, unknown
-        assert not (ks := d.schema_errors([as_deployment(o) for o in of_kind(objects, "InferenceService")], version)[0]), ks
+        assert not (ks := schema_errors([as_deployment(o) for o in of_kind(objects, "InferenceService")], version)[0]), ks
     for o in objects:
         if o["kind"] in unknown: jsonschema.validate(o, crd(o["kind"]))
-    assert "1 chart(s) linted, 0 chart(s) failed" in d.helm("lint", "--strict", str(CHART), "-f", str(tmp_path / "values.yaml"))
+    assert "1 chart(s) linted, 0 chart(s) failed" in helm("lint", "--strict", str(CHART), "-f", str(tmp_path / "values.yaml"))
 
 def test_validation_can_fail(tmp_path):
     "A wrong field of Kubernetes' and one of another maker's are each found"
     objects = template(tmp_path, over(CASES["keda"], CASES["kserve"]))
     deployment, scaled = (of_kind(template(tmp_path, CASES["keda"]), k)[0] for k in ("Deployment", "ScaledObject"))
     deployment["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
-    assert "readynessProbe" in d.schema_errors([deployment], d.newest_minors()[-1])[0][0]
+    assert "readynessProbe" in schema_errors([deployment], newest_minors()[-1])[0][0]
     scaled["spec"]["minReplicas"] = 2
     with pytest.raises(jsonschema.ValidationError, match="minReplicas"): jsonschema.validate(scaled, crd("ScaledObject"))
     service = of_kind(objects, "InferenceService")[0]
@@ -131,7 +137,7 @@ def test_what_each_shape_says(tmp_path):
     assert of_kind(render("cpu"), "NetworkPolicy")[0]["spec"]["egress"] == []
     assert len(of_kind(template(tmp_path, dict(networkPolicy=dict(monitoring=[]))), "NetworkPolicy")[0]["spec"]["ingress"]) == 1     # nobody scrapes, rather than everybody
     assert of_kind(render("s3"), "NetworkPolicy")[0]["spec"]["egress"][1] == {"ports": [{"port": 9000}]}
-    assert of_kind(render("pvc"), "Deployment")[0]["spec"]["template"]["metadata"]["annotations"]["zztoolkit/models"] == d.set_of(MODELS[:1])     # chart and library name a set alike
+    assert of_kind(render("pvc"), "Deployment")[0]["spec"]["template"]["metadata"]["annotations"]["zztoolkit/models"] == set_of(MODELS[:1])     # chart and library name a set alike
     assert "mountPath: /models" in yaml.safe_dump(server_of(render("pvc"))["volumeMounts"])
     watched, monitor = render("monitored"), of_kind(render("monitored"), "ServiceMonitor")[0]["spec"]
     [scraped] = [o for o in of_kind(watched, "Service") if monitor["selector"]["matchLabels"].items() <= o["metadata"]["labels"].items()]
@@ -146,7 +152,7 @@ def test_what_each_shape_says(tmp_path):
 def test_zz_run_takes_what_the_chart_says(tmp_path):
     "Every option of the pods' command line, in every shape, is one that `zz run` has"
     import typer
-    from zztoolkit.cli import app
+    from zztoolkit.cli.application import app
     command = typer.main.get_command(app).commands["run"]
     for case in CASES:
         given = command.make_context("run", list(server_of(template(tmp_path, CASES[case]))["args"])).params
@@ -186,7 +192,7 @@ def test_wrong_values_are_refused(wrong, says, tmp_path):
 
 def test_chart_by_itself():
     "Without values it lints, and its defaults fit its own schema"
-    assert "0 chart(s) failed" in d.helm("lint", "--strict", str(CHART))
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART))
     values, schema = yaml.safe_load((CHART / "values.yaml").read_text()), json.loads((CHART / "values.schema.json").read_text())
     jsonschema.validate(values, schema)
     undocumented = set(schema["properties"]) - set(values) - {"global"}
@@ -288,27 +294,27 @@ def test_rollout_and_rollback(two_versions, tmp_path):
     assert alone.returncode == 1 and "no Kubernetes cluster answers" in alone.stderr and "Traceback" not in alone.stderr
 
 def test_a_failed_render_changes_nothing(two_versions, tmp_path):
-    release = d.render([two_versions[0].path], tmp_path / "deploy", examples={"counting": {"n": 1}}, build=False)
+    release = render([two_versions[0].path], tmp_path / "deploy", examples={"counting": {"n": 1}}, build=False)
     before = {p: p.read_bytes() for p in (tmp_path / "deploy").rglob("*") if p.is_file()}
-    with pytest.raises(ToolkitError, match="no values"): d.render([two_versions[1].path], tmp_path / "deploy", values=tmp_path / "none.yaml")
-    with pytest.raises(ToolkitError, match="example"): d.render([two_versions[1].path], tmp_path / "deploy", examples={"stranger": 1})
-    assert {p: p.read_bytes() for p in (tmp_path / "deploy").rglob("*") if p.is_file()} == before and d.Release.open(tmp_path / "deploy") == release
+    with pytest.raises(ToolkitError, match="no values"): render([two_versions[1].path], tmp_path / "deploy", values=tmp_path / "none.yaml")
+    with pytest.raises(ToolkitError, match="example"): render([two_versions[1].path], tmp_path / "deploy", examples={"stranger": 1})
+    assert {p: p.read_bytes() for p in (tmp_path / "deploy").rglob("*") if p.is_file()} == before and Release.open(tmp_path / "deploy") == release
 
 def test_check_finds_what_is_wrong(two_versions, tmp_path):
     "A changed archive, another archive under a pinned name, values that do not fit, and a model that nobody can try"
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
-    release = d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
-    state, archives = lambda: {f.name: (f.ok, f.detail) for f in d.check(release)}, lambda: d._archives(release)
+    release = render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
+    state, archives = lambda: {f.name: (f.ok, f.detail) for f in check(release)}, lambda: _archives(release)
     assert [n for n, (ok, _) in state().items() if not ok] == ["helm test"]      # which is advice: it may be applied all the same
-    assert d.diff(release, release).split() == ["counting", "stays", "1.0", f"({two_versions[0].digest[:12]})"]
-    kept = release.folder / "archives" / d.stored_name(two_versions[0])
+    assert diff(release, release).split() == ["counting", "stays", "1.0", f"({two_versions[0].digest[:12]})"]
+    kept = release.folder / "archives" / stored_name(two_versions[0])
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1] + b"!")
-    assert not d.check(release).ok and not archives().ok
+    assert not check(release).ok and not archives().ok
     kept.write_bytes(two_versions[1].path.read_bytes())
     kept.with_name(kept.name + ".sha256").write_text(two_versions[1].digest)
     assert "the values pin" in archives().detail
-    d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
+    render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
     assert archives().ok and kept.read_bytes() == whole      # rendered again, as it says
     (release.folder / "own-values.yaml").write_text("auth: {existingSecret: shop-tokens}\nreplicas: many\n")
     found = state()
@@ -317,36 +323,36 @@ def test_check_finds_what_is_wrong(two_versions, tmp_path):
 @pytest.mark.parametrize("own, says", [("store:\n", "store"), ("image: foo\n", "image"), ("a: [", "no values in"), ("- a\n- b\n", "a list"), ("models: []\n", "names models"), ("\0", "no values in")])
 def test_own_values_are_read_before_anything_is_written(own, says, two_versions, tmp_path):
     (tmp_path / "ours.yaml").write_text(own)
-    with pytest.raises(ToolkitError, match=says): d.render([two_versions[0].path], tmp_path / "deploy", image="zz:1", values=tmp_path / "ours.yaml")
+    with pytest.raises(ToolkitError, match=says): render([two_versions[0].path], tmp_path / "deploy", image="zz:1", values=tmp_path / "ours.yaml")
     assert not (tmp_path / "deploy").exists()
 
 @pytest.mark.parametrize("what", [dict(image="a@sha256:123"), dict(image="a:b:c"), dict(image="UPPER/x/Y:1"), dict(image="https://reg/x:1"), dict(name="Not_A_Name"), dict(name="3d")])
 def test_names_are_looked_at(what, two_versions, tmp_path):
-    with pytest.raises(ToolkitError): d.render([two_versions[0].path], tmp_path / "deploy", **what, build=False)
+    with pytest.raises(ToolkitError): render([two_versions[0].path], tmp_path / "deploy", **what, build=False)
     assert not (tmp_path / "deploy" / "values.yaml").exists()
 
 def test_check_asks_for_signatures(two_versions, tmp_path):
     "Where pods want signed archives, one that is not is found before any pod refuses it"
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\nsignatures: {existingConfigMap: release-keys}\n")
     mar = two_versions[0].move_to(tmp_path)
-    found = lambda: d.check(d.render([mar.path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml", examples={"counting": {"n": 1}}))
+    found = lambda: check(render([mar.path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml", examples={"counting": {"n": 1}}))
     assert not found().ok and "no pod would start them" in str(found())
     sign(mar, new_key(tmp_path / "release")[0])
-    assert found().ok and f"COPY {d.stored_name(mar)} {d.stored_name(mar)}.sha256 {d.stored_name(mar)}.sig /models/" in (tmp_path / "deploy" / "models.Dockerfile").read_text()
+    assert found().ok and f"COPY {stored_name(mar)} {stored_name(mar)}.sha256 {stored_name(mar)}.sig /models/" in (tmp_path / "deploy" / "models.Dockerfile").read_text()
 
 def test_apply_asks_for_an_example_first(two_versions, tmp_path):
     "helm's test would fail for want of a request, and the release before it come back"
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
-    release = d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
-    with pytest.raises(ToolkitError, match="nothing to test counting with") as e: d.apply(release)
+    release = render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
+    with pytest.raises(ToolkitError, match="nothing to test counting with") as e: apply(release)
     assert "--example NAME=FILE" in str(e.value) and "--no-test" in str(e.value)
 
 @pytest.mark.parametrize("before, back", [(True, True), (True, False), (False, False)])
 def test_apply_goes_back(before, back, two_versions, tmp_path, monkeypatch):
     "A prediction fails after the upgrade: the release before it serves again, and it is said; there is no cluster here, so it is the order of helm's commands that is looked at"
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
-    release = d.render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml", examples={"counting": {"n": 1}})
-    real, asked = d.helm, []
+    release = render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml", examples={"counting": {"n": 1}})
+    real, asked = helm, []
 
     def helm(*args: str) -> str:
         if args[0] in ("lint", "template"): return real(*args)
@@ -356,7 +362,7 @@ def test_apply_goes_back(before, back, two_versions, tmp_path, monkeypatch):
         if args[0] == "get" and not before: raise ToolkitError("helm get failed", found="Error: release: not found")
         return "manifest"
     monkeypatch.setattr(d, "helm", helm)
-    with pytest.raises(ToolkitError, match="does not predict") as e: d.apply(release)
+    with pytest.raises(ToolkitError, match="does not predict") as e: apply(release)
     assert "FAILED: 500" in e.value.found and asked == ["get", "upgrade", "test", *["rollback"] * before] and ("is back" in e.value.found, "timed out" in e.value.found) == (back, before and not back)
 
 def test_helm_test_predicts(classifier, server, lite0, tmp_path, photo):
@@ -403,7 +409,7 @@ def test_every_alert_fires_and_clears(tmp_path):
     assert failed.returncode and "FAILED" in failed.stdout + failed.stderr and all(k in failed.stdout + failed.stderr for k in few)
 
 def test_dashboard_is_what_its_notebook_says():
-    assert (CHART / "files" / "dashboard.json").read_text() == dashboard_json()     # python -m zztoolkit.dashboard writes it
+    assert (CHART / "files" / "dashboard.json").read_text() == dashboard_json()     # python -m zztoolkit.deploy.dashboard writes it
 
 def operands(e) -> list:
     "What a condition compares: the parts of a query that have values whether or not it is met"
@@ -416,9 +422,9 @@ def operands(e) -> list:
 
 def test_every_query_finds_data(lite0, photo, tmp_path):
     "What was rendered, run: the chart's own command line under load, a worker killed, and a real Prometheus with the chart's rules: every panel's and every alert's query has values"
-    mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path, extra_files=[demo.imagenet_labels()], minWorkers=2, batchSize=4, maxBatchDelay=5, threads=1)
+    mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path, extra_files=[samples.imagenet_labels()], minWorkers=2, batchSize=4, maxBatchDelay=5, threads=1)
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\nfullnameOverride: film-zztoolkit\nmonitoring: {rules: {enabled: true}}\nserver: {endpointWaitSeconds: 0}\n")
-    objects = (release := d.render([mar.path], tmp_path / "deploy", name="film", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")).objects("shop")
+    objects = (release := render([mar.path], tmp_path / "deploy", name="film", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")).objects("shop")
     file, spec = rules_of(objects, tmp_path)
     (tmp_path / "tokens").write_text(token := "0123456789abcdef-shop")
     (tmp_path / "work").mkdir()
@@ -486,7 +492,7 @@ def certificate(folder: Path, serial: int):
 def test_tls_and_its_rotation(tmp_path):
     "The front speaks HTTPS alone; a renewed certificate is shown to the next caller, and one without its key changes nothing"
     from cryptography import x509
-    from zztoolkit.front import Front
+    from zztoolkit.deploy.proxy import Front
     if not (shutil.which("haproxy") or Path("/usr/sbin/haproxy").exists()): missing("Debian's haproxy is not installed")
     certificate(tmp_path / "tls", 1)
     site, [port] = serve_text("answered\n", tmp_path), free_ports(1)
@@ -514,23 +520,23 @@ def test_tls_and_its_rotation(tmp_path):
 @pytest.mark.deploy
 def test_render_writes_the_container_build(two_versions, tmp_path):
     "Without an image there is one to build: Dockerfile, a lock with digests, our wheel, and this release's archives alone"
-    for mar in two_versions: release = d.render([mar.path], tmp_path / "deploy", examples={"counting": {"n": 1}})
+    for mar in two_versions: release = render([mar.path], tmp_path / "deploy", examples={"counting": {"n": 1}})
     build = release.folder / "container"
     assert {"Dockerfile", "requirements.lock"} < {p.name for p in build.iterdir()} and len(list(build.glob("zztoolkit-*.whl"))) == 1
-    assert [p.name for p in (build / "models").glob("*.mar")] == [d.stored_name(two_versions[1])] and len(list((release.folder / "archives").glob("*.mar"))) == 2
+    assert [p.name for p in (build / "models").glob("*.mar")] == [stored_name(two_versions[1])] and len(list((release.folder / "archives").glob("*.mar"))) == 2
     assert all("--hash=sha256:" in l for l in (build / "requirements.lock").read_text().splitlines())
-    assert release.values["image"] == dict(repository="counting", tag=d.set_of(release.models))
-    assert "container/models" in wrong_archives(release, build / "models" / d.stored_name(two_versions[1]))
+    assert release.values["image"] == dict(repository="counting", tag=set_of(release.models))
+    assert "container/models" in wrong_archives(release, build / "models" / stored_name(two_versions[1]))
 
-def wrong_archives(release: d.Release, file: Path) -> str:
+def wrong_archives(release: Release, file: Path) -> str:
     "What `check` says of the archives once a file is changed"
     file.write_bytes(file.read_bytes() + b"!")
-    return d.check(release)[0].detail
+    return check(release)[0].detail
 
 def test_sizing_reads_the_ladder(tmp_path):
     "The figures of a rung are the medians of the record that the ladder writes"
-    from zztoolkit.ladder import Ladder, Side, Turn
-    from zztoolkit.sizing import Measured, Terms, bends, size
+    from zztoolkit.benchmarks.ladder import Ladder, Side, Turn
+    from zztoolkit.deploy.sizing import Measured, Terms, bends, size
     turns = tuple(Turn(rate, 20.0, 40.0, 0, dict(workers=1.5, frontend=0.25, generator=0.1), 1024.0, stages=dict(decode=20.0, preprocess=4.0, inference=6.0)) for rate in (40.0, 50.0, 90.0))
     Ladder((Side("stock", "rung", turns[:1]), Side("tuned", "rung", turns)), about=dict(cores=2)).save(tmp_path / "ladder.json")
     m = Measured.rung(tmp_path / "ladder.json", payload=1e6)

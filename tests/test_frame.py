@@ -11,16 +11,22 @@ from hypothesis import given, settings, strategies as st
 
 import device
 from conftest import ROOT
-from zztoolkit import demo, frame as F
-from zztoolkit.archive import archive
-from zztoolkit.columns import Columns, moved
-from zztoolkit.compile import compile_model
-from zztoolkit.feature_ops import OPERATIONS
-from zztoolkit.core import Batch, InputError, ToolkitError, row_list
-from zztoolkit.gpu_frame import gpu_door
-from zztoolkit.handler import Handler, encode, to_body
-from zztoolkit.schema import Field, Schema, keep_good
-from zztoolkit.serve import deploy
+from zztoolkit import samples, features as F
+from zztoolkit.features.crossover import crossover
+from zztoolkit.features.table import packed
+from zztoolkit.archive.packing import archive
+from zztoolkit.features.columns import Columns
+from zztoolkit.features.keyed import moved
+from zztoolkit.compile.compiler import compile_model
+from zztoolkit.features.ops.registry import OPERATIONS
+from zztoolkit.batch import Batch, row_list
+from zztoolkit.errors import InputError, ToolkitError
+from zztoolkit.features.cudf import gpu_door
+from zztoolkit.handler.handler import Handler
+from zztoolkit.handler.wire import encode, to_body
+from zztoolkit.features.fields import Field
+from zztoolkit.features.schema import Schema, keep_good
+from zztoolkit.serving.rollout import deploy
 
 
 def goods(n: int = 400, seed: int = 0) -> pd.DataFrame:
@@ -71,7 +77,7 @@ def test_another_process_gives_the_same(fitted, tmp_path):
     "State loaded without pickle, under another hash seed: every id and every number is the same"
     fitted.save(tmp_path / "features")
     goods(300, seed=2).to_parquet(tmp_path / "rows.parquet")
-    source = "\n".join(["import numpy as np, pandas as pd", "from zztoolkit.frame import Features", inspect.getsource(gap), inspect.getsource(titled),
+    source = "\n".join(["import numpy as np, pandas as pd", "from zztoolkit.features.features import Features", inspect.getsource(gap), inspect.getsource(titled),
                         "np.savez('made.npz', **Features.load('features', [gap, titled]).table(pd.read_parquet('rows.parquet')).whole().arrays)"])
     done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -242,7 +248,7 @@ class Ranker(torch.nn.Module):
 def ranked(server, tmp_path_factory):
     "handlers/recommendation.py as it is in the repository, on MovieLens, with a small model"
     torch.manual_seed(0)
-    ratings, people, films = demo.movielens()
+    ratings, people, films = samples.movielens()
     features = F.Features([F.JoinExternal("user", table=people, take="age"), F.JoinExternal("film", table=films, take="year"), F.TargetEncoding("film", target="rating"),
                            F.FillMissing(["age", "year"]), F.Normalize(["film_rating", "age", "year"]), F.Categorify(["user", "film"])], outputs=["film_rating", "age", "year", "user", "film"], remainder="drop").fit(ratings)
     home = tmp_path_factory.mktemp("ranked")
@@ -300,7 +306,7 @@ def test_no_operation_mixes_host_and_device(fitted, monkeypatch):
     there = Columns({c: moved(x, cupy) for c, x in door.columns.items()})
     there.drift = drift = Counter()
     fitted.schema.count_drift(there)
-    made = F.packed(fitted._run(there), fitted.groups, door)
+    made = packed(fitted._run(there), fitted.groups, door)
     want = Counter()
     host = fitted.table(df, drift=want)
     for name, x in made.arrays.items(): assert isinstance(x, cupy.ndarray) and x.dtype == host.arrays[name].dtype and np.array_equal(x.get(), host.arrays[name]), name
@@ -308,7 +314,7 @@ def test_no_operation_mixes_host_and_device(fitted, monkeypatch):
     assert made.frame().equals(host.frame())
     less = keep_good(there, len(df), {3: InputError("a wrong row")})
     less.columns.refused = {0: InputError("another")}
-    kept = F.packed(fitted._run(less.columns), fitted.groups, less)
+    kept = packed(fitted._run(less.columns), fitted.groups, less)
     assert list(kept.errors) == [0, 3]
     for name, x in kept.arrays.items(): assert np.array_equal(x.get(), np.delete(host.arrays[name], [0, 3], axis=0)), name
 
@@ -397,12 +403,12 @@ def machine(stand_ins, monkeypatch) -> Machine:
 
 def test_the_gpu_pays_where_its_work_is_done_sooner(machine):
     "13 ms on the GPU, 0.95 ms for a thousand rows on the CPU: they meet near 14,000 rows"
-    assert F.crossover(machine, goods(50), (1_000, 3_000, 10_000, 30_000, 100_000), 3) == 30_000
-    assert F.crossover(machine, goods(50), (1_000, 10_000), 1) == 0
+    assert crossover(machine, goods(50), (1_000, 3_000, 10_000, 30_000, 100_000), 3) == 30_000
+    assert crossover(machine, goods(50), (1_000, 10_000), 1) == 0
 
 def test_a_measurement_ends_when_the_gpu_has_done_its_work(machine):
     "Kernels are compiled before any clock starts; sides in turns, one turn to warm up"
-    F.crossover(machine, goods(50), (100_000,), 3)
+    crossover(machine, goods(50), (100_000,), 3)
     first, *log = machine.log
     assert first == "cudf"
     turn = [call for engine in ("cudf", "pandas") for call in ("clock", engine, "wait", "clock")]

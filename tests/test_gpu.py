@@ -7,14 +7,28 @@ import numpy as np, PIL.Image, pytest, torch
 
 import fake_cuda
 from conftest import ROOT, missing
-from zztoolkit import cuda, demo, handler as H, vision as V
-from zztoolkit.compile import check_opens, compile_model
-from zztoolkit.core import DecodeError, ToolkitError, installed
-from zztoolkit.engines import ENGINES, GraphRunner, Loading, cuda_provider, graph_sizes, tensorrt_arguments
-from zztoolkit.ops import CONVERSIONS, THRESHOLDS
-from zztoolkit.tensors import Dim, TensorSpec
+from zztoolkit import samples, vision as V
+from zztoolkit.benchmarks.demo import handler_module
+from zztoolkit.handler.handler import Handler
+from zztoolkit.handler.local import LocalHandler
+from zztoolkit.handler.torchserve import receive
+from zztoolkit.handler.wire import to_body
+from zztoolkit.vision.bridge import why_not
+from zztoolkit.vision.cuda_decode import _open_stream, _parameters
+from zztoolkit.vision.ops import OPS
+from zztoolkit.compile.attempts import check_opens
+from zztoolkit.compile.compiler import compile_model
+from zztoolkit.errors import DecodeError, ToolkitError
+from zztoolkit.system import installed
+from zztoolkit.compile.backends.base import Loading
+from zztoolkit.compile.backends.graphs import GraphRunner, graph_sizes
+from zztoolkit.compile.backends.onnx import cuda_provider
+from zztoolkit.compile.backends.registry import ENGINES
+from zztoolkit.compile.backends.tensorrt import tensorrt_arguments
+from zztoolkit.vision.pixels import CONVERSIONS, THRESHOLDS
+from zztoolkit.compile.signature import Dim, TensorSpec
 
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(cuda.why_not()), reason=cuda.why_not() or "-")]
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")]
 
 GREY, SMALL = V.CvtColor("RGB2GRAY"), V.Resize((240, 320))
 # Operation, and the largest difference of a pixel in 1/255. Above 1: fixed-point weights of 1/32 of a pixel in OpenCV's warps and of 1/2048 in its cubic
@@ -99,7 +113,7 @@ class TestOnGpu:
 
 def test_every_operation_is_compared_or_lacking():
     compared = {type(o).__name__ for ops in ON_BOTH for o in ops}
-    assert set(V.OPS) - compared == {"Decode", "ToDtype", "Normalize"}      # these have tests of their own above
+    assert set(OPS) - compared == {"Decode", "ToDtype", "Normalize"}      # these have tests of their own above
 
 def test_names_that_types_cannot_check():
     "Names looked up by a text are CV-CUDA's own, by its stubs"
@@ -112,9 +126,9 @@ def test_nvimgcodec_takes_our_arguments(photo):
     "nvImageCodec has no stubs; its own constructors and the signature of `decode` are what our calls are held against"
     try: from nvidia import nvimgcodec
     except ImportError: return missing("nvImageCodec is not installed (make test installs it on Linux, x86-64)")
-    assert cuda._parameters(V.Decode("GRAY", apply_exif_orientation=False)).color_spec == nvimgcodec.ColorSpec.GRAY
-    stream = cuda._open_stream(photo.read_bytes())
-    assert (stream.width, stream.height) == (512, 600) and cuda._open_stream(b"no image") is None
+    assert _parameters(V.Decode("GRAY", apply_exif_orientation=False)).color_spec == nvimgcodec.ColorSpec.GRAY
+    stream = _open_stream(photo.read_bytes())
+    assert (stream.width, stream.height) == (512, 600) and _open_stream(b"no image") is None
     with pytest.raises(TypeError): nvimgcodec.DecodeParams(apply_exif=True)
     decode = nvimgcodec.Decoder.decode.__doc__
     assert re.search(r"decode\(self.*, srcs: collections.abc.Sequence\[\S*CodeStream\], .*params: \S*DecodeParams .*cuda_stream: ", decode)
@@ -136,10 +150,10 @@ class TestWithoutOne:
     @pytest.fixture
     def codec(self, monkeypatch): return fake_cuda.install(monkeypatch)
 
-    def classifier(self, lite0, monkeypatch, stem: str = "imagenet_classifier", **config) -> H.LocalHandler:
+    def classifier(self, lite0, monkeypatch, stem: str = "imagenet_classifier", **config) -> LocalHandler:
         monkeypatch.setattr(H, "_loaded", lambda folder, config, threads, context: fake_cuda.Session(lite0.load(1)))
-        kind = next(v for v in vars(demo.handler_module(stem)).values() if isinstance(v, type) and issubclass(v, H.Handler) and v is not H.Handler)
-        return kind.local(lite0, folder=demo.imagenet_labels().parent, **config)
+        kind = next(v for v in vars(handler_module(stem)).values() if isinstance(v, type) and issubclass(v, Handler) and v is not Handler)
+        return kind.local(lite0, folder=samples.imagenet_labels().parent, **config)
 
     @pytest.mark.parametrize("stem", ["imagenet_classifier", "quality_inspection"])
     def test_a_handler_answers_photographs(self, stem, codec, lite0, photos, monkeypatch):
@@ -148,18 +162,18 @@ class TestWithoutOne:
         served = self.classifier(lite0, monkeypatch, stem, device="cuda")
         answers = served.predict(twelve)
         assert len(answers) == 12 and served.handler.split_by is None
-        want = [lite0(demo.handler_module(stem).chain(p)[None])[0] for p in photos]
-        names = {int(k): v for k, v in json.loads(demo.imagenet_labels().read_text()).items()}
+        want = [lite0(handler_module(stem).chain(p)[None])[0] for p in photos]
+        names = {int(k): v for k, v in json.loads(samples.imagenet_labels().read_text()).items()}
         first = [a[0]["label"] if isinstance(a, list) else a["label"] for a in answers]
         assert first[:len(photos)] == [names[int(w.argmax())] for w in want][:12]
         assert set(served.handler.clock.seconds()) == {"read", "decode", "preprocess", "inference", "postprocess", "encode"}
 
     def test_numpy_does_not_meet_a_device_tensor(self, codec, lite0, photo, monkeypatch):
         "The check can fail: a handler that hands scores to NumPy answers nothing"
-        class Careless(demo.handler_module("imagenet_classifier").ImagenetClassifier):
+        class Careless(handler_module("imagenet_classifier").ImagenetClassifier):
             def postprocess(self, outputs): return np.asarray(outputs).argmax(1)
         monkeypatch.setattr(H, "_loaded", lambda *args: fake_cuda.Session(lite0.load(1)))
-        careless = Careless.local(lite0, folder=demo.imagenet_labels().parent, device="cuda")
+        careless = Careless.local(lite0, folder=samples.imagenet_labels().parent, device="cuda")
         with pytest.raises(TypeError, match="device type tensor to numpy"): careless.predict(photo)
 
     def test_batches_are_met_before_requests(self, codec, lite0, monkeypatch):
@@ -195,7 +209,7 @@ class TestWithoutOne:
             raise torch.AcceleratorError(fake_cuda.LOST)
         lost.device = "cuda:0"
         served.handler.session = lost
-        rows = lambda: H.receive(served.service, [H.to_body(photo)])
+        rows = lambda: receive(served.service, [to_body(photo)])
         for _ in range(2):
             [body] = served.handler.handle(rows(), served.service.context)
             assert json.loads(body)["error"]["code"] == 500
@@ -209,7 +223,7 @@ class TestWithoutOne:
         def full(x): raise torch.OutOfMemoryError("CUDA out of memory")
         full.device = "cuda:0"
         served.handler.session = full
-        for x in (photo, {"CUDA error: device-side assert": 1}): served.handler.handle(H.receive(served.service, [H.to_body(x)]), served.service.context)
+        for x in (photo, {"CUDA error: device-side assert": 1}): served.handler.handle(receive(served.service, [to_body(x)]), served.service.context)
         assert not ended
 
 class Graph:

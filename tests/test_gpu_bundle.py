@@ -14,9 +14,20 @@ import torch
 
 import device, fake_cuda
 from conftest import ROOT, missing
-from zztoolkit import archive, artifact, bench, compile, engines, parity, serve
-from zztoolkit.core import RequestError
-from zztoolkit.vision import sample_photo
+import zztoolkit
+from zztoolkit.archive.config import CONFIG_DEFAULTS
+from zztoolkit.archive.packing import archive
+from zztoolkit.compile.artifact import Artifact
+from zztoolkit.compile.backends.registry import ENGINES
+from zztoolkit.compile.compiler import compile_model
+from zztoolkit.compile.parity import TOLERANCES
+from zztoolkit.measure.levels import measure
+from zztoolkit.measure.results import Benchmark
+from zztoolkit.serving.endpoint import Endpoint
+from zztoolkit.serving.rollout import deploy
+from zztoolkit.serving.torchserve.server import LocalServer
+from zztoolkit.errors import RequestError
+from zztoolkit.samples import sample_photo
 
 BUNDLE = ROOT / "tests" / "gpu"
 PARTS = BUNDLE / "device"
@@ -129,15 +140,15 @@ def test_a_module_is_sound(path):
 
 def test_a_renamed_name_is_found(modules):
     "The check can fail: a function and an attribute that the project does not have"
-    source = "from zztoolkit.serve import deploy, deployed\nfrom zztoolkit import vision as V\nV.Chain\nV.Chian"
+    source = "from zztoolkit.serving.rollout import deploy; from zztoolkit.serving.torchserve.server import deployed\nimport zztoolkit\nV.Chain\nV.Chian"
     assert list(modules.check.unknown_names(ast.parse(source))) == ["zztoolkit.serve has no deployed", "line 4: zztoolkit.vision has no Chian"]
 
 def test_candidates_are_known_to_the_project(modules):
     "Every artifact that the ladder prefers is one that is compiled, for a backend and a precision that exist"
     candidates = modules.compile.CANDIDATES
     assert set(modules.ladder.ARTIFACTS) == {c.folder for c in candidates}
-    assert {c.backend for c in candidates} <= set(engines.ENGINES)
-    assert {c.precision for c in candidates} <= set(parity.TOLERANCES)
+    assert {c.backend for c in candidates} <= set(ENGINES)
+    assert {c.precision for c in candidates} <= set(TOLERANCES)
     assert candidates[0].folder == "lite0-fp32-eager" and candidates[-1].backend == "aotinductor"
 
 def test_counters_of_no_card(modules):
@@ -298,8 +309,8 @@ def test_engines_on_the_cpu(modules, out, tiny, monkeypatch):
 
 def test_calls_of_the_project_bind(modules, out, monkeypatch):
     "Those that no rehearsal makes"
-    inspect.signature(artifact.Artifact.load).bind(None, 1, "cuda")
-    monkeypatch.setattr(compile, "compile_model", create_autospec(compile.compile_model))
+    inspect.signature(Artifact.load).bind(None, 1, "cuda")
+    monkeypatch.setattr(compile, "compile_model", create_autospec(compile_model))
     monkeypatch.setattr(modules.ort, "load_lite0", Tiny)
     modules.ort.compile_for("cuda", out, torch.zeros(8, 3, 16, 16), tolerance=0.05)
     assert not [f for f in findings(out) if "error" in f]
@@ -310,15 +321,15 @@ def test_calls_of_the_project_bind(modules, out, monkeypatch):
 @pytest.fixture
 def served(modules, out, monkeypatch):
     "The ladder's server, archives and measurements: stand-ins with the signatures of the real ones"
-    server = create_autospec(serve.LocalServer, instance=True)
+    server = create_autospec(LocalServer, instance=True)
     server.folder, server.__enter__.return_value = out, server
-    endpoint = create_autospec(serve.Endpoint, instance=True)
-    level = bench.Benchmark.load(ROOT / "nbs/records/bench_one_worker.json").levels[0]
+    endpoint = create_autospec(Endpoint, instance=True)
+    level = Benchmark.load(ROOT / "nbs/records/bench_one_worker.json").levels[0]
     fakes = SimpleNamespace(
-        LocalServer=create_autospec(serve.LocalServer, return_value=server),
-        archive=create_autospec(archive.archive),
-        deploy=create_autospec(serve.deploy, return_value=endpoint),
-        measure=create_autospec(bench.measure, return_value=level))
+        LocalServer=create_autospec(LocalServer, return_value=server),
+        archive=create_autospec(archive),
+        deploy=create_autospec(deploy, return_value=endpoint),
+        measure=create_autospec(measure, return_value=level))
     for name, fake in vars(fakes).items(): monkeypatch.setattr(modules.ladder, name, fake)
     monkeypatch.setattr(modules.ladder, "small_jpegs", lambda n: [sample_photo().read_bytes()])
     return SimpleNamespace(endpoint=endpoint, **vars(fakes))
@@ -334,8 +345,8 @@ def test_every_rung_is_climbed(modules, served, out, monkeypatch):
     assert [c.args[0] for c in served.endpoint.scale.call_args_list] == [4, 8, 16] and served.endpoint.remove.call_count == 4
     handlers = [c.args[1] for c in served.archive.call_args_list]
     assert all(h.is_file() for h in handlers) and [h.stem for h in handlers] == ["imagenet_classifier", "imagenet_classifier", "stock_classifier", "stock_on_gpu"]
-    given, keys = served.archive.call_args_list[0].kwargs, {*archive.CONFIG_DEFAULTS, "threads", "device"}      # `archive` takes any other for configuration, too
-    assert given["device"] == "cuda" and set(given) - keys <= set(inspect.signature(archive.archive).parameters)
+    given, keys = served.archive.call_args_list[0].kwargs, {*CONFIG_DEFAULTS, "threads", "device"}      # `archive` takes any other for configuration, too
+    assert given["device"] == "cuda" and set(given) - keys <= set(inspect.signature(archive).parameters)
 
 def test_a_rung_that_fails_leaves_the_others(modules, served, out, monkeypatch):
     monkeypatch.setattr(modules.ladder, "choose_artifact", lambda: out)

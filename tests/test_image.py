@@ -10,9 +10,9 @@ import httpx, pytest
 
 from conftest import missing
 from pods import echo, wait_until
-from zztoolkit.core import sha256
-from zztoolkit.serve import free_ports
-from zztoolkit.signing import new_key, sign
+from zztoolkit.system import sha256
+from zztoolkit.serving.torchserve.config import free_ports
+from zztoolkit.archive.signing import new_key, sign
 
 pytestmark = pytest.mark.image
 IMAGE, TOKEN = os.environ.get("IMAGE", "localhost/zztoolkit:test"), "a-token-of-the-shop"

@@ -9,8 +9,8 @@ import httpx, nbformat, pytest
 
 from conftest import ROOT
 from test_cli import block_of_five
-from zztoolkit.image import own_wheel
-from zztoolkit.vision import sample_photo
+from zztoolkit.deploy.wheel import own_wheel
+from zztoolkit.samples import sample_photo
 
 
 class Installation:
@@ -165,8 +165,8 @@ def test_image(installed, mar):
 
 def test_own_wheel_asks_no_index(installed, wheel):
     "It is what was installed, packed again; a changed file is an error"
-    core = Path(installed.python("-c", "import zztoolkit.core; print(zztoolkit.core.__file__)").strip())
-    code = "import sys, pathlib; from zztoolkit.image import own_wheel; print(own_wheel(pathlib.Path(sys.argv[1])))"
+    core = Path(installed.python("-c", "import zztoolkit.errors; print(zztoolkit.errors.__file__)").strip())
+    code = "import sys, pathlib; from zztoolkit.deploy.wheel import own_wheel; print(own_wheel(pathlib.Path(sys.argv[1])))"
     no_index = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_NO_INDEX": "1"}
     again = Path(installed.python("-c", code, installed.home, env=no_index).strip())
     assert again.name == wheel.name

@@ -5,17 +5,19 @@ from pathlib import Path
 import httpx, nbformat, psutil, pytest
 
 from conftest import ROOT, missing
-from zztoolkit.serve import free_ports, running_servers
+from zztoolkit.serving.torchserve.config import free_ports
+from zztoolkit.serving.torchserve.running import running_servers
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PICTURES = ROOT / "test-artefacts"
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"},       # every cell stays in the page
             "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
 PANEL = ["""%load_ext zztoolkit
-from zztoolkit import compile_model, demo""", """#| handler classify
+from zztoolkit import compile_model, samples""", """#| handler classify
+from zztoolkit.samples import sample_photo
 from zztoolkit import Handler, vision as V
-chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize(mean=(127 / 255,) * 3, std=(128 / 255,) * 3))""", """photo = V.sample_photo()
-artifact = compile_model(demo.efficientnet_lite0(), chain.example(), batch=(1, 8, 32))""", """%%serve classify --model artifact --batch-size 8 --example photo --store .
+chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize(mean=(127 / 255,) * 3, std=(128 / 255,) * 3))""", """photo = sample_photo()
+artifact = compile_model(samples.efficientnet_lite0(), chain.example(), batch=(1, 8, 32))""", """%%serve classify --model artifact --batch-size 8 --example photo --store .
 class Classify(Handler):
     chain = chain
     def preprocess(self, requests):

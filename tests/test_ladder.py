@@ -3,7 +3,7 @@ from contextlib import suppress
 
 import psutil
 
-from zztoolkit.ladder import TUNED, Ladder, Rung, ladder
+from zztoolkit.benchmarks.ladder import TUNED, Ladder, Rung, ladder
 
 def children() -> set[int]:
     "Processes of this one, but for the one with which multiprocessing tidies up at the end"

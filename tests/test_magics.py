@@ -5,8 +5,9 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import zztoolkit
-from zztoolkit.archive import open_mar
-from zztoolkit.core import ToolkitError
+from zztoolkit.notebook.maker import check_maker
+from zztoolkit.archive.mar import open_mar
+from zztoolkit.errors import ToolkitError
 
 HEAD = """#| export
 from zztoolkit import Handler, vision as V
@@ -190,7 +191,7 @@ def test_a_sentence_is_an_example(notebook, tmp_path):
 
 def test_the_same_notebook_is_no_obstacle(notebook, tmp_path, monkeypatch):
     "Run again after its kernel was restarted, renamed, or by a program that tells no name"
-    from zztoolkit import magics
+    import zztoolkit
     serve = "%%serve shout --store STORE --example hello\n" + SHOUT
     (tmp_path / "mine.ipynb").write_text("{}")
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "mine.ipynb"))
@@ -199,11 +200,11 @@ def test_the_same_notebook_is_no_obstacle(notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(magics, "_DIGESTS", {})      # as after a restart
     module = tmp_path / "shout.py"
     module.write_text("another handler")
-    assert magics.check_maker(notebook.store, module, "mine.ipynb") == ""
-    with pytest.raises(ToolkitError, match="store/shout.mar was made by mine.ipynb\nthis notebook is other.ipynb"): magics.check_maker(notebook.store, module, "other.ipynb")
-    assert magics.check_maker(notebook.store, module, "") == "store/shout.mar was made by mine.ipynb; it is replaced"
+    assert check_maker(notebook.store, module, "mine.ipynb") == ""
+    with pytest.raises(ToolkitError, match="store/shout.mar was made by mine.ipynb\nthis notebook is other.ipynb"): check_maker(notebook.store, module, "other.ipynb")
+    assert check_maker(notebook.store, module, "") == "store/shout.mar was made by mine.ipynb; it is replaced"
     (tmp_path / "mine.ipynb").rename(tmp_path / "other.ipynb")
-    assert magics.check_maker(notebook.store, module, "other.ipynb") == "store/shout.mar was made by mine.ipynb; it is replaced"
+    assert check_maker(notebook.store, module, "other.ipynb") == "store/shout.mar was made by mine.ipynb; it is replaced"
 
 def test_an_interrupt_is_one_line(notebook, capsys):
     "Not the frames of the HTTP client; and the server goes on"
@@ -215,7 +216,7 @@ def test_an_interrupt_is_one_line(notebook, capsys):
         assert isinstance(done.error_in_exec, KeyboardInterrupt)
         assert capsys.readouterr().out.strip() == "KeyboardInterrupt: the prediction was interrupted; what is served still is"
     assert slow.predict(0) == 0
-    notebook.run("from zztoolkit.bench import bench\nfrom zztoolkit.tune import tune\nfrom zztoolkit import serve_model")
+    notebook.run("from zztoolkit.measure.benchmark import bench\nfrom zztoolkit.measure.tuning.tuner import tune\nfrom zztoolkit import serve_model")
     for call, what in (("bench(slow, 0.01, 1)", "the measurement"), ("tune(slow, 0.01, 1, trials=1)", "tuning"), ("serve_model(Slow, store='STORE')", "serving")):
         threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         capsys.readouterr()

@@ -8,11 +8,12 @@ import numpy as np, pytest, torch
 from conftest import missing
 
 from zztoolkit import Handler
-from zztoolkit.archive import archive
-from zztoolkit.artifact import load_artifact, model_file_kind, open_model_file
-from zztoolkit.compile import compile_model
-from zztoolkit.core import InputError, ToolkitError
-from zztoolkit.tensors import Dim
+from zztoolkit.archive.packing import archive
+from zztoolkit.compile.model_file import model_file_kind, open_model_file
+from zztoolkit.compile.store import load_artifact
+from zztoolkit.compile.compiler import compile_model
+from zztoolkit.errors import InputError, ToolkitError
+from zztoolkit.compile.signature import Dim
 
 PLAIN = "from zztoolkit import Handler\nclass Plain(Handler): pass\n"
 

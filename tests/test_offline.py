@@ -6,19 +6,23 @@ from pathlib import Path
 import numpy as np, pandas as pd, psutil, pyarrow as pa, pyarrow.parquet as pq, pytest, torch
 
 from conftest import ROOT
-from zztoolkit import demo, offline
-from zztoolkit.archive import archive
-from zztoolkit.compile import compile_model
-from zztoolkit.core import ToolkitError
-from zztoolkit.frame import Categorify, DateParts, Features, FillMissing, ListPad, Normalize
-from zztoolkit.sources import open_source, read_chunk
+from zztoolkit import samples, offline
+from zztoolkit.offline.executors import _ray
+from zztoolkit.archive.packing import archive
+from zztoolkit.compile.compiler import compile_model
+from zztoolkit.errors import ToolkitError
+from zztoolkit.features.features import Features
+from zztoolkit.features.ops.encode import Categorify, FillMissing
+from zztoolkit.features.ops.scale import Normalize
+from zztoolkit.features.ops.sequences import DateParts, ListPad
+from zztoolkit.offline.sources.opening import open_source, read_chunk
 
 N, CHUNK = 40_000, 1_000
 RUN = {"key": "id", "chunk": CHUNK}
 SCORER = """
 import math, os, signal, time
 from zztoolkit import Handler
-from zztoolkit.core import Batch, InputError
+from zztoolkit.batch import Batch; from zztoolkit.errors import InputError
 
 def features(row):
     for name in ("price", "age"):
@@ -110,7 +114,7 @@ def test_a_run_on_ray_that_is_killed(scorer, items, unbroken, tmp_path, monkeypa
     "By kill -9 of who started it, on a cluster that lives on; then from this process, on the same cluster"
     pytest.importorskip("ray") if not os.environ.get("CI") else __import__("ray")
     monkeypatch.setenv("SLOWLY", "0.2")      # of the cluster's workers
-    with offline._ray(2) as ray:
+    with _ray(2) as ray:
         address = ray.get_runtime_context().gcs_address
         killed(started(scorer, items, tmp_path / "sink", "--engine", "ray", "--processes", "1", RAY_ADDRESS=address), tmp_path / "sink", unbroken)
         resumed(scorer, items, tmp_path / "sink", unbroken, "ray")
@@ -167,14 +171,14 @@ def test_photographs(chain, photos, tmp_path):
     for name, body in (("cut.jpg", whole[:2000]), ("text.png", b"no image"), ("empty.webp", b"")): (tmp_path / "photos" / name).write_bytes(body)
     torch.manual_seed(0)
     artifact, file = compile_model(Tiny().eval(), chain.example(), batch=(1, 8, 32), backend="onnxruntime", path=tmp_path / "artifact", measure=False), ROOT / "handlers" / "imagenet_classifier.py"
-    run = offline.run(file, tmp_path / "photos", tmp_path / "sink", chunk=16, batch=8, artifact=artifact, extra_files=[demo.imagenet_labels()])
+    run = offline.run(file, tmp_path / "photos", tmp_path / "sink", chunk=16, batch=8, artifact=artifact, extra_files=[samples.imagenet_labels()])
     assert (run.rows, run.refused) == (63, 3)
     why = offline.refused(tmp_path / "sink").set_index("file")
     assert set(why.index) == {"cut.jpg", "text.png", "empty.webp"} and set(why.status) == {400}
     assert "truncated" in why.reason["cut.jpg"] and "not an image" in why.reason["text.png"] and "empty" in why.reason["empty.webp"]
     answers = offline.read(tmp_path / "sink")
     assert answers.file.is_monotonic_increasing and len(answers) == 60
-    here = imported(file).ImagenetClassifier.local(artifact, folder=demo.imagenet_labels().parent, threads=1)
+    here = imported(file).ImagenetClassifier.local(artifact, folder=samples.imagenet_labels().parent, threads=1)
     online = here.predict([tmp_path / "photos" / f for f in answers.file])
     for a, b in zip(answers.answer, online): assert [x["label"] for x in a] == [x["label"] for x in b]
 

@@ -2,7 +2,7 @@
 import json, re, shutil, subprocess, sys
 
 from conftest import ROOT
-from zztoolkit.cli import drift
+from zztoolkit.cli.project import drift
 
 
 def python(code: str) -> str:
@@ -17,7 +17,7 @@ def test_import_is_light():
 def test_chain_needs_no_torch():
     "A worker or an offline job that only preprocesses does not pay for PyTorch"
     code = ("import sys; from zztoolkit.vision import *; from zztoolkit import vision as V; "
-            "V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize())(V.sample_photo()); print('torch' in sys.modules)")
+            "V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize())(sample_photo()); print('torch' in sys.modules)")
     assert python(code).strip() == "False"
 
 def test_lazy_names():

@@ -1,7 +1,8 @@
 "The panel without a browser: what it sees of a real server, and that it leaves nothing behind."
 import threading, time
 
-from zztoolkit.panel import Watch, panel
+from zztoolkit.notebook.panel.panel import panel
+from zztoolkit.notebook.panel.watch import Watch
 
 
 def threads() -> list[threading.Thread]: return [t for t in threading.enumerate() if t.name.startswith("zz-panel")]

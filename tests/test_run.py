@@ -7,12 +7,15 @@ import psutil, pytest
 
 from conftest import missing
 from pods import ECHO, Pod, echo, wait_until
-from zztoolkit.core import ToolkitError, sha256
-from zztoolkit.image import dockerfile, entrypoint
-from zztoolkit.run import _own_folder, _work_folder
-from zztoolkit.serve import OWNER, error_of, free_ports, own_folder, sweep
-from zztoolkit.signing import new_key, sign
-from zztoolkit.vision import sample_photo
+from zztoolkit.errors import ToolkitError
+from zztoolkit.system import sha256
+from zztoolkit.deploy.image import dockerfile, entrypoint
+from zztoolkit.deploy.pod import _own_folder, _work_folder
+from zztoolkit.folders import OWNER, own_folder, sweep
+from zztoolkit.serving.endpoint import error_of
+from zztoolkit.serving.torchserve.config import free_ports
+from zztoolkit.archive.signing import new_key, sign
+from zztoolkit.samples import sample_photo
 
 OLD, NEW = "old-token-of-the-shop", "new-token-of-the-shop"
 
@@ -234,7 +237,7 @@ def test_a_wrong_token_in_a_notebook_is_401(serve_source):
     error = error_of(raw, endpoint)
     assert raw.status_code == 400 and error.status == 401 and "token is wrong" in str(error)
 
-MAKE = "import sys, time; from zztoolkit.serve import own_folder; print(own_folder(sys.argv[1]), flush=True); time.sleep(60)"
+MAKE = "import sys, time; from zztoolkit.folders import own_folder; print(own_folder(sys.argv[1]), flush=True); time.sleep(60)"
 
 def made_by_another(prefix: str, tmp: Path) -> tuple[subprocess.Popen, Path]:
     "A process that has made itself a folder in `tmp`"

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import httpx, numpy as np, pandas as pd, PIL.Image, psutil, pytest, torch
 
-from zztoolkit import demo
-from zztoolkit.archive import archive
-from zztoolkit.core import ToolkitError
-from zztoolkit.handler import Handler
-from zztoolkit.serve import LocalServer, PredictionError, Settings, deploy
+from zztoolkit import samples
+from zztoolkit.archive.packing import archive
+from zztoolkit.errors import ToolkitError
+from zztoolkit.handler.handler import Handler
+from zztoolkit.serving.endpoint import PredictionError
+from zztoolkit.serving.rollout import deploy
+from zztoolkit.serving.torchserve.config import Settings
+from zztoolkit.serving.torchserve.server import LocalServer
 
 SLEEPY = """
 import os, time
@@ -68,7 +71,7 @@ def test_stage_timings_are_metrics(classifier, photo):
 
 def test_twenty_labelled_photographs(classifier, labelled):
     "The whole path is right: resize, crop, normalise, engine and labels. EfficientNet-Lite0's own top-1 is 75 %"
-    names = json.loads(demo.imagenet_labels().read_text())
+    names = json.loads(samples.imagenet_labels().read_text())
     answers = classifier.predict([p for p, _ in labelled])
     right = sum(a[0]["label"] == names[str(c)] for a, (_, c) in zip(answers, labelled))
     assert right >= 17, right
@@ -205,7 +208,7 @@ def test_loopback_only(server):
 
 CHILD = """
 import json, sys, time
-from zztoolkit.serve import LocalServer, deploy
+from zztoolkit.serving.rollout import deploy; from zztoolkit.serving.torchserve.server import LocalServer
 server = LocalServer().start()
 deploy(server, sys.argv[1])
 print(json.dumps([str(server.folder), server.process.pid]), flush=True)

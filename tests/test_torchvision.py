@@ -14,8 +14,9 @@ from torchvision import transforms as T
 from torchvision.transforms import _presets as presets, v2
 
 import zztoolkit
-from zztoolkit.core import cache_dir
-from zztoolkit.vision import Chain, sample_photo
+from zztoolkit.system import cache_dir
+from zztoolkit.samples import sample_photo
+from zztoolkit.vision.chain import Chain
 
 PHOTOS = [sample_photo(), *sorted(p for folder in ("photographs", "camera") for p in (cache_dir() / folder).glob("*.jpg"))]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -116,8 +117,8 @@ def test_a_detector_is_packed(tmp_path):
     "SSDlite cannot be exported with its list of boxes: TorchScript takes its place, and gives the same"
     if not hasattr(torch.ops.torchvision, "nms"): pytest.skip("torchvision's own operators do not load here")
     from torchvision.models.detection import ssdlite320_mobilenet_v3_large
-    from zztoolkit.artifact import load_artifact
-    from zztoolkit.compile import compile_model
+    from zztoolkit.compile.store import load_artifact
+    from zztoolkit.compile.compiler import compile_model
     torch.manual_seed(0)
     net = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5, score_thresh=0.0, detections_per_img=7, topk_candidates=40).eval()
     images = torch.rand(2, 3, 320, 320)

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from zztoolkit.archive import archive, open_mar
-from zztoolkit.core import ToolkitError
-from zztoolkit.serve import deploy
-from zztoolkit.tune import Knob, Tuning, tune
+from zztoolkit.archive.mar import open_mar
+from zztoolkit.archive.packing import archive
+from zztoolkit.errors import ToolkitError
+from zztoolkit.serving.rollout import deploy
+from zztoolkit.measure.tuning.result import Tuning
+from zztoolkit.measure.tuning.space import Knob
+from zztoolkit.measure.tuning.tuner import tune
 
 WAITING = """
 import os, time

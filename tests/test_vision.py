@@ -4,10 +4,11 @@ import io
 import numpy as np, PIL.Image, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from zztoolkit import demo, vision as V
-from zztoolkit.core import RequestError, ToolkitError
+from zztoolkit import samples, vision as V
+from zztoolkit.samples import sample_photo
+from zztoolkit.errors import RequestError, ToolkitError
 
-PHOTO = PIL.Image.open(V.sample_photo()).convert("RGB")
+PHOTO = PIL.Image.open(sample_photo()).convert("RGB")
 few = lambda n: settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
@@ -147,7 +148,7 @@ def test_a_plan_does_not_change_what_is_seen(photos, lite0, chain, labelled):
 
 def test_the_chosen_plan_sees_what_exact_sees(lite0, chain):
     "Two of the large photographs get another name from the fast plan (nbs/01d_agreement.ipynb); what is chosen knows"
-    photos = demo.large_photographs()
+    photos = samples.large_photographs()
     chosen, measured = V.choose_plan(chain, photos, lite0)
     assert measured.top1 < 1 and chosen.exact and measured.images == len(photos) and "top-1" in measured.reason
     assert V.choose_plan(chain.decoding(3), photos, lite0)[0] == chain.decoding(3)

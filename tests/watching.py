@@ -9,7 +9,7 @@ import httpx, yaml
 
 from alerts import PODS
 from conftest import missing
-from zztoolkit.serve import free_ports
+from zztoolkit.serving.torchserve.config import free_ports
 
 OF = dict(namespace="shop", service="film-zztoolkit-metrics", pod=PODS[0])
 EXPORTER = dict(namespace="gpu-operator", pod="dcgm-exporter-1")      # its own labels take the names, and the GPU's pod becomes exported_pod

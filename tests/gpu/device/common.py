@@ -100,7 +100,7 @@ def used_mib() -> int:
 
 def photographs() -> list[Path]:
     "The bundle's photographs, 4 megapixels or more each"
-    from zztoolkit.core import cache_dir
+    from zztoolkit.system import cache_dir
     folders = [cache_dir() / name for name in ("photographs", "camera")]
     return sorted(p for folder in folders for p in folder.glob("*.jpg"))
 

@@ -39,7 +39,7 @@ CANDIDATES = (
 
 def compile_one(network: str, precision: str, backend: str, device: str = "cuda"):
     "Compile one candidate, and report the artifact or why there is none"
-    from zztoolkit.compile import compile_model
+    from zztoolkit.compile.compiler import compile_model
     candidate = Candidate(network, precision, backend)
     with finding("compile_model", network=network, precision=precision, backend=backend) as found:
         rows = example_inputs(network, ROWS)

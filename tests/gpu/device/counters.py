@@ -1,6 +1,6 @@
 """Write the GPU's counters five times a second until the process is killed: counters.py FILE
 
-`zztoolkit.sampling` says what each of them counts.
+`zztoolkit.measure.gpu` says what each of them counts.
 """
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pynvml
 
-from zztoolkit.sampling import Gpm, gpu_counters
+from zztoolkit.measure.gpu import Gpm, gpu_counters
 
 PERIOD = 0.2    # seconds
 

@@ -14,7 +14,7 @@ from typing import Any
 from common import (finding, gpu_ms, items_per_second, photographs, small_jpegs, synchronize,
                     used_mib)
 from zztoolkit import vision as V
-from zztoolkit.jpeg import read_header
+from zztoolkit.vision.jpeg import read_header
 
 IMAGENET = "500x375"
 SIZES = {IMAGENET: (500, 375), "1024x768": (1024, 768), "2048x1536": (2048, 1536)}
@@ -192,7 +192,7 @@ def measure_workers(name: str, bodies: Sequence[bytes], workers: int):
 
 def measure_steps(bodies: Sequence[bytes]):
     "Milliseconds of each step of the chain for one batch"
-    from zztoolkit.core import Batch
+    from zztoolkit.batch import Batch
     with finding(f"steps, batch {BATCH} of {IMAGENET}") as found:
         batch = Batch.of(bodies[:BATCH])
         for step in usual_chain().plan("cuda").steps:

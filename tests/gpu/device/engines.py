@@ -143,7 +143,7 @@ def run_plain(network: str):
 
 def run_sessions(network: str, backend: str):
     "The artifacts of one backend, as a handler calls them"
-    from zztoolkit.artifact import load_artifact
+    from zztoolkit.compile.store import load_artifact
     _, reference = load_reference(network)
     for folder in sorted(ENGINES.glob(f"{network}-*-{backend}")):
         with finding("load", network=network, artifact=folder.name):

@@ -10,8 +10,10 @@ import numpy as np
 
 import test_frame as T
 from common import finding
-from zztoolkit import frame as F
-from zztoolkit.columns import Columns, moved
+from zztoolkit import features as F
+from zztoolkit.features.table import packed
+from zztoolkit.features.columns import Columns
+from zztoolkit.features.keyed import moved
 
 SIZES = (1000, 10_000, 100_000, 1_000_000)
 
@@ -29,7 +31,7 @@ def to_gpu(columns: Columns) -> Columns:
 def run(fitted: F.Features, columns: Columns, door: Any) -> F.FeatureTable:
     "The features of columns, wherever they are"
     columns.refused, columns.drift = {}, Counter()
-    return F.packed(fitted._run(columns), fitted.groups, door)
+    return packed(fitted._run(columns), fitted.groups, door)
 
 
 def compare(fitted: F.Features, rows: int = 5000):

@@ -12,13 +12,17 @@ from typing import Any
 
 from common import ENGINES, finding, photographs, report, small_jpegs
 from try_load import try_artifact
-from zztoolkit.archive import archive
-from zztoolkit.bench import Setup, measure
-from zztoolkit.core import usable_cores
-from zztoolkit.demo import HANDLERS, imagenet_labels, lite_weights
-from zztoolkit.ladder import Turn
-from zztoolkit.load import closed
-from zztoolkit.serve import Endpoint, LocalServer, Settings, deploy
+from zztoolkit.archive.packing import archive
+from zztoolkit.measure.levels import Setup, measure
+from zztoolkit.system import usable_cores
+from zztoolkit.benchmarks.demo import HANDLERS
+from zztoolkit.samples import imagenet_labels, lite_weights
+from zztoolkit.benchmarks.ladder import Turn
+from zztoolkit.measure.profile import closed
+from zztoolkit.serving.endpoint import Endpoint
+from zztoolkit.serving.rollout import deploy
+from zztoolkit.serving.torchserve.config import Settings
+from zztoolkit.serving.torchserve.server import LocalServer
 
 SECONDS, WARM_UP = 3, 1
 CLIENTS = 256       # enough to fill the batches of 16 workers

@@ -8,7 +8,7 @@ SHAPE = (3, 224, 224)
 
 def load_lite0() -> Any:
     "EfficientNet-Lite0 with its ImageNet weights: 0.8 GFLOP an image"
-    from zztoolkit.demo import efficientnet_lite0
+    from zztoolkit.samples import efficientnet_lite0
     return efficientnet_lite0()
 
 
@@ -27,6 +27,6 @@ def example_inputs(network: str, n: int) -> Any:
     import torch
     if network != "lite0": return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(1))
     from common import small_jpegs
-    from zztoolkit.demo import handler_module
+    from zztoolkit.benchmarks.demo import handler_module
     chain = handler_module("imagenet_classifier").chain
     return torch.from_numpy(chain.batch(small_jpegs(n)).items)

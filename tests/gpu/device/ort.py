@@ -15,7 +15,7 @@ OPTIONS = ({"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"},
 
 
 def compile_for(device: str, folder: Path, rows: Any, **options: Any):
-    from zztoolkit.compile import compile_model
+    from zztoolkit.compile.compiler import compile_model
     with finding("compile_model", backend="onnxruntime", device=device) as found:
         artifact = compile_model(
             load_lite0(), rows[:8], backend="onnxruntime", device=device, batch=(1, 8, 32),

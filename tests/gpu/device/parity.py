@@ -16,7 +16,7 @@ import PIL.Image
 import test_gpu as T
 from common import finding, photographs
 from zztoolkit import vision as V
-from zztoolkit.core import RequestError
+from zztoolkit.errors import RequestError
 
 
 def describe_op(op: Any) -> str:

@@ -24,7 +24,7 @@ def run_tests():
 def try_missing_dates():
     with finding("missing dates") as found:
         import cudf, pandas as pd
-        from zztoolkit import frame as F
+        from zztoolkit import features as F
         dates = pd.to_datetime(["2026-01-01", None, "2026-03-01"])
         df = pd.DataFrame({"day": dates, "n": [1.0, None, 3.0]})
         ops = [F.DateParts("day", parts=("month",)), F.FillMissing(["day_month", "n"], value=0.0)]

@@ -41,7 +41,7 @@ def main():
     faulthandler.enable()
     faulthandler.dump_traceback_later(LIMIT - 5)
     import torch
-    from zztoolkit.artifact import load_artifact
+    from zztoolkit.compile.store import load_artifact
     started = time.perf_counter()
     artifact = load_artifact(sys.argv[1])
     session = artifact.load(1)

@@ -1,0 +1,1 @@
+"What compiles and runs a model: one module for each backend"

@@ -1,0 +1,1 @@
+"Find the best setting of a service within an objective"

@@ -1,0 +1,1 @@
+"A live panel of what is served"

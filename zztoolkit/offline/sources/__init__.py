@@ -1,0 +1,1 @@
+"Sources of requests: images, text, JSON, CSV, Parquet and Arrow"

@@ -1,0 +1,9 @@
+from .torchserve.config import Settings as Settings
+from .torchserve.server import LocalServer as LocalServer
+from .torchserve.running import (
+    RunningServer as RunningServer,
+    running_servers as running_servers,
+)
+from .endpoint import Endpoint as Endpoint, PredictionError as PredictionError
+from .rollout import deploy as deploy
+from .reload import reload as reload
