@@ -8,7 +8,7 @@ SUITE  := not faults and not image and not deploy
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export ladder soak bench-vision bench-compile bench-frame clean tune-grid
+.PHONY: help demo test deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
@@ -28,6 +28,7 @@ help:
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
 	@echo "make notebooks     run every notebook and keep its outputs"
+	@echo "make docs          the documentation as a site in _docs/, from the notebooks with their kept outputs; needs no network"
 	@echo "make clean         remove the virtual environment and caches of this folder"
 
 demo: $(VENV)/demo.ok
@@ -55,7 +56,7 @@ test-torchvision: $(VENV)/demo.ok
 	@test -e $(TORCHVISION)/wheel.ok || { echo "── installing torchvision, timm and zztoolkit's wheel (first time only)"; $(PYTHON) -m venv --clear $(TORCHVISION) && $(TORCHVISION)/bin/python -m pip install -q $(foreach p,$(call ini,torchvision_requirements),'$(p)') build/wheel/*.whl && $(TORCHVISION)/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,torchvision_nodeps_requirements),'$(p)') && touch $(TORCHVISION)/wheel.ok; }
 	@$(TORCHVISION)/bin/python -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
 	@$(BIN)/python -c 'from zztoolkit.samples import photographs; photographs()'
-	@$(if $(KEEP),KEEP=1) $(TORCHVISION)/bin/pytest --noconftest -p no:cacheprovider tests/test_torchvision.py
+	@$(if $(KEEP),KEEP=1) $(TORCHVISION)/bin/pytest --noconftest -p no:cacheprovider tests/vision/test_torchvision.py
 
 gpu: $(VENV)/dev.ok
 	@$(PIP) install -e '.[gpu,rapids]'
@@ -107,6 +108,10 @@ lab: $(VENV)/dev.ok
 export: $(VENV)/dev.ok
 	@zz export
 
+# Local links, anchors and public names without a docstring fail it; what links outside is not looked up.
+docs: $(VENV)/docs.ok
+	@$(BIN)/python docs/build.py
+
 notebooks: $(VENV)/dev.ok
 	@jupyter nbconvert --to notebook --execute --inplace --log-level=ERROR $(shell find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort | xargs grep -L '"skip_exec: true')
 	@nbdev_clean
@@ -131,6 +136,10 @@ $(VENV)/bench.ok: $(VENV)/demo.ok
 	@echo "── installing what is measured against (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,bench]' && $(PIP) install --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
+$(VENV)/docs.ok: $(VENV)/demo.ok
+	@echo "── installing what builds the site (first time only)"
+	@rm -f $@; { $(PIP) install -e '.[demo,docs]' && touch $@; } $(TELL); test -e $@
+
 $(VENV)/peers.ok: $(VENV)/demo.ok
 	@echo "── installing the servers to measure against (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,peers]' && touch $@; } $(TELL); test -e $@
@@ -138,4 +147,4 @@ $(VENV)/peers.ok: $(VENV)/demo.ok
 	@test ! -e $(VENV)/triton || $(BIN)/python -c "from zztoolkit.peers import join_environment; join_environment('$(VENV)/triton')"
 
 clean:
-	rm -rf $(VENV) .venv-checkov .venv-aws $(TORCHVISION) .gpu-bundle build *.egg-info .mypy_cache .pytest_cache test-artefacts
+	rm -rf $(VENV) .venv-checkov .venv-aws $(TORCHVISION) .gpu-bundle build *.egg-info .mypy_cache .pytest_cache test-artefacts _docs

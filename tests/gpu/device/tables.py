@@ -13,8 +13,8 @@ def try_cudf():
 
 
 def run_tests():
-    "tests/test_frame.py's tests for a GPU"
-    words = ("-q", "-p", "no:cacheprovider", "tests/test_frame.py", "-m", "gpu")
+    "tests/features/test_features.py's tests for a GPU"
+    words = ("-q", "-p", "no:cacheprovider", "tests/features/test_features.py", "-m", "gpu")
     command = [sys.executable, "-m", "pytest", *words]
     with finding("the project's tests") as found:
         done = subprocess.run(command, capture_output=True, text=True)

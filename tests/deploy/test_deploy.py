@@ -4,10 +4,10 @@ from pathlib import Path
 
 import httpx, jsonschema, promql_parser, pytest, yaml
 
-from alerts import ALERTS, PODS, rule_tests
+from support.alerts import ALERTS, PODS, rule_tests
 from conftest import ROOT, missing
-from pods import Pod, wait_until
-from watching import Prometheus, serve_text
+from support.pods import Pod, wait_until
+from support.watching import Prometheus, serve_text
 from zztoolkit import samples
 from zztoolkit.deploy.checks import _archives, check, newest_minors, schema_errors
 from zztoolkit.deploy.helm import Release, helm, objects_in
@@ -21,7 +21,7 @@ from zztoolkit.deploy.dashboard import dashboard_json, panels
 from zztoolkit.serving.torchserve.config import free_ports
 from zztoolkit.archive.signing import new_key, sign
 
-CHART, HERE = ROOT / "zztoolkit" / "deploy" / "chart", Path(__file__).parent
+CHART, HERE = ROOT / "zztoolkit" / "deploy" / "chart", ROOT / "tests" / "support"
 DIGEST, OTHER = "sha256:" + "0123456789abcdef" * 4, "sha256:" + "fedcba9876543210" * 4
 MODELS = [dict(name="classifier", version=v, file=f"classifier-{v}-{c * 12}.mar", sha256=c * 64, workers=2, batchSize=8, maxBatchDelay=20) for v, c in (("1.0", "a"), ("1.1", "b"))]
 BASE = dict(image=dict(repository="registry.example/zz", digest=DIGEST), models=MODELS[:1], auth=dict(existingSecret="shop-tokens"))

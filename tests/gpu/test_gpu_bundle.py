@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 import torch
 
-import device, fake_cuda
+from support import device, fake_cuda
 from conftest import ROOT, missing
 import zztoolkit
 from zztoolkit.archive.config import CONFIG_DEFAULTS

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx, pytest
 
 from conftest import missing
-from pods import echo, wait_until
+from support.pods import echo, wait_until
 from zztoolkit.system import sha256
 from zztoolkit.serving.torchserve.config import free_ports
 from zztoolkit.archive.signing import new_key, sign

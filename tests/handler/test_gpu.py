@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np, PIL.Image, pytest, torch
 
-import fake_cuda
+from support import fake_cuda
 from conftest import ROOT, missing
 from zztoolkit import samples, vision as V
 from zztoolkit.benchmarks.demo import handler_module

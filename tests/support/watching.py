@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx, yaml
 
-from alerts import PODS
+from support.alerts import PODS
 from conftest import missing
 from zztoolkit.serving.torchserve.config import free_ports
 

@@ -84,7 +84,7 @@ def test_timm():
         with pytest.raises(Exception, match=f"{unknown} has no counterpart"): Chain.from_timm(timm_data.create_transform(**config | change))
 
 
-HOWTO = Path(__file__).parent.parent / "nbs" / "howto"
+HOWTO = Path(__file__).parents[2] / "nbs" / "howto"
 PAGES = sorted(p.stem for p in HOWTO.glob("*.ipynb") if '"skip_exec: true' in p.read_text())
 
 def test_zztoolkit_is_the_wheels():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import httpx, psutil, pytest
 
-from cluster import NET, Cluster, Pressure, network, sh
+from support.cluster import NET, Cluster, Pressure, network, sh
 from conftest import missing
-from pods import ECHO, echo, wait_until
+from support.pods import ECHO, echo, wait_until
 
 pytestmark = pytest.mark.faults
 OLD, NEW = "old-token-of-the-shop", "new-token-of-the-shop"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 
-import device
+from support import device
 from conftest import ROOT
 from zztoolkit import samples, features as F
 from zztoolkit.features.crossover import crossover

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil, pytest
 
 from conftest import missing
-from pods import ECHO, Pod, echo, wait_until
+from support.pods import ECHO, Pod, echo, wait_until
 from zztoolkit.errors import ToolkitError
 from zztoolkit.system import sha256
 from zztoolkit.deploy.image import dockerfile, entrypoint

@@ -1,0 +1,70 @@
+"The documentation: public names are described, links lead somewhere, no page shows a directive"
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+from links import broken_links, links, replace_links  # noqa: E402
+from names import describe, packages, public_names  # noqa: E402
+from notebooks import make_page  # noqa: E402
+from reference import escape, first_sentence  # noqa: E402
+from places import place_of, read_json  # noqa: E402
+from stage import Site  # noqa: E402
+
+# A docstring begins with a verb or a noun, not with a question, a pronoun or a preposition
+OTHERS = set("""what how who whose which where when why whether is are was does do can has have it its this these that
+those there of in on for with without from to by at as if and or not itself""".split())
+
+
+def notebooks():
+    "Every notebook of the repository"
+    return [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+
+def all_names(): return [n for p in packages(ROOT) for n in public_names(ROOT, p) if n.kind != "data"]
+
+def test_public_names_are_described():
+    names = all_names()
+    assert len(names) > 100
+    assert not [n.path for n in names if not n.doc]
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    begins = {n.path: re.sub(r"\W", "", n.doc.split()[0]).lower() for n in all_names() if n.doc}
+    assert not {path: word for path, word in begins.items() if word in OTHERS}
+
+def test_links_point_to_something():
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *notebooks()]
+    assert not [line for path in files for line in broken_links(path, ROOT)]
+
+def test_every_notebook_has_a_page(tmp_path):
+    "A place of its own for each, and no directive in it but those that a reader writes"
+    site = Site(ROOT, tmp_path)
+    for path in notebooks():
+        page = make_page(read_json(path), path.name, site.pages[path].title)
+        text = "\n".join(c["source"] for c in page["cells"])
+        assert not re.search(r"^#\|(?! *handler)", text, re.MULTILINE), path
+
+def test_places():
+    assert place_of("nbs/vision/02_geometry") == "explanations/vision/geometry"
+    assert place_of("nbs/05a_device") == "explanations/device"
+    assert place_of("nbs/tutorials/to_production") == "tutorials/to_production"
+
+def test_comments_beside_parameters():
+    "A comment belongs to the parameter on its line; a line that continues it belongs to it too"
+    chain = describe(ROOT, "zztoolkit.vision", "zztoolkit.vision.chain", "Chain")
+    assert chain.kind == "class" and chain.module == "zztoolkit.vision.chain"
+    exact = next(p for p in chain.parameters if p.name == "exact")
+    assert exact.annotation == "bool" and exact.default == "False" and exact.comment
+
+def test_links_of_markdown():
+    "Code is left alone"
+    text = "[a](b.md#c), `[no](x)`, ![p](q.png)\n\n```\n[no](y)\n```\n[`d`](e_(f).md)"
+    assert list(links(text)) == ["b.md#c", "q.png", "e_(f).md"]
+    new = replace_links(text, lambda target, label: None if target == "q.png" else target.upper())
+    assert new == text.replace("b.md#c", "B.MD#C").replace("![p](q.png)", "p").replace("e_(f).md", "E_(F).MD")
+
+def test_docstrings_as_markdown():
+    assert escape("a|b `c|d` <e> f*") == r"a|b `c|d` \<e> f\*"
+    assert escape("a|b `c|d`", cell=True) == r"a\|b `c\|d`"
+    assert first_sentence("Read a .mar file. Raise `X`.\n\nMore.") == "Read a .mar file"
