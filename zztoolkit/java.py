@@ -5,7 +5,7 @@
 # %% ../nbs/04_java.ipynb #imports
 from __future__ import annotations
 
-import functools, importlib.metadata, os, re, shutil, subprocess
+import functools, importlib.metadata, importlib.util, os, re, shutil, subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -41,6 +41,7 @@ def wanted(
 # %% ../../nbs/deploy/01_pod_config.ipynb #ports
 @dataclass(frozen=True)
 class Ports:
+    "Ports of a pod"
     front: int = 8000
     inference: int = 8080
     management: int = 8081
