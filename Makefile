@@ -52,7 +52,7 @@ deploy-check: $(VENV)/dev.ok
 # torchvision and timm as pip brings them, with PyTorch for CUDA (7 GB), and zztoolkit from its wheel. KEEP=1 keeps the outputs of the pages.
 TORCHVISION := .venv-torchvision
 test-torchvision: $(VENV)/demo.ok
-	@rm -rf build/wheel && mkdir -p build/wheel && $(BIN)/python -c 'from pathlib import Path; from zztoolkit.image import own_wheel; own_wheel(Path("build/wheel"))'
+	@rm -rf build/wheel && mkdir -p build/wheel && $(BIN)/python -c 'from pathlib import Path; from zztoolkit.deploy.wheel import own_wheel; own_wheel(Path("build/wheel"))'
 	@test -e $(TORCHVISION)/wheel.ok || { echo "── installing torchvision, timm and zztoolkit's wheel (first time only)"; $(PYTHON) -m venv --clear $(TORCHVISION) && $(TORCHVISION)/bin/python -m pip install -q $(foreach p,$(call ini,torchvision_requirements),'$(p)') build/wheel/*.whl && $(TORCHVISION)/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,torchvision_nodeps_requirements),'$(p)') && touch $(TORCHVISION)/wheel.ok; }
 	@$(TORCHVISION)/bin/python -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
 	@$(BIN)/python -c 'from zztoolkit.samples import photographs; photographs()'
@@ -144,7 +144,7 @@ $(VENV)/peers.ok: $(VENV)/demo.ok
 	@echo "── installing the servers to measure against (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,peers]' && touch $@; } $(TELL); test -e $@
 	@$(PYTHON) -m venv --clear $(VENV)/triton && $(VENV)/triton/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,triton_requirements_apart),'$(p)') || { rm -rf $(VENV)/triton; echo "── without Triton"; }
-	@test ! -e $(VENV)/triton || $(BIN)/python -c "from zztoolkit.peers import join_environment; join_environment('$(VENV)/triton')"
+	@test ! -e $(VENV)/triton || $(BIN)/python -c "from zztoolkit.benchmarks.peers import join_environment; join_environment('$(VENV)/triton')"
 
 clean:
 	rm -rf $(VENV) .venv-checkov .venv-aws $(TORCHVISION) .gpu-bundle build *.egg-info .mypy_cache .pytest_cache test-artefacts _docs

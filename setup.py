@@ -19,7 +19,7 @@ setup(
     author=cfg["author"],
     keywords=cfg["keywords"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={"": ["*.pyi"], cfg["lib_path"]: ["py.typed"], cfg["lib_path"] + ".deploy": ["chart/**", "chart/.helmignore", "container/**"]},
+    package_data={"": ["*.pyi"], cfg["lib_path"]: ["py.typed"], cfg["lib_path"] + ".notebook.panel": ["*.css", "*.js"], cfg["lib_path"] + ".deploy": ["chart/**", "chart/.helmignore", "container/**"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},

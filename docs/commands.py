@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from reference import escape, table
@@ -52,15 +51,16 @@ def _argument(p: Any) -> str:
 def _row(p: Any) -> str:
     "Return the row of an argument or option"
     names = [_argument(p)] if p.param_type_name == "argument" else [*p.opts, *p.secondary_opts]
-    default = p.default if p.default not in (None, (), [], "", False) and not callable(p.default) else None
-    ending = f" (default `{default}`)" if default is not None else ""
+    is_told = p.default not in (None, (), [], "", False) and not callable(p.default)
+    ending = f" (default `{p.default}`)" if is_told else ""
     required = " (required)" if p.param_type_name == "option" and p.required else ""
-    return f"| {', '.join(f'`{n}`' for n in names)} | {escape(p.help or '', True)}{required}{ending} |"
+    words = ", ".join(f"`{n}`" for n in names)
+    return f"| {words} | {escape(p.help or '', True)}{required}{ending} |"
 
 
 def magics_page(magics: type) -> str:
     "Return the page of the magics of a class"
-    parts = ["# Magics", "Available in a notebook after `%load_ext zztoolkit`. `%NAME -h` prints the same."]
+    parts = ["# Magics", "Available in a notebook after `%load_ext zztoolkit`."]
     for kind, sign in (("cell", "%%"), ("line", "%")):
         for name, method in sorted(magics.magics[kind].items()):
             parts.append(_magic(sign + name, getattr(magics, str(method))))
@@ -70,8 +70,9 @@ def magics_page(magics: type) -> str:
 def _magic(name: str, method: Any) -> str:
     parser = getattr(method, "parser", None)
     doc = parser.description if parser else method.__doc__
-    actions = [a for a in parser._actions if not isinstance(a, argparse._HelpAction)] if parser else []
-    rows = [f"| {_words(a)} | {escape(a.help or '', True)} |" for a in actions if a.help != argparse.SUPPRESS]
+    actions = [a for a in parser._actions if a.help != argparse.SUPPRESS] if parser else []
+    actions = [a for a in actions if not isinstance(a, argparse._HelpAction)]
+    rows = [f"| {_words(a)} | {escape(a.help or '', True)} |" for a in actions]
     options = table("zz-options", ["", ""], rows) if rows else ""
     return "\n\n".join(filter(None, [f"## `{name}`", escape((doc or "").strip()), options]))
 

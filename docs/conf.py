@@ -1,4 +1,4 @@
-"""Sphinx's configuration of the site. Everything it needs is on this machine: outputs are kept, nothing is loaded."""
+"""Sphinx's configuration of the site. Outputs are the kept ones, and no file comes from elsewhere."""
 import json
 import re
 from pathlib import Path
@@ -26,9 +26,10 @@ toc_object_entries_show_parents = "hide"
 myst_enable_extensions = ["colon_fence", "attrs_inline"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"
+nb_execution_cache_path = str(ROOT / "build" / "docs" / "notebooks")
 nb_merge_streams = True
 nb_ipywidgets_js = {}
-suppress_warnings = ["myst.header"]     # an essay may begin a section with a small heading
+suppress_warnings = ["myst.header"]   # an essay may begin a section with a small heading
 
 html_theme = "furo"
 html_title = "zztoolkit"
@@ -48,7 +49,10 @@ class NotebookLexer(IPython3Lexer):
     name = "zztoolkit notebook"
     aliases = ["zz-notebook"]
     tokens = {"root": [
-        (r"(?s)(\s*)(%%)(serve)([^\n]*\n)(.*)", bygroups(Text, Operator, Keyword, Text, using(PythonLexer))),
+        (
+            r"(?s)(\s*)(%%)(serve)([^\n]*\n)(.*)",
+            bygroups(Text, Operator, Keyword, Text, using(PythonLexer)),
+        ),
         inherit,
     ]}
 
@@ -69,7 +73,7 @@ def link_names(app, doctree, docname):
 def find_name(text, paths, docname):
     "Return the path of the public name that code is, as the page's package means it"
     match = re.fullmatch(r"([A-Za-z_][\w.]*)(\(.*\))?", text)
-    if not match or text.islower() and text.isalpha(): return None      # `size` is a word here
+    if not match or text.islower() and text.isalpha(): return None    # `size` is a word here
     package = re.match(r"(?:explanations|reference)/([a-z]+)", docname)
     inside = f"zztoolkit.{package.group(1)}.{match.group(1)}" if package else ""
     return paths.get(inside) or paths.get(match.group(1))

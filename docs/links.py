@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
+_FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"^(`{3,}|~{3,}).*?^\1|(`+)(?!`).+?(?<!`)\2(?!`)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<=\])\(\s*<?((?:[^\s()<>]|\([^\s()]*\))+)>?(\s+\"[^\"]*\")?\s*\)")
 
@@ -59,9 +60,9 @@ def markdown_of(path: Path) -> str:
 @cache
 def anchors(path: Path) -> frozenset[str]:
     "Return the anchors of a file's headings, as GitHub and MyST name them"
-    blank = re.sub(r"^(`{3,}|~{3,}).*?^\1", "", markdown_of(path), flags=re.DOTALL | re.MULTILINE)
+    blank = re.sub(_FENCE, "", markdown_of(path))
     headings = re.findall(r"^#{1,6}\s+(.+?)\s*#*$", blank, re.MULTILINE)
-    return frozenset(_slug(h) for h in headings) | frozenset(re.findall(r"^\((\S+)\)=$", blank, re.MULTILINE))
+    return frozenset(map(_slug, headings))
 
 
 def _slug(heading: str) -> str:
@@ -70,7 +71,7 @@ def _slug(heading: str) -> str:
 
 
 def folder_of_links(path: Path, root: Path) -> Path:
-    "Return the folder that a file's links start from: the root for the index, which becomes the README"
+    "Return the folder where a file's links start: the root for the index, which becomes the README"
     return root if path == root / "nbs" / "index.ipynb" else path.parent
 
 

@@ -10,7 +10,10 @@ from names import LIBRARY, package_doc
 from places import Page, read_json
 from reference import table
 
-ORDER = "vision features compile handler archive serving offline measure notebook deploy cli".split()
+ORDER = (
+    "vision", "features", "compile", "handler", "archive", "serving", "offline", "measure",
+    "notebook", "deploy", "cli",
+)
 
 
 def in_order(names: Sequence[str]) -> list[str]:
@@ -71,8 +74,9 @@ def package_lists(root: Path, pages: Sequence[Page], place: str = "explanations"
     rows = [_row(n, f"{n}/index.md", about_package(root, f"{place}/{n}")) for n in below]
     inside = table("zz-list", ["", ""], rows) if rows else ""
     names = [*(relpath(p.place, place) for p in own), *(f"{n}/index" for n in below)]
-    if place == "explanations": parts = _explanations(page_table(own, place), inside)
-    else: parts = [f"# {Path(place).name}", about_package(root, place), page_table(own, place), inside]
+    modules = page_table(own, place)
+    parts = [f"# {Path(place).name}", about_package(root, place), modules, inside]
+    if place == "explanations": parts = _explanations(modules, inside)
     lists = {place: "\n\n".join([*filter(None, parts), toctree(names)])}
     for n in below: lists |= package_lists(root, pages, f"{place}/{n}")
     return lists
@@ -98,7 +102,8 @@ def about_package(root: Path, place: str) -> str:
 
 def reference_list(root: Path, places: dict[str, str]) -> str:
     "Return the list of the reference's pages; `places` are those of the packages"
-    order = [LIBRARY, *(f"{LIBRARY}.{n}" for n in in_order([p.partition(".")[2] for p in places if p != LIBRARY]))]
+    inside = in_order([p.partition(".")[2] for p in places if p != LIBRARY])
+    order = [LIBRARY, *(f"{LIBRARY}.{n}" for n in inside)]
     rows = [_row(f"`{p}`", f"{places[p]}.md", package_doc(root, p)) for p in order]
     rows.append(_row("Commands", "commands.md", "Every command of `zz` and its options"))
     rows.append(_row("Magics", "magics.md", "`%%serve` and the other magics of a notebook"))

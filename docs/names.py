@@ -1,6 +1,6 @@
-"""Read the public names of the package from its source: signature, docstring, comments beside parameters.
+"""Read the public names of the library from its source: signatures, docstrings, comments.
 
-The names are those of each `__init__.pyi`. Nothing is imported, so that the reference can be checked quickly.
+The names are those of each `__init__.pyi`. Nothing is imported, so that a check takes no time.
 """
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Source:
         "Return the source of an expression on one line"
         if node is None: return ""
         first, last = node.lineno - 1, node.end_lineno - 1
-        lines = [line.encode() for line in self.lines[first:last + 1]]      # columns are counted in bytes
+        lines = [line.encode() for line in self.lines[first:last + 1]]  # columns count bytes
         lines[-1] = lines[-1][:node.end_col_offset]
         lines[0] = lines[0][node.col_offset:]
         return " ".join(b"".join(lines).decode().split())
@@ -81,7 +81,8 @@ def read_source(path: Path) -> Source:
     "Read and parse a Python file"
     text = path.read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    comments = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+    found = [t for t in tokens if t.type == tokenize.COMMENT]
+    comments = {t.start[0]: t.string.lstrip("# ").strip() for t in found}
     return Source(tuple(text.splitlines(keepends=True)), ast.parse(text), comments)
 
 
@@ -130,18 +131,23 @@ def _doc(node) -> str: return inspect.cleandoc(ast.get_docstring(node, clean=Fal
 def _definition(root: Path, module: str, name: str) -> tuple[str, ast.AST, Source]:
     "Find the statement that defines a name, following imports from the library"
     path = _folder(root, module)
-    source = read_source(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.exists(): raise LookupError(f"an __init__.pyi names {module}, which does not exist")
+    source = read_source(file)
+    for node in source.tree.body:
+        if name in _defined(node, source): return module, node, source
     for node in ast.walk(source.tree):
-        if isinstance(node, (ast.ClassDef, *FUNCTIONS)) and node.name == name: return module, node, source
-        if isinstance(node, ast.ImportFrom) and (alias := _alias(node, name)):
-            return _definition(root, _absolute(module, path.is_dir(), node), alias.name)
-        if isinstance(node, ast.Assign) and name in [source.text(t) for t in node.targets]: return module, node, source
-        if isinstance(node, ast.AnnAssign) and source.text(node.target) == name: return module, node, source
-    raise LookupError(f"{module} defines no {name}")
+        if not isinstance(node, ast.ImportFrom): continue
+        alias = next((a for a in node.names if (a.asname or a.name) == name), None)
+        if alias: return _definition(root, _absolute(module, path.is_dir(), node), alias.name)
+    raise LookupError(f"an __init__.pyi names {name} of {module}, which does not define it")
 
 
-def _alias(node: ast.ImportFrom, name: str) -> ast.alias | None:
-    return next((a for a in node.names if (a.asname or a.name) == name), None)
+def _defined(node: ast.stmt, source: Source) -> list[str]:
+    "Return the names that a statement defines"
+    if isinstance(node, (ast.ClassDef, *FUNCTIONS)): return [node.name]
+    if isinstance(node, ast.Assign): return [source.text(t) for t in node.targets]
+    return [source.text(node.target)] if isinstance(node, ast.AnnAssign) else []
 
 
 def _absolute(module: str, is_package: bool, node: ast.ImportFrom) -> str:
@@ -153,14 +159,16 @@ def _absolute(module: str, is_package: bool, node: ast.ImportFrom) -> str:
 
 
 def _describe_class(package: str, module: str, node: ast.ClassDef, source: Source) -> PublicName:
-    init = next((n for n in node.body if isinstance(n, FUNCTIONS) and n.name == "__init__"), None)
+    methods = [n for n in node.body if isinstance(n, FUNCTIONS)]
+    init = next((n for n in methods if n.name == "__init__"), None)
     fields = tuple(_fields(node, source)) if _is_dataclass(node, source) else ()
     parameters = _parameters(init, source, skip=1) if init else fields
     signature = _signature(init, source, skip=1) if init else _fields_signature(fields)
-    is_error = any(source.text(b).endswith(("Error", "Exception")) for b in node.bases)
+    bases = tuple(map(source.text, node.bases))
+    kind = "exception" if any(b.endswith(("Error", "Exception")) for b in bases) else "class"
     return PublicName(
-        package, node.name, module, "exception" if is_error else "class", _doc(node), signature,
-        parameters, members=tuple(_members(node, source)), bases=tuple(map(source.text, node.bases)),
+        package, node.name, module, kind, _doc(node), signature, parameters,
+        members=tuple(_members(node, source)), bases=bases,
     )
 
 
@@ -174,21 +182,25 @@ def _fields(node: ast.ClassDef, source: Source) -> Iterator[Parameter]:
         if not isinstance(n, ast.AnnAssign) or "ClassVar" in source.text(n.annotation): continue
         name = source.text(n.target)
         if name.startswith("_") or "init=False" in source.text(n.value): continue
-        yield Parameter(name, source.text(n.annotation), _default(n, source), _comment(n.end_lineno, source))
+        comment = _comment(n.end_lineno, source)
+        yield Parameter(name, source.text(n.annotation), _default(n, source), comment)
 
 
 def _default(node: ast.AnnAssign, source: Source) -> str:
     "Return the default of a field: its value, or what its factory makes"
     value = node.value
-    if not isinstance(value, ast.Call) or source.text(value.func) != "field": return source.text(value)
+    is_field = isinstance(value, ast.Call) and source.text(value.func) == "field"
+    if not is_field: return source.text(value)
     given = {k.arg: source.text(k.value) for k in value.keywords}
     if "default" in given: return given["default"]
     factory = given.get("default_factory", "")
-    return {"dict": "{}", "list": "[]", "tuple": "()"}.get(factory, f"{factory}()" if factory else "")
+    literals = {"": "", "dict": "{}", "list": "[]", "tuple": "()"}
+    return literals.get(factory, f"{factory}()")
 
 
 def _fields_signature(fields: tuple[Parameter, ...]) -> str:
-    return "(" + ", ".join(f"{p.name}={p.default}" if p.default else p.name for p in fields) + ")"
+    parts = [f"{p.name}={p.default}" if p.default else p.name for p in fields]
+    return f"({', '.join(parts)})"
 
 
 def _members(node: ast.ClassDef, source: Source) -> Iterator[Member]:
@@ -226,10 +238,11 @@ def _parameters(node, source: Source, skip: int = 0) -> tuple[Parameter, ...]:
     "Describe the parameters of a function, each with the comment at the end of its line"
     rows = list(_arguments(node))[skip:]
     ends = [(d or arg).end_lineno for _, arg, d in rows]
-    own = [end if end != after else None for end, after in zip(ends, [*ends[1:], node.body[0].lineno])]
+    after = [*ends[1:], node.body[0].lineno]
+    comments = [_comment(e if e != a else None, source) for e, a in zip(ends, after)]
     return tuple(
-        Parameter(stars + arg.arg, source.text(arg.annotation), source.text(d), _comment(line, source))
-        for (stars, arg, d), line in zip(rows, own) if not arg.arg.startswith("_")
+        Parameter(stars + arg.arg, source.text(arg.annotation), source.text(d), comment)
+        for (stars, arg, d), comment in zip(rows, comments) if not arg.arg.startswith("_")
     )
 
 
@@ -247,9 +260,10 @@ def _signature(node, source: Source, skip: int = 0) -> str:
     "Return the parameters with their defaults and without their types"
     parts, a = [], node.args
     for stars, arg, default in list(_arguments(node))[skip:]:
-        if a.kwonlyargs and arg is a.kwonlyargs[0] and not a.vararg: parts.append("*")
-        parts.append(stars + arg.arg + (f"={source.text(default)}" if default is not None else ""))
-        if a.posonlyargs and arg is a.posonlyargs[-1]: parts.append("/")
+        if not a.vararg and arg in a.kwonlyargs[:1]: parts.append("*")
+        value = f"={source.text(default)}" if default is not None else ""
+        parts.append(stars + arg.arg + value)
+        if arg in a.posonlyargs[-1:]: parts.append("/")
     return "(" + ", ".join(parts) + ")"
 
 

@@ -1,4 +1,4 @@
-"""Turn a notebook of the repository into a page: directives out, quiet labels in, checks and imports folded."""
+"""Turn a notebook of the repository into a page: no directives, checks and imports folded."""
 from __future__ import annotations
 
 import ast
@@ -14,8 +14,8 @@ _CHECK = re.compile(r"^(assert\b|test_\w+\()")
 def make_page(nb: dict[str, Any], source: str, title: str) -> dict[str, Any]:
     "Return the notebook to show for one of the repository, whose path is `source`, under a title"
     module = module_of(nb)
-    cells = [_code_cell(c) if c["cell_type"] == "code" else dict(c) for c in nb["cells"] if _is_shown(c)]
-    for c in cells: c["source"] = "".join(c["source"])
+    shown = [c | {"source": "".join(c["source"])} for c in nb["cells"] if _is_shown(c)]
+    cells = [_code_cell(c) if c["cell_type"] == "code" else c for c in shown]
     if cells and (note := _note(module, source)): cells[0]["source"] += f"\n\n{note}"
     if title: cells[0]["source"] = re.sub(r"^# .+", f"# {title}", cells[0]["source"], count=1)
     return {

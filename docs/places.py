@@ -19,6 +19,7 @@ FOLDERS = {
     "benchmarks": "benchmarks",
 }
 PROJECT = ("CONTRIBUTING", "CHANGELOG")
+HAND = "docs/pages"     # pages written by hand
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Page:
 
 def find_pages(root: Path) -> list[Page]:
     "Return the pages of the site in their order; raise `SystemExit` if two have the same place"
-    pages = [*_notebooks(root), *_project(root)]
+    pages = [*_notebooks(root), *_project(root), *_hand_written(root)]
     twice = [place for place, n in Counter(p.place for p in pages).items() if n > 1]
     if twice: raise SystemExit(f"two notebooks for one page: {', '.join(sorted(twice))}")
     return pages
@@ -56,16 +57,20 @@ def _notebooks(root: Path) -> Iterator[Page]:
 def _project(root: Path) -> Iterator[Page]:
     for name in PROJECT:
         path = root / f"{name}.md"
-        title = re.search(r"^# (.+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        yield Page(path, f"project/{name.lower()}", title.group(1) if title else name.title(), "")
+        yield Page(path, f"project/{name.lower()}", name.title(), "")
+
+
+def _hand_written(root: Path) -> Iterator[Page]:
+    for path in sorted((root / HAND).glob("*.md")): yield Page(path, path.stem, path.stem, "")
 
 
 def place_of(name: str) -> str:
     "Return the place of a notebook under nbs/, without the numbers that order notebooks"
     _, *folders, stem = name.split("/")
     stem = re.sub(r"^\d+[a-z]*_", "", stem)
-    if folders and folders[0] in FOLDERS: return "/".join([FOLDERS[folders[0]], *folders[1:], stem])
-    return "/".join(["explanations", *folders, stem])
+    if folders and folders[0] in FOLDERS: folders[0] = FOLDERS[folders[0]]
+    else: folders.insert(0, "explanations")
+    return "/".join([*folders, stem])
 
 
 def shown_title(place: str, title: str) -> str:

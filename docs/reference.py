@@ -16,7 +16,7 @@ def all_names(root: Path) -> dict[str, list[PublicName]]:
 
 
 def homes(names: dict[str, list[PublicName]]) -> dict[str, PublicName]:
-    "Map the path of each public name to where it is documented: its package, before the library itself"
+    "Map the path of each public name to where it is documented: in its package, if it has one"
     by_place: dict[tuple[str, str], PublicName] = {}
     for package in sorted(names, key=lambda p: -p.count(".")):
         for n in names[package]: by_place.setdefault((n.module, n.name), n)
@@ -43,7 +43,8 @@ def page(root: Path, package: str, names: dict[str, list[PublicName]]) -> str:
 
 def summary(own: list[PublicName], where: dict[str, PublicName]) -> str:
     "Return a table of names with the first sentence of each"
-    rows = [f"| {_link(n, where)} | {escape(first_sentence(n.doc), True)} |" for n in own if n.kind != "data"]
+    shown = [n for n in own if n.kind != "data"]
+    rows = [f"| {_link(n, where)} | {escape(first_sentence(n.doc), True)} |" for n in shown]
     return table("zz-list", ["Name", ""], rows)
 
 
@@ -73,12 +74,13 @@ def _directive(
 ) -> str:
     "Return a directive of Sphinx's Python domain; a deeper one stands inside"
     fence = "`" * (depth + 3)
-    head = [f"{fence}{{py:{kind}}} {signature}", f":module: {package}", *(f":{o}:" for o in options)]
+    head = [f"{fence}{{py:{kind}}} {signature}", f":module: {package}"]
+    head += [f":{o}:" for o in options]
     return "\n".join([*head, "", "\n\n".join(filter(None, body)), fence])
 
 
 def types(n: PublicName | Member) -> list[str]:
-    "Return what a function takes and returns: a table where parameters have comments, else a line"
+    "Return what a function takes and returns: a table if parameters have comments, else a line"
     commented = any(p.comment for p in n.parameters)
     takes = [_code(_declared(p), cell=False) for p in n.parameters if p.annotation]
     words = [] if commented or not takes else [f"Takes {', '.join(takes)}."]
@@ -126,7 +128,8 @@ def escape(text: str, cell: bool = False) -> str:
     "Return a docstring as Markdown: code stays, characters with a meaning are escaped"
     parts, at = [], 0
     for m in _CODE.finditer(text):
-        parts += [_plain(text[at:m.start()], cell), m.group().replace("|", r"\|") if cell else m.group()]
+        code = m.group().replace("|", r"\|") if cell else m.group()
+        parts += [_plain(text[at:m.start()], cell), code]
         at = m.end()
     return "".join([*parts, _plain(text[at:], cell)])
 
@@ -137,7 +140,7 @@ def _plain(text: str, cell: bool) -> str:
 
 
 def lookup(names: dict[str, list[PublicName]]) -> dict[str, str]:
-    "Map each way to write a public name, or a method of one, to the path that it is documented under"
+    "Map each way to write a public name, or a method of one, to the path of its description"
     where = homes(names)
     paths: dict[str, str] = {}
     short: dict[str, set[str]] = {}
@@ -147,10 +150,10 @@ def lookup(names: dict[str, list[PublicName]]) -> dict[str, str]:
             target = home.path + tail
             for spelled in _spellings(path + tail): paths[spelled] = target
             short.setdefault(home.name + tail, set()).add(target)
-    paths.update({s: t for s, (t, *others) in ((s, sorted(ts)) for s, ts in short.items()) if not others})
-    for n in names[LIBRARY]:        # a name of the library itself is meant before a package's
-        if n.path in where and where[n.path].kind not in ("module", "data"): paths[n.name] = where[n.path].path
-    return paths
+    paths.update({s: min(targets) for s, targets in short.items() if len(targets) == 1})
+    # A name of the library itself is meant before a package's
+    top = [n for n in names[LIBRARY] if n.kind not in ("module", "data")]
+    return paths | {n.name: where[n.path].path for n in top}
 
 
 def _spellings(path: str) -> Iterator[str]:

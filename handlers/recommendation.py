@@ -10,8 +10,8 @@ from zztoolkit import Handler
 from zztoolkit.batch import Batch
 from zztoolkit.errors import InputError
 from zztoolkit.features.ops.join import JoinExternal
-from zztoolkit.handler.local import in_one
-from zztoolkit.handler.wire import as_json
+from zztoolkit.handler.rows import run_concatenated
+from zztoolkit.handler.inputs import as_json
 
 # %% ../nbs/handlers/recommendation.ipynb #handler
 class Recommendation(Handler):
@@ -23,7 +23,7 @@ class Recommendation(Handler):
         self.films = next(op.table.keys.tolist() for op in self.features.ops if isinstance(op, JoinExternal) and op.columns == ("film",))
 
     def preprocess(self, requests):
-        return Batch.of(requests).map(as_json).map(self.question).through(self.inputs)
+        return Batch.of(requests).map(as_json).map(self.question).map_batch(self.inputs)
 
     def question(self, request):
         if not isinstance(request, dict) or "user" not in request: raise InputError(f"a request is an object with user, candidates and top; got {request!r:.60}")
@@ -37,7 +37,7 @@ class Recommendation(Handler):
         return Batch([(questions[i][0]["film"], questions[i][1], x) for i, x in zip(made.requests, made.items)], made.requests, made.errors)
 
     def inference(self, questions):
-        scores = in_one(self.session, [x for *_, x in questions], self.session.artifact.batch.max)
+        scores = run_concatenated(self.session, [x for *_, x in questions], self.session.artifact.batch.max)
         return [(films, top, s) for (films, top, _), s in zip(questions, scores)]
 
     def postprocess(self, answers):

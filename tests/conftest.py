@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zztoolkit import samples
-from zztoolkit.archive.packing import archive
+from zztoolkit.archive.packing import pack
 from zztoolkit.compile.compiler import compile_model
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.torchserve.server import LocalServer
@@ -63,7 +63,7 @@ def server():
 @pytest.fixture(scope="session")
 def classifier(server, lite0, tmp_path_factory):
     "handlers/imagenet_classifier.py, as it is in the repository, on the server"
-    mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path_factory.mktemp("store"),
+    mar = pack("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path_factory.mktemp("store"),
                   extra_files=[samples.imagenet_labels()], batchSize=8, maxBatchDelay=20)
     return deploy(server, mar)
 
@@ -75,7 +75,7 @@ def serve_source(tmp_path, server):
     def serve(name: str, source: str, model=None, on: LocalServer = server, version: str = "1", **config):
         file = tmp_path / f"{name}.py"
         file.write_text(source)
-        mar = archive(name, file, model, version, store=tmp_path / "store", **config)
+        mar = pack(name, file, model, version, store=tmp_path / "store", **config)
         served.append((on, endpoint := deploy(on, mar)))
         return endpoint
 

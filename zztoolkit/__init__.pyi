@@ -1,4 +1,5 @@
 from . import features as features, offline as offline, vision as vision
+from .archive.packing import pack as pack
 from .batch import Batch as Batch
 from .compile.compiler import compile_model as compile_model
 from .compile.artifact import Artifact as Artifact
@@ -7,6 +8,7 @@ from .compile.store import load_artifact as load_artifact
 from .diagnosis import doctor as doctor
 from .errors import RequestError as RequestError, ToolkitError as ToolkitError
 from .handler.handler import Handler as Handler
+from .measure.benchmarking import benchmark as benchmark
 from .measure.tuning.tuner import tune as tune
 from .notebook.serve import serve_model as serve_model
 from .serving.endpoint import Endpoint as Endpoint

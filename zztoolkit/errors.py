@@ -13,62 +13,69 @@ __all__ = ['RequestError', 'DecodeError', 'TooLargeError', 'InputError', 'Toolki
 
 # %% ../nbs/00_errors.ipynb #request-errors
 class RequestError(ValueError):
-    "One request is wrong; it fails alone with this HTTP `status`"
+    "An error of one request, which fails alone with this HTTP `status`"
     status = 400
 
 class DecodeError(RequestError):
-    "The body is not an image (or array) that can be read"
+    "A body that cannot be decoded as an image or array"
 
 class TooLargeError(RequestError):
-    "The body, or what it unpacks to, is over a limit"
+    "A body over a size limit, packed or unpacked"
     status = 413
 
 class InputError(RequestError):
-    "The body was read, but its values, shape or type are not what the model takes"
+    "A decoded input whose values, shape or type the model does not accept"
     status = 422
 
 # %% ../nbs/00_errors.ipynb #toolkit-error
 class ToolkitError(RuntimeError):
-    "Something the engineer asked for cannot be done: the problem, what was found, and what to do next"
+    "An operation that failed for the engineer: the problem, what was found, and what to do next"
     def __init__(self,
-        problem: str,    # what was wrong, one sentence
-        found: str = "", # what was found: a value, a log, the engineer's own traceback
+        problem: str,    # what is wrong, one sentence
+        found: str = "", # what was found: a value, a log, a traceback
         do: str = "",    # the next step
     ):
         self.problem, self.found, self.do = problem, found.rstrip(), do
-        super().__init__("\n".join(s for s in (problem, self.found, do and f"→ {do}") if s))
+        next_step = f"→ {do}" if do else ""
+        lines = (problem, self.found, next_step)
+        super().__init__("\n".join(filter(None, lines)))
 
     def _render_traceback_(self) -> list[str]:
-        "IPython shows this instead of a traceback through our own code"
+        "Return what IPython shows instead of a traceback through the toolkit's code"
         return f"{type(self).__name__}: {self}".splitlines()
 
 # %% ../nbs/00_errors.ipynb #http-phrase
 def http_phrase(
-    text: str,        # any text, any language
-    limit: int = 100, # characters kept
+    text: str,        # in any language
+    limit: int = 100, # of characters
 ) -> str:
-    "`text` as an HTTP reason phrase: one line of printable ASCII"
-    flat = " ".join(text.encode("ascii", "replace").decode().split())
-    return re.sub(r"[^\x20-\x7e]", "?", flat)[:limit]
+    "Return `text` as an HTTP reason phrase: one line of printable ASCII"
+    one_line = " ".join(text.encode("ascii", "replace").decode().split())
+    return re.sub(r"[^\x20-\x7e]", "?", one_line)[:limit]
 
 # %% ../nbs/00_errors.ipynb #http-error
-def http_error(
-    e: Exception,    # what a request failed with
-    request_id = "", # the server's id of that request, to find it in the log
-) -> tuple[int, str, dict]:
-    "Status, reason phrase and JSON body of a failed request; only a `RequestError` tells the caller its message"
-    kind, told = type(e).__name__, isinstance(e, RequestError)
-    status = e.status if isinstance(e, RequestError) else 500
-    message = str(e) if told else "the handler failed on this request; its log has the traceback"
-    body = {"code": status, "type": kind if told else "InternalError", "message": message}
-    if request_id: body["request_id"] = request_id
-    return status, http_phrase(f"{body['type']}: {message}"), {"error": body}
+_HIDDEN = "the handler failed on this request; its log has the traceback"
 
-# %% ../nbs/00_errors.ipynb #words
+def http_error(
+    e: Exception,    # that the request failed with
+    request_id = "", # to find the request in the server's log
+) -> tuple[int, str, dict]:
+    "Return status, reason phrase and JSON body of a failed request; only a `RequestError` shows its message to the caller"
+    status, kind, message = 500, "InternalError", _HIDDEN
+    if isinstance(e, RequestError):
+        status, kind, message = e.status, type(e).__name__, str(e)
+    body = {"code": status, "type": kind, "message": message}
+    if request_id: body["request_id"] = request_id
+    return status, http_phrase(f"{kind}: {message}"), {"error": body}
+
+# %% ../nbs/00_errors.ipynb #check-whole
 def check_whole(
-    least: int = 1, # or 0
-    **given: Any,   # numbers by what they are called
+    least: int = 1,  # 0 allows zero
+    **numbers: Any,  # by the names that the error shows
 ):
-    "Raise `ToolkitError` for one that is no whole number, or less than `least`"
-    for name, x in given.items():
-        if isinstance(x, bool) or not isinstance(x, int) or x < least: raise ToolkitError(f"{name} must be a {'positive ' if least else ''}whole number", found=repr(x))
+    "Raise `ToolkitError` if a number is not an integer of at least `least`"
+    kind = "positive whole number" if least else "whole number"
+    for name, x in numbers.items():
+        is_integer = isinstance(x, int) and not isinstance(x, bool)
+        if not is_integer or x < least:
+            raise ToolkitError(f"{name} must be a {kind}", found=repr(x))

@@ -6,90 +6,116 @@
 from __future__ import annotations
 
 import json, os, shutil, socket, tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/06_folders.ipynb #started
-OWNER = ".owner"    # in a temporary folder: the processes it belongs to, a line each
-
-def _started(pid: int) -> int:
-    "When a process began, in ticks; 0 for one that is gone"
+# %% ../nbs/06_folders.ipynb #start-of-process
+def _start_of(pid: int) -> int:
+    "Return when a process began, in ticks; 0 for one that has ended"
     with suppress(OSError, IndexError):
-        text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return 0 if text[0] == "Z" else int(text[19])
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return 0 if state == "Z" else int(rest[18])
     if Path("/proc/self/stat").exists(): return 0
     import psutil
     try: return int(psutil.Process(pid).create_time() * 100)
     except psutil.Error: return 0
 
+# %% ../nbs/06_folders.ipynb #namespace-and-boot
 def _namespace() -> str:
-    "In which process ids mean what they mean here: another container's are others"
+    "Return the name of the namespace in which process ids count: each container has its own"
     try: return os.readlink("/proc/self/ns/pid")
     except OSError: return ""
 
-# %% ../nbs/06_folders.ipynb #boot
 def _boot() -> str:
-    "This start of this machine: a temporary folder may be shared with others, whose process ids say nothing here"
+    "Return the id of this machine's current start: machines that share a folder have others"
     try: return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError: return socket.gethostname()
 
-def _claim() -> str:
-    return json.dumps({"pid": os.getpid(), "started": _started(os.getpid()), "namespace": _namespace(), "boot": _boot(), "host": socket.gethostname()}) + "\n"
+# %% ../nbs/06_folders.ipynb #owner
+@dataclass(frozen=True)
+class Owner:
+    "A process that owns a folder"
+    pid: int
+    started: int        # ticks: process ids are reused
+    namespace: str      # in which its id counts
+    boot: str           # start of the machine in which it ran
+    host: str = ""
+
+    @classmethod
+    def current(cls) -> Owner:
+        "Return this process"
+        pid = os.getpid()
+        return cls(pid, _start_of(pid), _namespace(), _boot(), socket.gethostname())
+
+    @classmethod
+    def of(cls, claim: Mapping[str, Any]) -> Owner:
+        "Return the owner that a claim names. Raise `KeyError` if it is incomplete"
+        names = [f.name for f in fields(cls)]
+        return cls(**{"host": ""} | {n: claim[n] for n in names if n != "host" or n in claim})
+
+    @property
+    def is_alive(self) -> bool:
+        "Whether the process still runs, if its id counts here"
+        return _start_of(int(self.pid)) == self.started > 0
+
+    @property
+    def is_in_sight(self) -> bool:
+        "Whether its process id counts here: in the same container, since the same start of the machine"
+        return (self.namespace, self.boot) == (_namespace(), _boot())
+
+    @property
+    def is_of_this_host(self) -> bool:
+        "Whether it ran on this machine, in any container, or before a restart under the same name"
+        return self.boot == _boot() or self.host == socket.gethostname()
+
+# %% ../nbs/06_folders.ipynb #claim
+OWNER = ".owner"    # the file in a temporary folder: its owners, a line each
 
 def claim(folder: Path):
-    "Write into a folder that it is this process's, too"
+    "Add this process to the owners of a folder"
     with open(folder / OWNER, "a") as f: f.write(_claim())
 
-def owners(folder: Path) -> list[dict[str, Any]]:
-    "What `claim` has written. Raises `OSError` or `ValueError`"
+def _claim() -> str: return json.dumps(asdict(Owner.current())) + "\n"
+
+def read_claims(folder: Path) -> list[dict[str, Any]]:
+    "Return what `claim` has written. Raise `OSError` or `ValueError`"
     file = os.open(folder / OWNER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(file) as f: return [json.loads(l) for l in f.read(1 << 16).splitlines()]
+    with open(file) as f: return [json.loads(line) for line in f.read(1 << 16).splitlines()]
 
-def owner_alive(owner: dict[str, Any]) -> bool:
-    "Whether this process still runs"
-    return _started(int(owner["pid"])) == owner["started"] > 0
-
-# %% ../nbs/06_folders.ipynb #is-left
-def is_of_here(owner: dict[str, Any]) -> bool:
-    "Whether the owner's process id means here what it meant there"
-    return (owner["namespace"], owner["boot"]) == (_namespace(), _boot())
-
-def is_of_this_host(owner: dict[str, Any]) -> bool:
-    "Whether the owner ran on this machine: in this start of it, in whatever container, or in an earlier one under the same name"
-    return owner["boot"] == _boot() or owner.get("host") == socket.gethostname()
-
-def _is_left(folder: os.DirEntry) -> bool:
-    "Whether it is a folder of this user, whose owners are all known here and gone"
+# %% ../nbs/06_folders.ipynb #is-abandoned
+def _is_abandoned(folder: os.DirEntry) -> bool:
+    "Return whether a folder of this user has owners, each of which is known here and has ended"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        if not folder.is_dir(follow_symlinks=False) or folder.stat(follow_symlinks=False).st_uid != os.getuid(): return False
-        known = owners(Path(folder.path))
-        return bool(known) and all(is_of_here(o) and not owner_alive(o) for o in known)
+        if not folder.is_dir(follow_symlinks=False): return False
+        if folder.stat(follow_symlinks=False).st_uid != os.getuid(): return False
+        owners = [Owner.of(c) for c in read_claims(Path(folder.path))]
+        return bool(owners) and all(o.is_in_sight and not o.is_alive for o in owners)
     return False
 
-# %% ../nbs/06_folders.ipynb #own-folder
 def sweep():
-    "Remove the temporary folders that killed processes of this user have left"
+    "Remove the temporary folders that killed processes of this user have left behind"
     with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
-        left = [e.path for e in entries if e.name.startswith("zz") and _is_left(e)]
-        for path in left: shutil.rmtree(path, ignore_errors=True)
+        abandoned = [e.path for e in entries if e.name.startswith("zz") and _is_abandoned(e)]
+        for path in abandoned: shutil.rmtree(path, ignore_errors=True)
 
-def own_folder(prefix: str = "zztoolkit-") -> Path:
-    "A new temporary folder that only this user can enter; should this process be killed, the next one removes it"
+# %% ../nbs/06_folders.ipynb #create-owned-folder
+def create_owned_folder(prefix: str = "zztoolkit-") -> Path:
+    "Create a temporary folder that only this user can enter; should this process be killed, a later one removes it"
     sweep()
-    claim_ = _claim()       # before there is a folder: one without a claim is nobody's, and stays
+    line = _claim()     # before the folder exists: one without a claim is never removed
     folder = Path(tempfile.mkdtemp(prefix=prefix))
-    (folder / OWNER).write_text(claim_)
+    (folder / OWNER).write_text(line)
     return folder
 
-# %% ../nbs/06_folders.ipynb #temporary-folder
 @contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    "An `own_folder` that goes at the end of the block"
-    folder = own_folder(prefix)
+    "Create an owned folder, and remove it at the end of the block"
+    folder = create_owned_folder(prefix)
     try: yield folder
     finally: shutil.rmtree(folder, ignore_errors=True)

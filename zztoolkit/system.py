@@ -5,68 +5,90 @@
 # %% ../nbs/03_system.ipynb #imports
 from __future__ import annotations
 
-import importlib.metadata, os, re, shutil, signal, sys
+import importlib.metadata, os, re, shutil, signal, sys, time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/03_system.ipynb #words
-def ending(
-    code: int, # as `subprocess` says it: a signal is negative
+# %% ../nbs/03_system.ipynb #describe-exit
+def describe_exit(
+    code: int, # from `subprocess`: a signal is negative
 ) -> str:
-    "How a process ended"
+    "Return how a process ended, in words"
     if code >= 0: return f"its process ended with exit code {code}"
-    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-    return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    known = -code in signal.valid_signals()
+    name = signal.Signals(-code).name if known else f"signal {-code}"
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{hint}"
 
 # %% ../nbs/03_system.ipynb #environment
-_SECRET_NAME = r"(?i).*(KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH|WEBHOOK|CONNECTION_STRING|_PWD|_PAT)S?\d*(_.*)?"
+_SECRET_NAME = (r"(?i).*(KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH|WEBHOOK|"
+                r"CONNECTION_STRING|_PWD|_PAT)S?\d*(_.*)?")
 _SECRET_VALUE = r"\w+://[^/\s:@]*:[^/\s@]+@"     # a user's password in an address
 
 def environment_without_secrets() -> dict[str, str]:
-    "`os.environ` without variables whose name speaks of a key, token, password or the like, or whose value is an address with a password"
-    return {k: v for k, v in os.environ.items() if not re.fullmatch(_SECRET_NAME, k) and not re.search(_SECRET_VALUE, v)}
+    "Return `os.environ` without variables whose name suggests a secret, or whose value is an address with a password"
+    def is_secret(name: str, value: str) -> bool:
+        return bool(re.fullmatch(_SECRET_NAME, name) or re.search(_SECRET_VALUE, value))
+    return {k: v for k, v in os.environ.items() if not is_secret(k, v)}
 
 # %% ../nbs/03_system.ipynb #cores
 def _cgroup_quota(path: str = "/sys/fs/cgroup/cpu.max") -> float:
-    "Cores granted by a cgroup v2 quota; infinite without one"
+    "Return the cores granted by a cgroup v2 quota; infinity without one"
     try: quota, period = Path(path).read_text().split()
     except (OSError, ValueError): return float("inf")
     return float("inf") if quota == "max" else int(quota) / int(period)
 
 def usable_cores() -> int:
-    "Cores this process may use: the affinity mask, and a container's CPU quota"
-    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    "Return the number of cores this process may use, by its affinity mask and its container's CPU quota"
+    has_mask = hasattr(os, "sched_getaffinity")
+    mask = len(os.sched_getaffinity(0)) if has_mask else os.cpu_count() or 1
     return max(1, int(min(mask, _cgroup_quota())))
 
 # %% ../nbs/03_system.ipynb #digest
 def sha256(path: str | Path) -> str:
-    "Hex SHA-256 of a file"
+    "Return the hexadecimal SHA-256 of a file"
     import hashlib
-    h = hashlib.sha256()
+    digest = hashlib.sha256()
     with open(path, "rb") as f:
-        while block := f.read(1 << 20): h.update(block)
-    return h.hexdigest()
+        while block := f.read(1 << 20): digest.update(block)
+    return digest.hexdigest()
 
+# %% ../nbs/03_system.ipynb #cache-dir
 def cache_dir() -> Path:
-    "Where artifacts and downloads are kept between runs: `$XDG_CACHE_HOME/zztoolkit` or `~/.cache/zztoolkit`"
+    "Return the folder of artifacts and downloads: `$XDG_CACHE_HOME/zztoolkit` or `~/.cache/zztoolkit`"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "zztoolkit"
 
-# %% ../nbs/03_system.ipynb #doctor-checks
+# %% ../nbs/03_system.ipynb #installed
 def installed(dist: str) -> str:
-    "Version of an installed distribution, '' if it is not installed"
+    "Return the version of a distribution, '' if it is not installed"
     try: return importlib.metadata.version(dist)
     except importlib.metadata.PackageNotFoundError: return ""
 
-# %% ../nbs/03_system.ipynb #doctor-checks-2
+# %% ../nbs/03_system.ipynb #find-program
+def find_program(name: str) -> str:
+    "Return the path of a program beside this Python, on `PATH` or among Debian's system programs; '' if there is none"
+    places = (str(Path(sys.executable).parent), None, "/usr/sbin:/sbin")
+    paths = (shutil.which(name, path=place) for place in places)
+    return next(filter(None, paths), "")
+
 def find_compiler() -> str | None:
-    "Path of the C++ compiler that TorchInductor would take"
+    "Return the path of the C++ compiler that TorchInductor would use"
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
-# %% ../nbs/03_system.ipynb #doctor-programs
-def find_program(name: str) -> str:
-    "Path of a program beside this Python, on `PATH` or where Debian keeps those of the system; '' without one"
-    places = (str(Path(sys.executable).parent), None, "/usr/sbin:/sbin")
-    return next((found for p in places if (found := shutil.which(name, path=p))), "")
+# %% ../nbs/03_system.ipynb #wait-until
+T = TypeVar("T")
+
+def wait_until(
+    condition: Callable[[], T],
+    timeout: float,       # seconds
+    every: float = 0.05,  # seconds between two calls
+) -> T: # what `condition` returned last
+    "Call `condition` until it returns something true, for at most `timeout` seconds"
+    end = time.monotonic() + timeout
+    while not (value := condition()) and time.monotonic() < end: time.sleep(every)
+    return value

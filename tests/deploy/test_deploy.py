@@ -9,12 +9,12 @@ from conftest import ROOT, missing
 from support.pods import Pod, wait_until
 from support.watching import Prometheus, serve_text
 from zztoolkit import samples
-from zztoolkit.deploy.checks import _archives, check, newest_minors, schema_errors
+from zztoolkit.deploy.checks import _check_archives, check, newest_minors, schema_errors
 from zztoolkit.deploy.helm import Release, helm, objects_in
 from zztoolkit.deploy.releasing import apply, diff
-from zztoolkit.deploy.rendering import render, set_of
+from zztoolkit.deploy.rendering import render, archive_set_digest
 from zztoolkit.deploy.values import stored_name
-from zztoolkit.archive.packing import archive
+from zztoolkit.archive.packing import pack
 from zztoolkit.errors import ToolkitError
 from zztoolkit.system import sha256
 from zztoolkit.deploy.dashboard import dashboard_json, panels
@@ -137,7 +137,7 @@ def test_what_each_shape_says(tmp_path):
     assert of_kind(render("cpu"), "NetworkPolicy")[0]["spec"]["egress"] == []
     assert len(of_kind(template(tmp_path, dict(networkPolicy=dict(monitoring=[]))), "NetworkPolicy")[0]["spec"]["ingress"]) == 1     # nobody scrapes, rather than everybody
     assert of_kind(render("s3"), "NetworkPolicy")[0]["spec"]["egress"][1] == {"ports": [{"port": 9000}]}
-    assert of_kind(render("pvc"), "Deployment")[0]["spec"]["template"]["metadata"]["annotations"]["zztoolkit/models"] == set_of(MODELS[:1])     # chart and library name a set alike
+    assert of_kind(render("pvc"), "Deployment")[0]["spec"]["template"]["metadata"]["annotations"]["zztoolkit/models"] == archive_set_digest(MODELS[:1])     # chart and library name a set alike
     assert "mountPath: /models" in yaml.safe_dump(server_of(render("pvc"))["volumeMounts"])
     watched, monitor = render("monitored"), of_kind(render("monitored"), "ServiceMonitor")[0]["spec"]
     [scraped] = [o for o in of_kind(watched, "Service") if monitor["selector"]["matchLabels"].items() <= o["metadata"]["labels"].items()]
@@ -152,7 +152,7 @@ def test_what_each_shape_says(tmp_path):
 def test_zz_run_takes_what_the_chart_says(tmp_path):
     "Every option of the pods' command line, in every shape, is one that `zz run` has"
     import typer
-    from zztoolkit.cli.application import app
+    from zztoolkit.cli.main import app
     command = typer.main.get_command(app).commands["run"]
     for case in CASES:
         given = command.make_context("run", list(server_of(template(tmp_path, CASES[case]))["args"])).params
@@ -266,10 +266,10 @@ def two_versions(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("versions")
     source = "from zztoolkit import Handler\n\nclass Counting(Handler):\n    def preprocess(self, requests): return list(requests)\n    def inference(self, xs): return [{n} * x['n'] for x in xs]\n"
 
-    def pack(n: int):
+    def pack_nth(n: int):
         (tmp / "counting.py").write_text(source.replace("{n}", str(n)))
-        return archive("counting", tmp / "counting.py", version=f"1.{n}", store=tmp / f"v{n}", example={"n": 1}, minWorkers=2, threads=1)
-    return pack(0), pack(1)
+        return pack("counting", tmp / "counting.py", version=f"1.{n}", store=tmp / f"v{n}", example={"n": 1}, minWorkers=2, threads=1)
+    return pack_nth(0), pack_nth(1)
 
 def zz(*args, **kw) -> subprocess.CompletedProcess:
     return subprocess.run([str(Path(sys.executable).parent / "zz"), *map(str, args)], capture_output=True, text=True, **kw)
@@ -304,7 +304,7 @@ def test_check_finds_what_is_wrong(two_versions, tmp_path):
     "A changed archive, another archive under a pinned name, values that do not fit, and a model that nobody can try"
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
     release = render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")
-    state, archives = lambda: {f.name: (f.ok, f.detail) for f in check(release)}, lambda: _archives(release)
+    state, archives = lambda: {f.name: (f.ok, f.detail) for f in check(release)}, lambda: _check_archives(release)
     assert [n for n, (ok, _) in state().items() if not ok] == ["helm test"]      # which is advice: it may be applied all the same
     assert diff(release, release).split() == ["counting", "stays", "1.0", f"({two_versions[0].digest[:12]})"]
     kept = release.folder / "archives" / stored_name(two_versions[0])
@@ -361,7 +361,7 @@ def test_apply_goes_back(before, back, two_versions, tmp_path, monkeypatch):
         if args[0] == "rollback" and not back: raise ToolkitError("helm rollback failed", found="timed out")
         if args[0] == "get" and not before: raise ToolkitError("helm get failed", found="Error: release: not found")
         return "manifest"
-    monkeypatch.setattr(d, "helm", helm)
+    monkeypatch.setattr("zztoolkit.deploy.releasing.helm", helm)
     with pytest.raises(ToolkitError, match="does not predict") as e: apply(release)
     assert "FAILED: 500" in e.value.found and asked == ["get", "upgrade", "test", *["rollback"] * before] and ("is back" in e.value.found, "timed out" in e.value.found) == (back, before and not back)
 
@@ -422,7 +422,7 @@ def operands(e) -> list:
 
 def test_every_query_finds_data(lite0, photo, tmp_path):
     "What was rendered, run: the chart's own command line under load, a worker killed, and a real Prometheus with the chart's rules: every panel's and every alert's query has values"
-    mar = archive("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path, extra_files=[samples.imagenet_labels()], minWorkers=2, batchSize=4, maxBatchDelay=5, threads=1)
+    mar = pack("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path, extra_files=[samples.imagenet_labels()], minWorkers=2, batchSize=4, maxBatchDelay=5, threads=1)
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\nfullnameOverride: film-zztoolkit\nmonitoring: {rules: {enabled: true}}\nserver: {endpointWaitSeconds: 0}\n")
     objects = (release := render([mar.path], tmp_path / "deploy", name="film", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")).objects("shop")
     file, spec = rules_of(objects, tmp_path)
@@ -492,26 +492,26 @@ def certificate(folder: Path, serial: int):
 def test_tls_and_its_rotation(tmp_path):
     "The front speaks HTTPS alone; a renewed certificate is shown to the next caller, and one without its key changes nothing"
     from cryptography import x509
-    from zztoolkit.deploy.proxy import Front
+    from zztoolkit.deploy.proxy import Proxy, renew_certificate
     if not (shutil.which("haproxy") or Path("/usr/sbin/haproxy").exists()): missing("Debian's haproxy is not installed")
     certificate(tmp_path / "tls", 1)
     site, [port] = serve_text("answered\n", tmp_path), free_ports(1)
     (tmp_path / "metrics").rename(tmp_path / "ping")
     (own := tmp_path / "own").mkdir()
-    front = Front(own, "127.0.0.1", port, site.server_port, tls=tmp_path / "tls").start()
+    front = Proxy(own, "127.0.0.1", port, site.server_port, tls=tmp_path / "tls").start()
     serial = lambda: x509.load_pem_x509_certificate(ssl.get_server_certificate(("127.0.0.1", port)).encode()).serial_number
 
     def ask() -> str:
         context = ssl.create_default_context(cafile=str(tmp_path / "tls" / "tls.crt"))
         return httpx.get(f"https://localhost:{port}/ping", verify=context, trust_env=False).text
     try:
-        assert ask() == "answered\n" and serial() == 1 and front.renew_certificate() == ""
+        assert ask() == "answered\n" and serial() == 1 and renew_certificate(front) == ""
         certificate(tmp_path / "tls", 2)
-        assert "another certificate" in front.renew_certificate() and serial() == 2 and ask() == "answered\n"
+        assert "another certificate" in renew_certificate(front) and serial() == 2 and ask() == "answered\n"
         kept = (tmp_path / "tls" / "tls.key").read_bytes()
         certificate(tmp_path / "tls", 3)
         (tmp_path / "tls" / "tls.key").write_bytes(kept)
-        assert "stays as it was" in front.renew_certificate() and serial() == 2
+        assert "stays as it was" in renew_certificate(front) and serial() == 2
         with pytest.raises(httpx.HTTPError): httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
     finally:
         front.stop()
@@ -525,7 +525,7 @@ def test_render_writes_the_container_build(two_versions, tmp_path):
     assert {"Dockerfile", "requirements.lock"} < {p.name for p in build.iterdir()} and len(list(build.glob("zztoolkit-*.whl"))) == 1
     assert [p.name for p in (build / "models").glob("*.mar")] == [stored_name(two_versions[1])] and len(list((release.folder / "archives").glob("*.mar"))) == 2
     assert all("--hash=sha256:" in l for l in (build / "requirements.lock").read_text().splitlines())
-    assert release.values["image"] == dict(repository="counting", tag=set_of(release.models))
+    assert release.values["image"] == dict(repository="counting", tag=archive_set_digest(release.models))
     assert "container/models" in wrong_archives(release, build / "models" / stored_name(two_versions[1]))
 
 def wrong_archives(release: Release, file: Path) -> str:
@@ -536,10 +536,10 @@ def wrong_archives(release: Release, file: Path) -> str:
 def test_sizing_reads_the_ladder(tmp_path):
     "The figures of a rung are the medians of the record that the ladder writes"
     from zztoolkit.benchmarks.ladder import Ladder, Side, Turn
-    from zztoolkit.deploy.sizing import Measured, Terms, bends, size
+    from zztoolkit.deploy.sizing import Assumptions, ReplicaProfile, frontend_cores, scaling_limits, size_cluster, stage_cores
     turns = tuple(Turn(rate, 20.0, 40.0, 0, dict(workers=1.5, frontend=0.25, generator=0.1), 1024.0, stages=dict(decode=20.0, preprocess=4.0, inference=6.0)) for rate in (40.0, 50.0, 90.0))
     Ladder((Side("stock", "rung", turns[:1]), Side("tuned", "rung", turns)), about=dict(cores=2)).save(tmp_path / "ladder.json")
-    m = Measured.rung(tmp_path / "ladder.json", payload=1e6)
-    s = size(1000, m, Terms(core_hour=1.0, used=0.5, spare=0.1))
-    assert (m.rate, m.memory, s.replicas, s.cores, s.gbit, s.frontend_cores) == (50.0, 1024.0, 44, 88, 8.0, 5.0)
-    assert round(s.stage_cores("decode"), 6) == 20.0 and "24 cores busy, inference 6" in bends(s)["decode"]
+    m = ReplicaProfile.rung(tmp_path / "ladder.json", payload=1e6)
+    s = size_cluster(1000, m, Assumptions(core_hour=1.0, used=0.5, spare=0.1))
+    assert (m.rate, m.memory, s.replicas, s.cores, s.gbit, frontend_cores(s)) == (50.0, 1024.0, 44, 88, 8.0, 5.0)
+    assert round(stage_cores(s, "decode"), 6) == 20.0 and "24 cores busy, inference 6" in scaling_limits(s)["decode"]

@@ -10,9 +10,9 @@ from support.pods import ECHO, Pod, echo, wait_until
 from zztoolkit.errors import ToolkitError
 from zztoolkit.system import sha256
 from zztoolkit.deploy.image import dockerfile, entrypoint
-from zztoolkit.deploy.pod import _own_folder, _work_folder
-from zztoolkit.folders import OWNER, own_folder, sweep
-from zztoolkit.serving.endpoint import error_of
+from zztoolkit.deploy.work_folder import pod_folder, work_folder
+from zztoolkit.folders import OWNER, create_owned_folder, sweep
+from zztoolkit.serving.failures import build_error
 from zztoolkit.serving.torchserve.config import free_ports
 from zztoolkit.archive.signing import new_key, sign
 from zztoolkit.samples import sample_photo
@@ -222,7 +222,7 @@ def test_a_taken_port_is_named_at_once(store, tmp_path):
         free = free_ports(4)
         for place, name in enumerate(("front", "inference", "management", "metrics", "probes")):
             with Pod(tmp_path / "log", store, ports=[*free[:place], taken.getsockname()[1], *free[place:]]) as pod: assert pod.process.wait(20) == 1
-            assert f"({name}) is not to be had" in pod.said().splitlines()[-3] and "java" not in pod.said()
+            assert f"({name}) is already in use" in pod.said().splitlines()[-3] and "java" not in pod.said()
 
 def test_a_work_folder_whose_path_is_too_long(store, tmp_path):
     "Sockets stand in it, and the kernel allows their paths 107 bytes"
@@ -234,10 +234,10 @@ def test_a_wrong_token_in_a_notebook_is_401(serve_source):
     "TorchServe says 400: its InvalidKeyException is one of the errors that it calls a bad request"
     endpoint = serve_source("guarded", ECHO)
     raw = endpoint.post(b"{}", "application/json", Authorization="Bearer wrong")
-    error = error_of(raw, endpoint)
+    error = build_error(raw, endpoint)
     assert raw.status_code == 400 and error.status == 401 and "token is wrong" in str(error)
 
-MAKE = "import sys, time; from zztoolkit.folders import own_folder; print(own_folder(sys.argv[1]), flush=True); time.sleep(60)"
+MAKE = "import sys, time; from zztoolkit.folders import create_owned_folder; print(create_owned_folder(sys.argv[1]), flush=True); time.sleep(60)"
 
 def made_by_another(prefix: str, tmp: Path) -> tuple[subprocess.Popen, Path]:
     "A process that has made itself a folder in `tmp`"
@@ -258,7 +258,7 @@ def test_what_a_killed_process_has_left_is_swept(tmp_path, monkeypatch):
     (tmp_path / "zz-serve-nobody").mkdir()
     (left / "out").symlink_to(elsewhere)
     dead.kill(), dead.wait()
-    own_folder("zz-serve-")
+    create_owned_folder("zz-serve-")
     assert not left.exists() and (elsewhere / OWNER).exists() and (tmp_path / "zz-serve-link").is_symlink()
     assert kept.exists() and (tmp_path / "zz-serve-nobody").exists() and stranger.exists() == (os.getuid() == 0)
     alive_.kill(), alive_.wait()
@@ -266,7 +266,7 @@ def test_what_a_killed_process_has_left_is_swept(tmp_path, monkeypatch):
 def test_a_recycled_process_id_is_another_process(tmp_path, monkeypatch):
     "The id of one that lives, with another start: its folder goes"
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = own_folder("zz-serve-")
+    folder = create_owned_folder("zz-serve-")
     claim = json.loads((folder / OWNER).read_text())
     (folder / OWNER).write_text(json.dumps(claim | {"started": claim["started"] - 1}) + "\n")
     sweep()
@@ -293,22 +293,22 @@ def test_of_starts_at_once_one_has_the_work_folder(tmp_path):
     def begin(_) -> bool:
         together.wait()
         try:
-            with _own_folder(tmp_path / "work"):
+            with pod_folder(tmp_path / "work"):
                 time.sleep(0.3)
                 return True
         except ToolkitError as e: return "is in use" not in str(e)
     with ThreadPoolExecutor(8) as pool: assert sum(pool.map(begin, range(8))) == 1
-    with _own_folder(tmp_path / "work"): pass      # free again
+    with pod_folder(tmp_path / "work"): pass      # free again
 
 def test_a_work_folder_of_another_machine_is_left_alone(tmp_path):
     "On a volume that machines share; what an earlier container or an earlier start of this machine left is not"
     left = tmp_path / "server"
     def begin(**claim) -> bool:
         shutil.rmtree(left, ignore_errors=True)
-        with _work_folder(tmp_path): said = json.loads((left / OWNER).read_text())
+        with work_folder(tmp_path): said = json.loads((left / OWNER).read_text())
         (left / OWNER).write_text(json.dumps(said | claim) + "\n")
         (left / "left").touch()
-        with _work_folder(tmp_path): return (left / "left").exists()
+        with work_folder(tmp_path): return (left / "left").exists()
     gone = psutil.pids()[-1] + 10_000
     assert not begin(pid=gone) and not begin(namespace="pid:[1]") and not begin(boot="before")
     with pytest.raises(ToolkitError, match="belongs to another machine\n.*of node-7"): begin(boot="another", host="node-7")
@@ -322,7 +322,7 @@ def test_tampered_archives_are_refused(store, tmp_path):
     (changed / "echo.mar.sha256").write_text(sha256(changed / "echo.mar"))
     assert "echo.mar is not the archive that was signed" in refusal(changed, tmp_path, "--keys", key)
     sign(changed / "echo.mar", new_key(tmp_path / "stranger")[0])
-    assert "signed with a key that is not believed" in refusal(changed, tmp_path, "--keys", key)
+    assert "signed with an untrusted key" in refusal(changed, tmp_path, "--keys", key)
 
 def test_a_version_that_does_not_load(tmp_path):
     "The pod ends, and its last words are the handler's own traceback"

@@ -12,20 +12,22 @@ from hypothesis import given, settings, strategies as st
 from support import device
 from conftest import ROOT
 from zztoolkit import samples, features as F
-from zztoolkit.features.crossover import crossover
-from zztoolkit.features.table import packed
-from zztoolkit.archive.packing import archive
+from zztoolkit.features.crossover import find_crossover
+from zztoolkit.features.table import pack_features
+from zztoolkit.archive.packing import pack
 from zztoolkit.features.columns import Columns
-from zztoolkit.features.keyed import moved
+from zztoolkit.features.keyed import move_column
 from zztoolkit.compile.compiler import compile_model
 from zztoolkit.features.ops.registry import OPERATIONS
 from zztoolkit.batch import Batch, row_list
 from zztoolkit.errors import InputError, ToolkitError
-from zztoolkit.features.cudf import gpu_door
+from zztoolkit.features.cudf import validate_on_gpu
 from zztoolkit.handler.handler import Handler
-from zztoolkit.handler.wire import encode, to_body
+from zztoolkit.handler.wire import encode_response, encode_request
 from zztoolkit.features.fields import Field
-from zztoolkit.features.schema import Schema, keep_good
+from zztoolkit.features.ops.base import transform_all
+from zztoolkit.features.schema import Schema
+from zztoolkit.features.validation import drop_invalid
 from zztoolkit.serving.rollout import deploy
 
 
@@ -53,7 +55,7 @@ def every_operation() -> F.Features:
         F.Lambda(["price", "stock"], gap, into="gap"), F.Lambda("town", titled), F.HashBucket("town", buckets=16), F.Clip("price", high=500), F.LogOp(["price", "seller_count"]),
         F.Normalize(["price", "stars", "gap"]), F.MinMax("listed_day"), F.Bucketize("stock", buckets=6), F.Categorify(["brand", "seller", "used", "tags", "sells"]), F.HashBucket("viewed", buckets=30),
         F.ListPad(["viewed", "tags"], length=4), F.ListPad("sells", length=3, keep="first", side="left")])
-    return replace(features, outputs=[c for c in features.gives if c != "listed"])      # a date is no feature
+    return replace(features, outputs=[c for c in features.output_columns if c != "listed"])      # a date is no feature
 
 @pytest.fixture(scope="module")
 def fitted() -> F.Features: return every_operation().fit(goods())
@@ -66,30 +68,30 @@ def equal(a: dict, b: dict):
 def test_ten_thousand_rows_as_records_are_the_table_bit_for_bit(fitted):
     "Rows that the features never saw, as JSON text, in batches of every size; each operation is among them"
     df = goods(10_000, seed=1)
-    offline, lines = fitted.table(df).whole().arrays, [json.dumps(r) for r in fitted.records(df)]
+    offline, lines = fitted.table(df).raise_if_invalid().arrays, [json.dumps(r) for r in fitted.to_records(df)]
     assert {type(o) for o in fitted.ops} == set(OPERATIONS.values())
     cuts = [0, 1, 2, 10, 110, 1_000, 9_999, 10_000]
-    online = [fitted.table([json.loads(line) for line in lines[a:b]]).whole().arrays for a, b in zip(cuts, cuts[1:])]
+    online = [fitted.table([json.loads(line) for line in lines[a:b]]).raise_if_invalid().arrays for a, b in zip(cuts, cuts[1:])]
     equal({name: np.concatenate([part[name] for part in online]) for name in offline}, offline)
-    for i in range(0, 10_000, 500): equal(fitted.table([json.loads(lines[i])]).whole().arrays, {name: x[i:i + 1] for name, x in offline.items()})
+    for i in range(0, 10_000, 500): equal(fitted.table([json.loads(lines[i])]).raise_if_invalid().arrays, {name: x[i:i + 1] for name, x in offline.items()})
 
 def test_another_process_gives_the_same(fitted, tmp_path):
     "State loaded without pickle, under another hash seed: every id and every number is the same"
     fitted.save(tmp_path / "features")
     goods(300, seed=2).to_parquet(tmp_path / "rows.parquet")
     source = "\n".join(["import numpy as np, pandas as pd", "from zztoolkit.features.features import Features", inspect.getsource(gap), inspect.getsource(titled),
-                        "np.savez('made.npz', **Features.load('features', [gap, titled]).table(pd.read_parquet('rows.parquet')).whole().arrays)"])
+                        "np.savez('made.npz', **Features.load('features', [gap, titled]).table(pd.read_parquet('rows.parquet')).raise_if_invalid().arrays)"])
     done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "made.npz") as made: equal(dict(made), fitted.table(goods(300, seed=2)).whole().arrays)
+    with np.load(tmp_path / "made.npz") as made: equal(dict(made), fitted.table(goods(300, seed=2)).raise_if_invalid().arrays)
 
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=4), st.binary(max_size=3), st.dictionaries(st.text(max_size=2), st.integers(), max_size=1), st.datetimes().map(str))
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(["price", "stock", "used", "brand", "seller", "listed", "viewed", "tags", "colour"]), ANYTHING), max_size=5))
-def test_whatever_comes_is_refused_or_right(fitted, changes):
+def test_any_row_is_rejected_or_right(fitted, changes):
     "Rows spoilt by anything: no error but InputError, each row's verdict and features are those it gets alone, and good neighbours are as ever"
-    good = fitted.records(goods(2))
+    good = fitted.to_records(goods(2))
     rows = [good[0], *(good[0] | c for c in changes), good[1]]
     together = fitted.table(rows)
     assert set(together.rows) | set(together.errors) == set(range(len(rows))) and {0, len(rows) - 1} <= set(together.rows)
@@ -102,7 +104,7 @@ def test_whatever_comes_is_refused_or_right(fitted, changes):
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(ANYTHING, ANYTHING, ANYTHING, ANYTHING), min_size=1, max_size=5))
 def test_a_frame_and_its_records_get_the_same_verdict(values):
-    "One set of rules: for columns of objects, what a record is refused for, a data frame's row is refused for, in the same words"
+    "One set of rules: for columns of objects, a data frame's row is rejected with the error of the same record"
     schema = Schema.of(goods(), ["price", "stock", "brand", "viewed"])
     names = list(schema.fields)
     gone = lambda v: None if isinstance(v, float) and v != v else v        # what pandas calls missing
@@ -149,7 +151,7 @@ def test_a_column_that_nothing_uses_is_an_error():
     with pytest.raises(ToolkitError, match="no operation uses weight, colour") as e: priced().fit(df)
     assert 'remainder="drop"' in e.value.do and 'remainder="passthrough"' in e.value.do
     dropped = priced(remainder="drop").fit(df)
-    equal(dropped.table(df).whole().arrays, priced().fit(prices()).table(prices()).whole().arrays)
+    equal(dropped.table(df).raise_if_invalid().arrays, priced().fit(prices()).table(prices()).raise_if_invalid().arrays)
     with pytest.raises(ToolkitError, match="error or drop or passthrough"): priced(remainder="ignore")
 
 def test_what_reads_learns_joins_or_comes_out_is_used():
@@ -167,7 +169,7 @@ def test_numbers_pass_and_text_does_not(tmp_path):
     fitted = priced(remainder="passthrough").fit(df)
     assert fitted.groups["continuous"] == ("price", "stars", "weight", "stock", "used")
     passed = df[["weight", "stock", "used"]].to_numpy("float32")
-    for rows in (df, fitted.records(df)): assert np.array_equal(fitted.table(rows).whole().arrays["continuous"][:, 2:], passed)
+    for rows in (df, fitted.to_records(df)): assert np.array_equal(fitted.table(rows).raise_if_invalid().arrays["continuous"][:, 2:], passed)
     with pytest.raises(InputError, match="no column stock"): fitted.table(df.drop(columns="stock"))
     fitted.save(tmp_path)
     assert F.Features.load(tmp_path) == fitted
@@ -182,7 +184,7 @@ def test_a_mistyped_header_is_rejected(way, stand_ins):
     fitted = priced().fit(prices())
     mistyped = WAYS[way](prices().rename(columns={"price": "Prise"}))
     said = re.escape("price") + ".*" + re.escape("(did you mean 'Prise'?)")
-    with pytest.raises(InputError, match=said): fitted.table(mistyped).whole()
+    with pytest.raises(InputError, match=said): fitted.table(mistyped).raise_if_invalid()
     if way == "records": assert list(fitted.table(mistyped).errors) == [0, 1, 2, 3]
 
 def test_a_mistyped_csv_is_rejected_when_features_are_fitted():
@@ -196,11 +198,11 @@ def test_an_optional_column_may_be_left_out(way, stand_ins, tmp_path):
     fitted = F.Features.load(tmp_path)
     assert fitted.optional == ("stars", "brand")
     missing, drift = prices().assign(stars=np.nan, brand=pd.array([None] * 4, dtype="str")), Counter()
-    made = fitted.table(WAYS[way](prices()[["price"]].fillna(7)), drift=drift).whole()
-    want = fitted.table(missing.fillna({"price": 7})).whole()
+    made = fitted.table(WAYS[way](prices()[["price"]].fillna(7)), drift=drift).raise_if_invalid()
+    want = fitted.table(missing.fillna({"price": 7})).raise_if_invalid()
     equal({name: x.get() if way == "cudf" else x for name, x in made.arrays.items()}, want.arrays)
     assert drift["stars", "missing"] == drift["brand", "missing"] == 4
-    with pytest.raises(InputError, match="price"): fitted.table(WAYS[way](prices()[["stars", "brand"]])).whole()
+    with pytest.raises(InputError, match="price"): fitted.table(WAYS[way](prices()[["stars", "brand"]])).raise_if_invalid()
 
 class Priced(Handler):
     def inference(self, inputs): return inputs["continuous"][:, 1]
@@ -252,8 +254,8 @@ def ranked(server, tmp_path_factory):
     features = F.Features([F.JoinExternal("user", table=people, take="age"), F.JoinExternal("film", table=films, take="year"), F.TargetEncoding("film", target="rating"),
                            F.FillMissing(["age", "year"]), F.Normalize(["film_rating", "age", "year"]), F.Categorify(["user", "film"])], outputs=["film_rating", "age", "year", "user", "film"], remainder="drop").fit(ratings)
     home = tmp_path_factory.mktemp("ranked")
-    artifact = compile_model(Ranker(features.sizes["film"]).eval(), features.to_tensors(ratings[:8]), batch=(1, 64, 1024), backend="onnxruntime", path=home / "artifact", measure=False)
-    mar = archive("recommendation", ROOT / "handlers" / "recommendation.py", artifact, features=features, example={"user": 1, "candidates": [1, 2]}, store=home, batchSize=8, maxBatchDelay=20)
+    artifact = compile_model(Ranker(features.cardinalities["film"]).eval(), features.to_tensors(ratings[:8]), batch=(1, 64, 1024), backend="onnxruntime", path=home / "artifact", measure=False)
+    mar = pack("recommendation", ROOT / "handlers" / "recommendation.py", artifact, features=features, example={"user": 1, "candidates": [1, 2]}, store=home, batchSize=8, maxBatchDelay=20)
     spec = importlib.util.spec_from_file_location("recommendation", ROOT / "handlers" / "recommendation.py")
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     endpoint = deploy(server, mar)
@@ -298,23 +300,23 @@ def test_an_unknown_category_is_answered_and_counted(ranked, server):
     assert 'zz_feature_rows{' in text
 
 def test_no_operation_mixes_host_and_device(fitted, monkeypatch):
-    "Every operation on arrays that refuse what CuPy's refuse: the same result, and all of it on the device"
+    "Every operation on arrays that reject what CuPy's reject: the same result, and all of it on the device"
     cupy = device.cupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     df = goods(500, seed=4)
-    door = fitted.schema(df)
-    there = Columns({c: moved(x, cupy) for c, x in door.columns.items()})
+    validated = fitted.schema(df)
+    there = Columns({c: move_column(x, cupy) for c, x in validated.columns.items()})
     there.drift = drift = Counter()
     fitted.schema.count_drift(there)
-    made = packed(fitted._run(there), fitted.groups, door)
+    made = pack_features(transform_all(fitted.ops, there), fitted.groups, validated)
     want = Counter()
     host = fitted.table(df, drift=want)
     for name, x in made.arrays.items(): assert isinstance(x, cupy.ndarray) and x.dtype == host.arrays[name].dtype and np.array_equal(x.get(), host.arrays[name]), name
     assert drift == want and drift
     assert made.frame().equals(host.frame())
-    less = keep_good(there, len(df), {3: InputError("a wrong row")})
-    less.columns.refused = {0: InputError("another")}
-    kept = packed(fitted._run(less.columns), fitted.groups, less)
+    less = drop_invalid(there, len(df), {3: InputError("a wrong row")})
+    less.columns.rejected = {0: InputError("another")}
+    kept = pack_features(transform_all(fitted.ops, less.columns), fitted.groups, less)
     assert list(kept.errors) == [0, 3]
     for name, x in kept.arrays.items(): assert np.array_equal(x.get(), np.delete(host.arrays[name], [0, 3], axis=0)), name
 
@@ -326,17 +328,17 @@ def stand_ins(monkeypatch) -> SimpleNamespace:
     return SimpleNamespace(**modules)
 
 def test_a_cudf_frame_gives_what_a_pandas_frame_gives(fitted, stand_ins):
-    "Every operation, dates and numbers missing; wrong rows are refused in the same words"
-    def on_gpu(df: pd.DataFrame): return fitted.table(stand_ins.cudf.from_pandas(df[fitted.reads]))
+    "Every operation, dates and numbers missing; invalid rows are rejected with the same errors"
+    def on_gpu(df: pd.DataFrame): return fitted.table(stand_ins.cudf.from_pandas(df[fitted.inputs]))
     df = goods(500, seed=4)
     assert df.listed.isna().any() and df.price.isna().any()
-    host, made = fitted.table(df).whole(), on_gpu(df).whole()
+    host, made = fitted.table(df).raise_if_invalid(), on_gpu(df).raise_if_invalid()
     for name, x in made.arrays.items(): assert isinstance(x, stand_ins.cupy.ndarray), name
     equal({name: x.get() for name, x in made.arrays.items()}, host.arrays)
     days = np.array(["2026-01-05", "NaT", "20000-01-01", "NaT"], "datetime64[us]")
     bad = df[:4].assign(price=[1., np.inf, 2., np.nan], listed=days)
-    refused = {i: str(e) for i, e in fitted.table(bad).errors.items()}
-    assert list(refused) == [1, 2] and refused == {i: str(e) for i, e in on_gpu(bad).errors.items()}
+    rejected = {i: str(e) for i, e in fitted.table(bad).errors.items()}
+    assert list(rejected) == [1, 2] and rejected == {i: str(e) for i, e in on_gpu(bad).errors.items()}
 
 WITH_GAPS = {
     "datetime": pd.to_datetime(["2026-01-05", None, "2026-03-09 08:15"], format="ISO8601"),
@@ -349,13 +351,13 @@ def test_what_is_missing_on_cudf_becomes_nan(kind, stand_ins):
     as_stored = device.Series(df.x).astype("int64")
     with pytest.raises(TypeError, match="Cannot safely cast"): as_stored.to_cupy(na_value=np.nan)
     schema = Schema({"x": Field(kind, nullable=True)})
-    made = gpu_door(schema, stand_ins.cudf.from_pandas(df)).columns["x"]
+    made = validate_on_gpu(schema, stand_ins.cudf.from_pandas(df)).columns["x"]
     assert isinstance(made, stand_ins.cupy.ndarray) and np.isnan(made.get()[1])
     assert np.array_equal(made.get(), schema(df).columns["x"], equal_nan=True)
 
-def test_memory_comes_from_a_pool_unless_somebody_chose(fitted, stand_ins):
+def test_memory_comes_from_a_pool_unless_the_caller_chose(fitted, stand_ins):
     "One pool; a resource of the caller's own stays, and so does cudaMalloc where there are no pools"
-    mr, table = stand_ins.rmm.mr, stand_ins.cudf.from_pandas(goods(5)[fitted.reads])
+    mr, table = stand_ins.rmm.mr, stand_ins.cudf.from_pandas(goods(5)[fitted.inputs])
     for _ in range(3): fitted.table(table)
     assert type(mr.current) is mr.CudaAsyncMemoryResource
     assert stand_ins.rmm.made["CudaAsyncMemoryResource"] == 1
@@ -385,9 +387,9 @@ class Machine:
         self.log.append("wait")
         self.now = max(self.now, self.gpu_done)
 
-    def to_tensors(self, rows: pd.DataFrame, device: str, engine: str):
-        self.log.append(engine)
-        if engine == "pandas": self.now += self.ROW * len(rows)
+    def to_tensors(self, rows: pd.DataFrame, device: str, backend: str):
+        self.log.append(backend)
+        if backend == "pandas": self.now += self.ROW * len(rows)
         else: self._launch()
 
     def _launch(self):
@@ -398,20 +400,20 @@ class Machine:
 def machine(stand_ins, monkeypatch) -> Machine:
     made = Machine()
     stand_ins.cupy.cuda = SimpleNamespace(Device=lambda: made)
-    monkeypatch.setattr(F, "time", made)
+    monkeypatch.setattr("zztoolkit.features.crossover.time", made)
     return made
 
 def test_the_gpu_pays_where_its_work_is_done_sooner(machine):
     "13 ms on the GPU, 0.95 ms for a thousand rows on the CPU: they meet near 14,000 rows"
-    assert crossover(machine, goods(50), (1_000, 3_000, 10_000, 30_000, 100_000), 3) == 30_000
-    assert crossover(machine, goods(50), (1_000, 10_000), 1) == 0
+    assert find_crossover(machine, goods(50), (1_000, 3_000, 10_000, 30_000, 100_000), 3) == 30_000
+    assert find_crossover(machine, goods(50), (1_000, 10_000), 1) == 0
 
 def test_a_measurement_ends_when_the_gpu_has_done_its_work(machine):
     "Kernels are compiled before any clock starts; sides in turns, one turn to warm up"
-    crossover(machine, goods(50), (100_000,), 3)
+    find_crossover(machine, goods(50), (100_000,), 3)
     first, *log = machine.log
     assert first == "cudf"
-    turn = [call for engine in ("cudf", "pandas") for call in ("clock", engine, "wait", "clock")]
+    turn = [call for backend in ("cudf", "pandas") for call in ("clock", backend, "wait", "clock")]
     assert log == turn * (1 + 3)
 
 PARTS = {"tensor": lambda x: x, "tuple": lambda x: (x, x), "dict": lambda x: {"scores": x}}
@@ -422,15 +424,15 @@ def test_answers_leave_the_gpu_together(made_of, monkeypatch):
     monkeypatch.setattr(device.Tensor, "transfers", 0)
     x = torch.arange(96.).reshape(32, 3)
     there, here = (PARTS[made_of](t) for t in (x.as_subclass(device.Tensor), x))
-    found = [encode(row) for row in row_list(there, on_host=True)]
-    assert found == [encode(row) for row in row_list(here)]
+    found = [encode_response(row) for row in row_list(there, on_host=True)]
+    assert found == [encode_response(row) for row in row_list(here)]
     assert device.Tensor.transfers == (2 if made_of == "tuple" else 1)
 
 def test_rows_stay_on_the_gpu_between_the_steps_of_a_chain(monkeypatch):
     "The next step works on them there"
     monkeypatch.setattr(device.Tensor, "transfers", 0)
     batch = Batch(torch.arange(96.).reshape(32, 3).as_subclass(device.Tensor), tuple(range(32)))
-    for rows in (batch.answers(), batch.map(lambda row: row + 1).items):
+    for rows in (batch.results(), batch.map(lambda row: row + 1).items):
         assert {type(row) for row in rows} == {device.Tensor}
     assert not device.Tensor.transfers
 
@@ -443,23 +445,23 @@ cudf_missing = not importlib.util.find_spec("cudf")
 @pytest.mark.gpu
 @pytest.mark.skipif(cudf_missing, reason="cuDF is not installed")
 def test_every_operation_is_the_same_on_cudf(fitted):
-    "Ids equal, numbers within float32's rounding; tensors stay on the GPU; bad rows refused in the same words"
+    "Ids equal, numbers within float32's rounding; tensors stay on the GPU; bad rows rejected with the same errors"
     import cudf
     from rmm import mr
     df = goods(50_000, seed=3)
     assert df.listed.isna().any()
-    host, made = fitted.table(df).whole(), fitted.table(cudf.from_pandas(df[fitted.reads])).whole()
+    host, made = fitted.table(df).raise_if_invalid(), fitted.table(cudf.from_pandas(df[fitted.inputs])).raise_if_invalid()
     assert isinstance(mr.get_current_device_resource(), mr.CudaAsyncMemoryResource)
     for name, x in made.tensors().items():
         assert x.is_cuda
         assert torch.allclose(x.cpu(), torch.as_tensor(host.arrays[name]), rtol=1e-5, atol=1e-6), name
     bad = df[:6].assign(stock=[1, 2, 3, 4, 5, 6], price=[1., np.inf, np.nan, 2., 3., 4.])
-    assert {i: str(e) for i, e in fitted.table(cudf.from_pandas(bad[fitted.reads])).errors.items()} == {i: str(e) for i, e in fitted.table(bad).errors.items()}
+    assert {i: str(e) for i, e in fitted.table(cudf.from_pandas(bad[fitted.inputs])).errors.items()} == {i: str(e) for i, e in fitted.table(bad).errors.items()}
 
 def test_a_row_of_a_frame_is_a_request():
     "A series by its names, a column as a list; an array of objects is rejected with what to do"
     table = pd.DataFrame({"price": [1.5, 2], "seller": ["a", None]})
-    assert [to_body(x)[0] for x in (table.iloc[1], table["price"], table.iloc[0])] == [b'{"price": 2.0, "seller": null}', b"[1.5, 2.0]", b'{"price": 1.5, "seller": "a"}']
-    assert to_body(pd.Series([1, 2], index=[7, 8]))[0] == b"[1, 2]"
-    with pytest.raises(ToolkitError, match="array of Python objects") as e: to_body(table.to_numpy())
+    assert [encode_request(x)[0] for x in (table.iloc[1], table["price"], table.iloc[0])] == [b'{"price": 2.0, "seller": null}', b"[1.5, 2.0]", b'{"price": 1.5, "seller": "a"}']
+    assert encode_request(pd.Series([1, 2], index=[7, 8]))[0] == b"[1, 2]"
+    with pytest.raises(ToolkitError, match="array of Python objects") as e: encode_request(table.to_numpy())
     assert "dtype object" in e.value.found and "tolist" in e.value.do

@@ -9,26 +9,27 @@ from support import fake_cuda
 from conftest import ROOT, missing
 from zztoolkit import samples, vision as V
 from zztoolkit.benchmarks.demo import handler_module
+from zztoolkit.handler import loading, runner
 from zztoolkit.handler.handler import Handler
 from zztoolkit.handler.local import LocalHandler
 from zztoolkit.handler.torchserve import receive
-from zztoolkit.handler.wire import to_body
-from zztoolkit.vision.bridge import why_not
-from zztoolkit.vision.cuda_decode import _open_stream, _parameters
+from zztoolkit.handler.wire import encode_request
+from zztoolkit.vision.bridge import unavailable_reason
+from zztoolkit.vision.cuda_decode import open_stream, decode_params
 from zztoolkit.vision.ops import OPS
 from zztoolkit.compile.attempts import check_opens
 from zztoolkit.compile.compiler import compile_model
 from zztoolkit.errors import DecodeError, ToolkitError
 from zztoolkit.system import installed
-from zztoolkit.compile.backends.base import Loading
+from zztoolkit.compile.backends.base import LoadOptions
 from zztoolkit.compile.backends.graphs import GraphRunner, graph_sizes
 from zztoolkit.compile.backends.onnx import cuda_provider
-from zztoolkit.compile.backends.registry import ENGINES
+from zztoolkit.compile.backends.registry import BACKENDS
 from zztoolkit.compile.backends.tensorrt import tensorrt_arguments
 from zztoolkit.vision.pixels import CONVERSIONS, THRESHOLDS
 from zztoolkit.compile.signature import Dim, TensorSpec
 
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")]
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(unavailable_reason()), reason=unavailable_reason() or "-")]
 
 GREY, SMALL = V.CvtColor("RGB2GRAY"), V.Resize((240, 320))
 # Operation, and the largest difference of a pixel in 1/255. Above 1: fixed-point weights of 1/32 of a pixel in OpenCV's warps and of 1/2048 in its cubic
@@ -126,9 +127,9 @@ def test_nvimgcodec_takes_our_arguments(photo):
     "nvImageCodec has no stubs; its own constructors and the signature of `decode` are what our calls are held against"
     try: from nvidia import nvimgcodec
     except ImportError: return missing("nvImageCodec is not installed (make test installs it on Linux, x86-64)")
-    assert _parameters(V.Decode("GRAY", apply_exif_orientation=False)).color_spec == nvimgcodec.ColorSpec.GRAY
-    stream = _open_stream(photo.read_bytes())
-    assert (stream.width, stream.height) == (512, 600) and _open_stream(b"no image") is None
+    assert decode_params(V.Decode("GRAY", apply_exif_orientation=False)).color_spec == nvimgcodec.ColorSpec.GRAY
+    stream = open_stream(photo.read_bytes())
+    assert (stream.width, stream.height) == (512, 600) and open_stream(b"no image") is None
     with pytest.raises(TypeError): nvimgcodec.DecodeParams(apply_exif=True)
     decode = nvimgcodec.Decoder.decode.__doc__
     assert re.search(r"decode\(self.*, srcs: collections.abc.Sequence\[\S*CodeStream\], .*params: \S*DecodeParams .*cuda_stream: ", decode)
@@ -151,7 +152,7 @@ class TestWithoutOne:
     def codec(self, monkeypatch): return fake_cuda.install(monkeypatch)
 
     def classifier(self, lite0, monkeypatch, stem: str = "imagenet_classifier", **config) -> LocalHandler:
-        monkeypatch.setattr(H, "_loaded", lambda folder, config, threads, context: fake_cuda.Session(lite0.load(1)))
+        monkeypatch.setattr(loading, "open_artifact", lambda folder, config, threads, context: fake_cuda.Session(lite0.load(1)))
         kind = next(v for v in vars(handler_module(stem)).values() if isinstance(v, type) and issubclass(v, Handler) and v is not Handler)
         return kind.local(lite0, folder=samples.imagenet_labels().parent, **config)
 
@@ -172,7 +173,7 @@ class TestWithoutOne:
         "The check can fail: a handler that hands scores to NumPy answers nothing"
         class Careless(handler_module("imagenet_classifier").ImagenetClassifier):
             def postprocess(self, outputs): return np.asarray(outputs).argmax(1)
-        monkeypatch.setattr(H, "_loaded", lambda *args: fake_cuda.Session(lite0.load(1)))
+        monkeypatch.setattr(loading, "open_artifact", lambda *args: fake_cuda.Session(lite0.load(1)))
         careless = Careless.local(lite0, folder=samples.imagenet_labels().parent, device="cuda")
         with pytest.raises(TypeError, match="device type tensor to numpy"): careless.predict(photo)
 
@@ -202,14 +203,14 @@ class TestWithoutOne:
 
     def test_a_worker_ends_after_an_error_that_no_call_survives(self, codec, lite0, photo, monkeypatch):
         ended = []
-        monkeypatch.setattr(H, "end_process", ended.append)
+        monkeypatch.setattr(runner, "end_process", ended.append)
         served = self.classifier(lite0, monkeypatch, device="cuda")
         def lost(x):
             monkeypatch.setattr(fake_cuda.Event, "lost", True)
             raise torch.AcceleratorError(fake_cuda.LOST)
         lost.device = "cuda:0"
         served.handler.session = lost
-        rows = lambda: receive(served.service, [to_body(photo)])
+        rows = lambda: receive(served.service, [encode_request(photo)])
         for _ in range(2):
             [body] = served.handler.handle(rows(), served.service.context)
             assert json.loads(body)["error"]["code"] == 500
@@ -218,12 +219,12 @@ class TestWithoutOne:
     def test_other_errors_end_no_worker(self, codec, lite0, photo, monkeypatch):
         "Out of memory on a GPU, and a caller whose request says what a lost context would"
         ended = []
-        monkeypatch.setattr(H, "end_process", ended.append)
+        monkeypatch.setattr(runner, "end_process", ended.append)
         served = self.classifier(lite0, monkeypatch, device="cuda")
         def full(x): raise torch.OutOfMemoryError("CUDA out of memory")
         full.device = "cuda:0"
         served.handler.session = full
-        for x in (photo, {"CUDA error: device-side assert": 1}): served.handler.handle(receive(served.service, [to_body(x)]), served.service.context)
+        for x in (photo, {"CUDA error: device-side assert": 1}): served.handler.handle(receive(served.service, [encode_request(x)]), served.service.context)
         assert not ended
 
 class Graph:
@@ -287,15 +288,15 @@ class TestGraphs:
 def test_a_file_must_load_in_a_new_process(tmp_path):
     "As every server loads it; what crashes there, hangs there or raises there is an error here"
     artifact = compile_model(torch.nn.Linear(4, 2), torch.ones(1, 4), backend="eager", batch=(1, 2, 4), path=tmp_path / "net", measure=False)
-    how, xs = Loading(), (torch.ones(2, 4),)
-    check_opens(ENGINES["eager"], artifact.path, how, xs)
-    with pytest.raises(ToolkitError, match="nothing after 0 s"): check_opens(ENGINES["eager"], artifact.path, how, xs, seconds=0.01)
+    how, xs = LoadOptions(), (torch.ones(2, 4),)
+    check_opens(BACKENDS["eager"], artifact.path, how, xs)
+    with pytest.raises(ToolkitError, match="nothing after 0 s"): check_opens(BACKENDS["eager"], artifact.path, how, xs, seconds=0.01)
     (artifact.path / "program.pt2").write_bytes(b"damaged")
-    with pytest.raises(ToolkitError, match="does not load in a new process"): check_opens(ENGINES["eager"], artifact.path, how, xs)
+    with pytest.raises(ToolkitError, match="does not load in a new process"): check_opens(BACKENDS["eager"], artifact.path, how, xs)
     assert not list(tmp_path.glob("*.inputs"))
 
 def test_onnxruntime_on_cuda_is_told_everything():
-    name, options = cuda_provider(Loading(device="cuda:1", precision="fp32"), 99)
+    name, options = cuda_provider(LoadOptions(device="cuda:1", precision="fp32"), 99)
     assert name == "CUDAExecutionProvider"
     assert options == {"device_id": "1", "user_compute_stream": "99", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-    assert cuda_provider(Loading(device="cuda", precision="tf32"), 0)[1]["use_tf32"] == "1"
+    assert cuda_provider(LoadOptions(device="cuda", precision="tf32"), 0)[1]["use_tf32"] == "1"

@@ -5,6 +5,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import zztoolkit
+from zztoolkit.notebook import maker
 from zztoolkit.notebook.maker import check_maker
 from zztoolkit.archive.mar import open_mar
 from zztoolkit.errors import ToolkitError
@@ -156,7 +157,7 @@ def test_a_wrong_option_is_named_as_it_was_typed(notebook, option, says):
 @pytest.mark.parametrize("line, says", [
     ("%%serve goods --max-batch-delay 99999999999\nclass Goods: pass", "--max-batch-delay/-d: must be at most 1000000"),     # TorchServe would take 100 ms
     ("%bench goods xs -c 4,0", "--concurrency/-c: must be a positive whole number, not 0"), ("%bench goods xs --rate 0", "--rate/-r: must be a number more than 0, not 0"),
-    ("%bench goods xs --seconds nan", "--seconds/-s: must be"), ("%bench goods xs --slo 50", "--slo: not a span of time: '50'; 50ms, or 1.5s"),
+    ("%bench goods xs --seconds nan", "--seconds/-s: must be"), ("%bench goods xs --slo 50", "--slo: not a duration: '50'; 50ms, or 1.5s"),
     ("%bench goods xs --save nowhere/x.json", "--save: nowhere/x.json cannot be written"), ("%tune goods xs --save nowhere/x.json", "--save: nowhere/x.json cannot"),
     ("%tune goods xs --trials 0", "--trials/-n: must be a positive whole number, not 0"), ("%tune goods xs --memory much", "--memory: not a size of memory: 'much'; 2GB"),
     ("%tune goods xs -k workers=0", "--knob/-k: each value of workers must be a positive whole number: 0"), ("%tune goods xs -k delay=-1", "each value of delay must be a whole number"),
@@ -170,7 +171,7 @@ def test_a_store_that_cannot_be_is_told_at_once(notebook, capsys):
     assert not notebook.shell.magics_manager.registry["ServeMagics"].server.running
 
 def test_a_name_that_python_can_import_is_suggested(notebook):
-    for name, like in (("tiny-model", "tiny_model"), ("3d", "_3d"), ("class", "class_"), ("v1.2", "v1_2")):
+    for name, like in (("tiny-model", "tiny_model"), ("3d", "model_3d"), ("class", "class_"), ("v1.2", "v1_2")):
         with pytest.raises(Exception, match=f"use one that Python can import: {like}$"): notebook.run(f"%%serve {name}\nclass Goods: pass")
 
 SHOUT = """from zztoolkit import Handler
@@ -197,7 +198,7 @@ def test_the_same_notebook_is_no_obstacle(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "mine.ipynb"))
     notebook.run(serve)
     assert open_mar(notebook.store / "shout.mar").config["notebook"] == "mine.ipynb"
-    monkeypatch.setattr(magics, "_DIGESTS", {})      # as after a restart
+    monkeypatch.setattr(maker, "DIGESTS", {})      # as after a restart
     module = tmp_path / "shout.py"
     module.write_text("another handler")
     assert check_maker(notebook.store, module, "mine.ipynb") == ""
@@ -214,16 +215,16 @@ def test_an_interrupt_is_one_line(notebook, capsys):
         capsys.readouterr()
         done = notebook.shell.run_cell(call)
         assert isinstance(done.error_in_exec, KeyboardInterrupt)
-        assert capsys.readouterr().out.strip() == "KeyboardInterrupt: the prediction was interrupted; what is served still is"
+        assert capsys.readouterr().out.strip() == "KeyboardInterrupt: the prediction was interrupted; served models keep running"
     assert slow.predict(0) == 0
-    notebook.run("from zztoolkit.measure.benchmark import bench\nfrom zztoolkit.measure.tuning.tuner import tune\nfrom zztoolkit import serve_model")
-    for call, what in (("bench(slow, 0.01, 1)", "the measurement"), ("tune(slow, 0.01, 1, trials=1)", "tuning"), ("serve_model(Slow, store='STORE')", "serving")):
+    notebook.run("from zztoolkit.measure.benchmarking import benchmark\nfrom zztoolkit.measure.tuning.tuner import tune\nfrom zztoolkit import serve_model")
+    for call, what in (("benchmark(slow, 0.01, 1)", "the measurement"), ("tune(slow, 0.01, 1, trials=1)", "tuning"), ("serve_model(Slow, store='STORE')", "serving")):
         threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         capsys.readouterr()
         done = notebook.shell.run_cell(call.replace("STORE", str(notebook.store)))
         assert isinstance(done.error_in_exec, KeyboardInterrupt), call
         out, err = capsys.readouterr()
-        assert (out.strip(), err) == (f"KeyboardInterrupt: {what} was interrupted; what is served still is", ""), call
+        assert (out.strip(), err) == (f"KeyboardInterrupt: {what} was interrupted; served models keep running", ""), call
     assert slow.predict(0) == 0
 
 def test_serve_model_in_a_notebook(notebook, photo):
@@ -275,7 +276,7 @@ def test_serve_model_in_a_script(tmp_path):
 
 def test_serve_model_says_what_it_cannot_find():
     made = type("Made", (), {})
-    with pytest.raises(ToolkitError, match="the source of Made is not to be found"): zztoolkit.serve_model(made)
+    with pytest.raises(ToolkitError, match="the source of Made was not found"): zztoolkit.serve_model(made)
 
 def test_status_logs_bench_and_stop(notebook, photo, capsys):
     notebook.run("%serve_status")
@@ -291,9 +292,9 @@ def test_status_logs_bench_and_stop(notebook, photo, capsys):
     assert sorted(p.name for p in notebook.store.iterdir()) == ["goods.mar", "goods.mar.sha256"]
     notebook.shell.user_ns["goods_photos"] = [photo, photo.read_bytes()]
     found = notebook.run("%bench goods goods_photos -c 2 --slo 1s --seconds 4")
-    assert [l.load for l in found.levels] == ["2 clients"] and found.setup.payloads == 2 and found.verdict.bound and "<table>" in found._repr_html_()
+    assert [l.load for l in found.levels] == ["2 clients"] and found.setup.payloads == 2 and found.bottleneck.resource and "<table>" in found._repr_html_()
     tuned = notebook.run("%tune goods goods_photos -c 1 --slo 9s --trials 1 --seconds 1 -k batch=2,4")
-    assert dict(tuned.tried[0].setting) == tuned.space.default == dict(tuned.best.setting) and tuned.best.setting["batchSize"] == 4
+    assert dict(tuned.trials[0].setting) == tuned.space.default == dict(tuned.best.setting) and tuned.best.setting["batch_size"] == 4
     assert tuned.apply(goods) is goods and goods.info["modelVersion"] == "1"     # nothing better was found
     notebook.run("%serve_stop goods")
     assert goods.server.running and goods.server.management.models() == []

@@ -2,20 +2,20 @@
 import threading, time
 
 from zztoolkit.notebook.panel.panel import panel
-from zztoolkit.notebook.panel.watch import Watch
+from zztoolkit.notebook.panel.watch import Watcher
 
 
 def threads() -> list[threading.Thread]: return [t for t in threading.enumerate() if t.name.startswith("zz-panel")]
 
-def test_a_watch_sees_what_was_asked(server, classifier, photo):
-    watch = Watch(server)
-    watch.look()
+def test_a_watcher_sees_requests(server, classifier, photo):
+    watcher = Watcher(server)
+    watcher.poll()
     for _ in range(5): classifier.predict(photo)
     time.sleep(0.2)
-    seen = next(s for s in watch.look().services if s.service.name == "classifier")
-    assert seen.state == "ready" and seen.service.ready == 1 and seen.memory > 50
-    assert seen.pace.rate > 0 and 0 < seen.pace.latency < 5 and seen.pace.stages["inference"].half <= seen.pace.stages["inference"].most
-    assert sum(t.mean for t in seen.pace.stages.values()) < seen.pace.latency
+    model = next(s for s in watcher.poll().models if s.status.name == "classifier")
+    assert model.state == "ready" and model.status.ready == 1 and model.memory > 50
+    assert model.rates.rate > 0 and 0 < model.rates.latency < 5 and model.rates.stages["inference"].p50 <= model.rates.stages["inference"].p99
+    assert sum(t.mean for t in model.rates.stages.values()) < model.rates.latency
 
 def test_its_thread_begins_when_it_is_shown_and_ends_with_it(server, classifier, capsys):
     p = panel(server)

@@ -7,8 +7,8 @@ import numpy as np, pandas as pd, psutil, pyarrow as pa, pyarrow.parquet as pq, 
 
 from conftest import ROOT
 from zztoolkit import samples, offline
-from zztoolkit.offline.executors import _ray
-from zztoolkit.archive.packing import archive
+from zztoolkit.offline.executors import connect_ray
+from zztoolkit.archive.packing import pack
 from zztoolkit.compile.compiler import compile_model
 from zztoolkit.errors import ToolkitError
 from zztoolkit.features.features import Features
@@ -59,14 +59,14 @@ def family(pid: int) -> list[psutil.Process]: return psutil.Process(pid).childre
 def workers(pid: int) -> list[psutil.Process]: return [p for p in family(pid) if is_worker(p)]
 
 def is_worker(p: psutil.Process) -> bool:
-    try: return "crew import _work" in " ".join(p.cmdline())
+    try: return "import serve_tasks" in " ".join(p.cmdline())
     except psutil.NoSuchProcess: return False     # it has just ended
 
 @pytest.fixture(scope="session")
 def scorer(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("scorer")
     (home / "scorer.py").write_text(SCORER)
-    return archive("scorer", home / "scorer.py", store=home, example={"price": 1, "age": 1}).path
+    return pack("scorer", home / "scorer.py", store=home, example={"price": 1, "age": 1}).path
 
 @pytest.fixture(scope="session")
 def items(tmp_path_factory) -> Path:
@@ -81,8 +81,8 @@ def items(tmp_path_factory) -> Path:
 def unbroken(scorer, items, tmp_path_factory) -> dict[str, bytes]:
     sink = tmp_path_factory.mktemp("unbroken")
     run = offline.run(scorer, items, sink, **RUN)
-    assert (run.rows, run.refused) == (N, N // 1000) and len(list(sink.glob("part-*"))) == 40
-    answers, why = offline.read(sink), offline.refused(sink)
+    assert (run.rows, run.rejected) == (N, N // 1000) and len(list(sink.glob("part-*"))) == 40
+    answers, why = offline.read(sink), offline.rejected(sink)
     assert list(answers.columns) == ["id", "score", "sell"] and len(answers) == N - N // 1000
     assert answers.id.tolist() == [f"item-{i}" for i in range(N) if i % 1000]
     assert why.id.tolist() == [f"item-{i}" for i in range(0, N, 1000)] and set(why.status) == {422} and set(why.reason) == {"price must be a number, got nan"}
@@ -114,9 +114,9 @@ def test_a_run_on_ray_that_is_killed(scorer, items, unbroken, tmp_path, monkeypa
     "By kill -9 of who started it, on a cluster that lives on; then from this process, on the same cluster"
     pytest.importorskip("ray") if not os.environ.get("CI") else __import__("ray")
     monkeypatch.setenv("SLOWLY", "0.2")      # of the cluster's workers
-    with _ray(2) as ray:
+    with connect_ray(2) as ray:
         address = ray.get_runtime_context().gcs_address
-        killed(started(scorer, items, tmp_path / "sink", "--engine", "ray", "--processes", "1", RAY_ADDRESS=address), tmp_path / "sink", unbroken)
+        killed(started(scorer, items, tmp_path / "sink", "--executor", "ray", "--processes", "1", RAY_ADDRESS=address), tmp_path / "sink", unbroken)
         resumed(scorer, items, tmp_path / "sink", unbroken, "ray")
     assert not ray.is_initialized()
 
@@ -131,10 +131,10 @@ def killed(proc: subprocess.Popen, sink: Path, unbroken: dict[str, bytes]):
     assert 2 <= len(list(sink.glob("part-*"))) < N // CHUNK
     assert all(unbroken[n] == b for n, b in there.items() if n.startswith("part")), "a part is whole or not there"
 
-def resumed(scorer: Path, items: Path, sink: Path, unbroken: dict[str, bytes], engine: str):
+def resumed(scorer: Path, items: Path, sink: Path, unbroken: dict[str, bytes], executor: str):
     (sink / ".part-00039.parquet.gone.1").write_bytes(b"half of a part")
-    run = offline.run(scorer, items, sink, engine=engine, processes=2, **RUN)
-    assert run.there >= 2 * CHUNK and run.rows == N
+    run = offline.run(scorer, items, sink, executor=executor, processes=2, **RUN)
+    assert run.done_before >= 2 * CHUNK and run.rows == N
     assert contents(sink) == unbroken and not list(sink.glob(".part*")) and not (sink / ".work").exists()
     assert not psutil.wait_procs(workers(os.getpid()), 15)[1]
 
@@ -144,9 +144,9 @@ def test_rows_that_end_their_process(scorer, tmp_path):
     kill[21], kill[40] = 1, 2
     pq.write_table(pa.table({"price": [100.0] * 41, "age": [365] * 41, "kill": kill}), tmp_path / "deadly.parquet")
     offline.run(scorer, tmp_path / "deadly.parquet", tmp_path / "sink", chunk=20, batch=4, processes=2, timeout=2)
-    why = offline.refused(tmp_path / "sink")
+    why = offline.rejected(tmp_path / "sink")
     assert why[["row", "status", "type"]].values.tolist() == [[21, 500, "Died"], [40, 500, "Died"]]
-    assert why.reason.tolist() == ["its process was ended by SIGKILL (out of memory?)", "no answer in 2 s"]
+    assert why.reason.tolist() == ["its process was ended by SIGKILL (out of memory?)", "no response in 2 s"]
     assert offline.read(tmp_path / "sink").row.tolist() == [i for i in range(40) if i != 21]
 
 class Tiny(torch.nn.Module):
@@ -172,8 +172,8 @@ def test_photographs(chain, photos, tmp_path):
     torch.manual_seed(0)
     artifact, file = compile_model(Tiny().eval(), chain.example(), batch=(1, 8, 32), backend="onnxruntime", path=tmp_path / "artifact", measure=False), ROOT / "handlers" / "imagenet_classifier.py"
     run = offline.run(file, tmp_path / "photos", tmp_path / "sink", chunk=16, batch=8, artifact=artifact, extra_files=[samples.imagenet_labels()])
-    assert (run.rows, run.refused) == (63, 3)
-    why = offline.refused(tmp_path / "sink").set_index("file")
+    assert (run.rows, run.rejected) == (63, 3)
+    why = offline.rejected(tmp_path / "sink").set_index("file")
     assert set(why.index) == {"cut.jpg", "text.png", "empty.webp"} and set(why.status) == {400}
     assert "truncated" in why.reason["cut.jpg"] and "not an image" in why.reason["text.png"] and "empty" in why.reason["empty.webp"]
     answers = offline.read(tmp_path / "sink")
@@ -204,7 +204,7 @@ def appraiser(tmp_path_factory) -> tuple[Path, Features]:
     features = Features([FillMissing("price"), DateParts("listed", parts=("month", "hour")), Normalize(["price", "stock", "listed_hour"]), Categorify(["brand", "listed_month", "tags"]), ListPad("tags", length=3)],
                         outputs=["price", "stock", "listed_hour", "brand", "listed_month", "tags"]).fit(sold(200, 0))
     (home / "appraiser.py").write_text(APPRAISER)
-    return archive("appraiser", home / "appraiser.py", features=features, store=home).path, features
+    return pack("appraiser", home / "appraiser.py", features=features, store=home).path, features
 
 def test_features_over_a_table(appraiser, tmp_path):
     "Missing numbers and words, dates, lists: rows of a Parquet table get the answers of their records"
@@ -212,9 +212,9 @@ def test_features_over_a_table(appraiser, tmp_path):
     df = sold(300, 1)
     df.to_parquet(tmp_path / "sold.parquet")
     run = offline.run(mar, tmp_path / "sold.parquet", tmp_path / "sink", chunk=128, batch=50, processes=1)
-    assert (run.rows, run.refused) == (300, 0)
+    assert (run.rows, run.rejected) == (300, 0)
     here = imported(mar.with_name("appraiser.py")).Appraiser.local(features=features)
-    worth = [a["worth"] for a in here.predict(features.records(df))]
+    worth = [a["worth"] for a in here.predict(features.to_records(df))]
     assert offline.read(tmp_path / "sink").worth.tolist() == worth
     told, known = offline.drift(tmp_path / "sink"), features.drift(df)
     pd.testing.assert_frame_equal(told.sort_index(), known[told.columns].sort_index())
@@ -227,7 +227,7 @@ def test_the_command_line(scorer, appraiser, tmp_path):
     pq.write_table(pa.table({"price": [1.0, 2.0, None, None], "age": [1, 2, 3, 4]}), tmp_path / "items.parquet")
     zz = lambda *args: subprocess.run([Path(sys.executable).with_name("zz"), "offline", *map(str, args)], capture_output=True, text=True)
     fine = zz(scorer, tmp_path / "items.parquet", tmp_path / "sink", "--processes", "1")
-    assert fine.returncode == 0 and "refused    2: 2 price must be a number\n" in fine.stdout, fine.stdout + fine.stderr
+    assert fine.returncode == 0 and "rejected   2: 2 price must be a number\n" in fine.stdout, fine.stdout + fine.stderr
     mistyped = zz(appraiser[0], tmp_path / "items.parquet", tmp_path / "mistyped", "--processes", "1")
     assert mistyped.returncode == 1 and "no column listed" in mistyped.stderr, mistyped.stdout + mistyped.stderr
     sold(4, 1).assign(price="dear").to_parquet(tmp_path / "dear.parquet")
@@ -243,7 +243,7 @@ def test_a_mistyped_header_is_rejected_before_the_first_row(appraiser, tmp_path)
     "Though the price may be missing: the column is named, and the closest one; nothing is answered or refused"
     sold(20, 1).rename(columns={"price": "Prise"}).to_parquet(tmp_path / "sold.parquet")
     with pytest.raises(ToolkitError, match=r"no column price \(did you mean 'Prise'\?\)"): offline.run(appraiser[0], tmp_path / "sold.parquet", tmp_path / "sink", processes=1)
-    assert not list((tmp_path / "sink").glob("part-*")) and not list((tmp_path / "sink").glob("refused-*"))
+    assert not list((tmp_path / "sink").glob("part-*")) and not list((tmp_path / "sink").glob("rejected-*"))
 
 @pytest.mark.parametrize("batch", [1, 64])
 def test_bad_rows_of_features(appraiser, tmp_path, batch):
@@ -254,8 +254,8 @@ def test_bad_rows_of_features(appraiser, tmp_path, batch):
     records = [good | bad.get(i, {}) for i in range(20)]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "spoilt.parquet")
     run = offline.run(mar, tmp_path / "spoilt.parquet", tmp_path / "sink", batch=batch, processes=1)
-    why = offline.refused(tmp_path / "sink")
-    assert run.refused == len(bad) and why.row.tolist() == list(bad) and set(why.status) == {422}
+    why = offline.rejected(tmp_path / "sink")
+    assert run.rejected == len(bad) and why.row.tolist() == list(bad) and set(why.status) == {422}
     for reason, changed in zip(why.reason, bad.values()): assert reason.startswith(*changed), reason
     told = imported(mar.with_name("appraiser.py")).Appraiser.local(features=features).predict(records, return_exceptions=True)
     assert why.reason.tolist() == [str(a) for a in told if isinstance(a, Exception)]
@@ -272,15 +272,15 @@ def test_bad_rows_of_a_csv(scorer, tmp_path, batch):
     for i, bad in enumerate(BAD_ROWS): lines.insert(7 * i + 3, bad)
     (tmp_path / "items.csv").write_bytes(b"id,price,age\n" + b"\n".join(lines))
     run = offline.run(scorer, tmp_path / "items.csv", tmp_path / "sink", key="id", chunk=50, batch=batch, processes=1)
-    why = offline.refused(tmp_path / "sink")
-    assert run.refused == len(BAD_ROWS) and why.row.tolist() == [7 * i + 3 for i in range(len(BAD_ROWS))]
+    why = offline.rejected(tmp_path / "sink")
+    assert run.rejected == len(BAD_ROWS) and why.row.tolist() == [7 * i + 3 for i in range(len(BAD_ROWS))]
     for reason, says in zip(why.reason, BAD_ROWS.values()): assert says in reason
     assert offline.read(tmp_path / "sink").id.tolist() == [f"good{i}" for i in range(200)]
 
 def test_missing_column(scorer, tmp_path):
     pq.write_table(pa.table({"age": [1, 2]}), tmp_path / "half.parquet")
-    assert offline.run(scorer, tmp_path / "half.parquet", tmp_path / "sink").refused == 2
-    assert set(offline.refused(tmp_path / "sink").reason) == {"price is missing"}
+    assert offline.run(scorer, tmp_path / "half.parquet", tmp_path / "sink").rejected == 2
+    assert set(offline.rejected(tmp_path / "sink").reason) == {"price is missing"}
 
 def changed(scorer: Path, folder: Path, old: str, new: str) -> Path:
     "The archive unpacked, its handler changed"
@@ -327,19 +327,19 @@ REVIEWS = ["good", "", "7", "Grüße", '{"a": 1}']
 def shout(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("shout")
     (home / "shout.py").write_text(SHOUT)
-    return archive("shout", home / "shout.py", store=home, example="hello").path
+    return pack("shout", home / "shout.py", store=home, example="hello").path
 
 def test_lines_of_a_text(shout, tmp_path):
     "A line is a request; one that is not UTF-8 is refused by itself. Stopped in the middle, it goes on"
     (tmp_path / "reviews.txt").write_bytes("\n".join(REVIEWS).encode() + b"\r\ncaf\xe9\n")
     done = offline.run(shout, tmp_path / "reviews.txt", tmp_path / "sink", processes=1, chunk=2)
-    assert (done.rows, done.refused) == (6, 1)
-    answers, why = offline.read(tmp_path / "sink"), offline.refused(tmp_path / "sink")
+    assert (done.rows, done.rejected) == (6, 1)
+    answers, why = offline.read(tmp_path / "sink"), offline.rejected(tmp_path / "sink")
     assert answers["row"].tolist() == [0, 1, 2, 3, 4] and answers["shout"].tolist() == [r.upper() for r in REVIEWS]
     assert why.row.tolist() == [5] and "not UTF-8: byte 0xe9" in why.reason[0]
     before = contents(tmp_path / "sink")
     (tmp_path / "sink" / "part-00001.parquet").unlink()
-    assert offline.run(shout, tmp_path / "reviews.txt", tmp_path / "sink", processes=1, chunk=2).there == 4 and contents(tmp_path / "sink") == before
+    assert offline.run(shout, tmp_path / "reviews.txt", tmp_path / "sink", processes=1, chunk=2).done_before == 4 and contents(tmp_path / "sink") == before
 
 @pytest.mark.parametrize("file", ["reviews.parquet", "reviews.csv"])
 def test_a_column_of_a_table(shout, tmp_path, file):
@@ -348,7 +348,7 @@ def test_a_column_of_a_table(shout, tmp_path, file):
     table.to_parquet(tmp_path / file) if file.endswith("parquet") else table.to_csv(tmp_path / file, index=False)
     zz = subprocess.run([Path(sys.executable).with_name("zz"), "offline", shout, tmp_path / file, tmp_path / "sink", "--column", "review", "--key", "id", "-p", "1"], capture_output=True, text=True)
     assert zz.returncode == 0, zz.stderr
-    answers, why = offline.read(tmp_path / "sink"), offline.refused(tmp_path / "sink")
+    answers, why = offline.read(tmp_path / "sink"), offline.rejected(tmp_path / "sink")
     assert dict(zip(answers.id, answers["shout"])) == {"r0": "GOOD", "r2": "GRÜSSE", "r3": "SO, SO"}
     assert why.id.tolist() == ["r1"] and why.reason.tolist() == ["column review: empty"]
     with pytest.raises(ToolkitError, match="source column: it was review, it is id"): offline.run(shout, tmp_path / file, tmp_path / "sink", column="id", key="id", processes=1)
@@ -360,6 +360,6 @@ def test_a_byte_order_mark_is_no_text(name, text, rows, tmp_path):
     for encoding in ("utf-8", "utf-8-sig"):
         (tmp_path / name).write_text(text, encoding)
         source = open_source(tmp_path / name, chunk=1)
-        assert [x for k in range(source.chunks) for x in read_chunk(source.kind, source.place(k), k).bodies(0, 1)] == rows
+        assert [x for k in range(source.chunks) for x in read_chunk(source.kind, source.locate(k), k).requests(0, 1)] == rows
     (tmp_path / name).write_text(text, "utf-16")
     with pytest.raises(ToolkitError, match=f"{name} is UTF-16"): open_source(tmp_path / name)

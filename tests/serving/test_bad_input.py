@@ -4,7 +4,7 @@ import io
 import httpx, numpy as np, PIL.Image, pytest
 
 from zztoolkit.errors import ToolkitError
-from zztoolkit.serving.endpoint import PredictionError, error_of
+from zztoolkit.serving.failures import build_error, PredictionError
 
 OCTETS = "application/octet-stream"
 
@@ -68,11 +68,11 @@ def test_json_cannot_name_a_file_of_the_server(classifier):
     assert r.status_code == 400 and "got str" in r.json()["error"]["message"]
 
 def test_70_mib_body(classifier):
-    with pytest.raises(Exception, match="70 MiB, the server takes 64") as e: classifier.predict(bytes(70 << 20))
+    with pytest.raises(Exception, match="70 MiB, the server accepts 64") as e: classifier.predict(bytes(70 << 20))
     assert e.value.status == 413
     try: r = raw(classifier, bytes(70 << 20))     # a client that does not know the limit
     except httpx.WriteError: return               # TorchServe may close the connection before it has read all
-    assert r.status_code == 413 and "over the server's limit of 64 MiB" in str(error_of(r, classifier))
+    assert r.status_code == 413 and "over the server's limit of 64 MiB" in str(build_error(r, classifier))
 
 def raw(endpoint, body: bytes, **headers: str) -> httpx.Response:
     "A client of nobody's"
@@ -81,7 +81,7 @@ def raw(endpoint, body: bytes, **headers: str) -> httpx.Response:
 
 def test_wrong_token(classifier, photo):
     r = raw(classifier, photo.read_bytes(), Authorization="Bearer nonsense")
-    error = error_of(r, classifier)
+    error = build_error(r, classifier)
     assert r.status_code == 400 and error.status == 401 and "token is wrong" in str(error).lower()      # TorchServe's own status, and ours
 
 def test_no_token(classifier, photo):
@@ -90,7 +90,7 @@ def test_no_token(classifier, photo):
 
 def test_form_content_type(classifier, photo):
     r = raw(classifier, photo.read_bytes(), **{"Content-Type": "application/x-www-form-urlencoded"})
-    error = error_of(r, classifier)
+    error = build_error(r, classifier)
     assert r.status_code == 500 and "sent as a form" in error.found and "octet-stream" in error.do
 
 def test_unknown_model(classifier):

@@ -6,10 +6,10 @@ from pathlib import Path
 import httpx, numpy as np, pandas as pd, PIL.Image, psutil, pytest, torch
 
 from zztoolkit import samples
-from zztoolkit.archive.packing import archive
+from zztoolkit.archive.packing import pack
 from zztoolkit.errors import ToolkitError
 from zztoolkit.handler.handler import Handler
-from zztoolkit.serving.endpoint import PredictionError
+from zztoolkit.serving.failures import PredictionError
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.torchserve.config import Settings
 from zztoolkit.serving.torchserve.server import LocalServer
@@ -27,10 +27,10 @@ class Sleepy(Handler):
 """
 
 
-def pack(folder: Path, name: str = "sleepy", source: str = SLEEPY, **config):
+def pack_sleepy(folder: Path, name: str = "sleepy", source: str = SLEEPY, **config):
     "An archive of a handler given as source, tried on a request that sleeps for no time"
     (folder / f"{name}.py").write_text(source)
-    return archive(name, folder / f"{name}.py", store=folder, example={"sleep": 0}, **config)
+    return pack(name, folder / f"{name}.py", store=folder, example={"sleep": 0}, **config)
 
 def wait_until(condition, timeout: float = 15):
     end = time.monotonic() + timeout
@@ -119,7 +119,7 @@ def test_kill_of_a_worker(serve_source):
     wait_until(lambda: endpoint.predict({"sleep": 0})["pid"] != pid, 30)
 
 def test_full_queue_is_explained(tmp_path):
-    mar = pack(tmp_path)
+    mar = pack_sleepy(tmp_path)
     with LocalServer(Settings(job_queue_size=1)) as server:
         endpoint = deploy(server, mar)
         answers = endpoint.predict([{"sleep": 1}] * 6, return_exceptions=True)
@@ -129,7 +129,7 @@ def test_full_queue_is_explained(tmp_path):
 
 def test_tokens_are_renewed(tmp_path):
     "Keys that end in a minute are renewed at the next use; a cached key that no longer counts is read again"
-    mar = pack(tmp_path)
+    mar = pack_sleepy(tmp_path)
     with LocalServer(Settings(token_minutes=1)) as server:
         endpoint = deploy(server, mar)
         tokens = server.management.tokens
@@ -140,7 +140,7 @@ def test_tokens_are_renewed(tmp_path):
         assert endpoint.predict({"sleep": 0})["batch"] == 1
 
 def test_stop_finishes_what_is_in_flight(tmp_path):
-    mar = pack(tmp_path)
+    mar = pack_sleepy(tmp_path)
     with LocalServer() as server:
         endpoint = deploy(server, mar)
         with ThreadPoolExecutor(3) as pool:
@@ -151,7 +151,7 @@ def test_stop_finishes_what_is_in_flight(tmp_path):
 
 def test_stop_under_steady_traffic(tmp_path):
     "Strangers keep sending: what was let in is answered, the rest is refused with words, and the stop does not wait for them"
-    mar = pack(tmp_path)
+    mar = pack_sleepy(tmp_path)
     with LocalServer() as server:
         endpoint = deploy(server, mar)
         keys, url = server.management.tokens.bearer("inference"), f"{server._url(0)}/predictions/sleepy"
@@ -184,13 +184,13 @@ def test_no_secret_in_a_worker_and_no_proxy_before_it(tmp_path, monkeypatch):
     "Variables that look like secrets stay here; a proxy named in the environment never sees the keys"
     monkeypatch.setenv("MY_API_KEY", "hush")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    mar = pack(tmp_path, "nosy", SLEEPY.replace('"batch": len(xs)', '"names": sorted(os.environ)'))
+    mar = pack_sleepy(tmp_path, "nosy", SLEEPY.replace('"batch": len(xs)', '"names": sorted(os.environ)'))
     with LocalServer() as server: names = deploy(server, mar).predict({"sleep": 0})["names"]
     assert "MY_API_KEY" not in names and "PATH" in names
 
 def test_hung_worker_is_killed(tmp_path):
     "A handler that never returns: its request fails, its process does not live on, the next request is answered"
-    mar = pack(tmp_path, "hanging", SLEEPY.replace("time.sleep(", "while xs[0].get('hang'): pass\n        time.sleep("), responseTimeout=2)
+    mar = pack_sleepy(tmp_path, "hanging", SLEEPY.replace("time.sleep(", "while xs[0].get('hang'): pass\n        time.sleep("), responseTimeout=2)
     with LocalServer(Settings(response_timeout=2)) as server:
         endpoint = deploy(server, mar)
         pid = endpoint.predict({"sleep": 0})["pid"]
@@ -218,7 +218,7 @@ time.sleep(600)
 @pytest.mark.parametrize("victim", ["kernel", "supervisor"])
 def test_nothing_survives_the_kernel_or_the_supervisor(tmp_path, victim):
     "kill -9 of the process that started the server, or of its supervisor: no Java, no worker, no folder"
-    mar = pack(tmp_path)
+    mar = pack_sleepy(tmp_path)
     kernel = subprocess.Popen([sys.executable, "-c", CHILD, str(mar.path)], stdout=subprocess.PIPE, text=True)
     try:
         folder, supervisor = json.loads(kernel.stdout.readline())
@@ -270,7 +270,7 @@ def echoes(server, tmp_path_factory):
     "The handler in this process, and on the server"
     home = tmp_path_factory.mktemp("echo")
     (home / "echo_handler.py").write_text("from zztoolkit import Handler\n\n" + inspect.getsource(Echo))
-    endpoint = deploy(server, archive("echo", home / "echo_handler.py", store=home, example="hello", batchSize=4))
+    endpoint = deploy(server, pack("echo", home / "echo_handler.py", store=home, example="hello", batchSize=4))
     yield {"local": Echo.local(), "endpoint": endpoint}
     endpoint.remove()
 

@@ -12,8 +12,8 @@ from zztoolkit import deploy as d
 from zztoolkit.deploy.helm import helm, objects_in
 from zztoolkit.deploy.values import chart_folder
 from zztoolkit.measure.connections import Target
-from zztoolkit.measure.load import Load, Sent
-from zztoolkit.measure.profile import closed, open_loop, payloads
+from zztoolkit.measure.load import LoadGenerator, Responses
+from zztoolkit.measure.profile import closed_loop, open_loop, read_payloads
 from zztoolkit.serving.torchserve.config import free_ports
 
 NET, BRIDGE = "10.213.77", "zz-bridge"
@@ -134,9 +134,9 @@ class Naive(Pod):
         code = """
 import os, sys, tempfile
 from pathlib import Path
-from zztoolkit.serving.torchserve.config import Settings, free_ports, lay_out, properties
+from zztoolkit.serving.torchserve.config import Settings, format_properties, free_ports, write_server_files
 folder, store, host = Path(tempfile.mkdtemp(prefix="zztoolkit-")), Path(sys.argv[1]), sys.argv[2]
-plan = lay_out(folder, properties(Settings(), (8000, 8081, 8082, *free_ports(2)), store, inference_address=f"http://{host}:8000", enable_model_api="false",
+plan = write_server_files(folder, format_properties(Settings(), (8000, 8081, 8082, *free_ports(2)), store, inference_address=f"http://{host}:8000", enable_model_api="false",
                                   disable_token_authorization="true", load_models="echo=echo.mar"), echo=True)
 command = [str(store) if a == f"{folder}/store" else a for a in plan["command"]]
 os.chdir(folder)
@@ -159,7 +159,7 @@ class Pressure:
     def __init__(self, cluster: Cluster, token: str = "", rate: float = 20, clients: int = 4):
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         target = lambda port: Target(port, "/predictions/echo", headers)
-        self.loads = [Load(target(cluster.gateway), payloads(BODY), open_loop(rate)), Load(target(cluster.service), payloads(BODY), closed(clients)), Load(target(cluster.service), payloads(BODY), open_loop(rate / 2))]
+        self.loads = [LoadGenerator(target(cluster.gateway), read_payloads(BODY), open_loop(rate)), LoadGenerator(target(cluster.service), read_payloads(BODY), closed_loop(clients)), LoadGenerator(target(cluster.service), read_payloads(BODY), open_loop(rate / 2))]
 
     def __enter__(self) -> Pressure:
         for l in self.loads: l.__enter__()
@@ -168,7 +168,7 @@ class Pressure:
 
     def __exit__(self, *exc):
         time.sleep(2)
-        self.sent = [l.answers() for l in self.loads]
+        self.sent = [l.responses() for l in self.loads]
         for l in self.loads: l.__exit__()
 
     def counts(self) -> dict:
@@ -176,7 +176,7 @@ class Pressure:
         rows = {door: _counts(s) for door, s in zip(("gateway, open loop", "service, keep-alive", "service, open loop"), self.sent)}
         return rows | {"all": {k: sum(r[k] for r in rows.values()) for k in ("requests", "lost", "failed", "slow")} | {"kinds": _merged([r["kinds"] for r in rows.values()])}}
 
-def _counts(s: Sent) -> dict:
+def _counts(s: Responses) -> dict:
     kinds = s.errors
     lost = sum(n for k, n in kinds.items() if k[0].isalpha())
     return {"requests": len(s), "lost": lost, "failed": sum(kinds.values()) - lost, "slow": int((s.latency > SLOW).sum()), "kinds": kinds,

@@ -1,6 +1,6 @@
-"""Arrays, columns and tensors that refuse what those on a GPU refuse, where there is no GPU.
+"""Simulated arrays, columns and tensors that reject what those on a GPU reject.
 
-They stand for CuPy, cuDF, RMM and torch on CUDA; they say nothing of the results of these.
+They replace CuPy, cuDF, RMM and torch on CUDA, and say nothing about the results of these.
 """
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from importlib.machinery import ModuleSpec
 import numpy as np, pandas as pd, torch
 
 # Of CuPy's reference (docs.cupy.dev/en/stable/reference): the functions that features may use
-FUNCTIONS = ("arange", "asarray", "clip", "empty", "flatnonzero", "floor", "full", "isfinite", "isinf", "isnan", "log1p", "maximum", "minimum", "nan_to_num", "nonzero", "searchsorted", "unique", "where", "zeros")
+FUNCTIONS = (
+    "arange", "asarray", "clip", "empty", "flatnonzero", "floor", "full", "isfinite", "isinf",
+    "isnan", "log1p", "maximum", "minimum", "nan_to_num", "nonzero", "searchsorted", "unique",
+    "where", "zeros")
 
 
 class ndarray:
@@ -22,8 +25,8 @@ class ndarray:
     def __array__(self, *args, **kw): raise TypeError("Implicit conversion to a NumPy array is not allowed.")
     def __getattr__(self, name):
         if name.startswith("__"): raise AttributeError(name)      # such as __array_interface__, by which NumPy would look inside
-        found = getattr(self.host, name)
-        return (lambda *args, **kw: wrapped(found(*map(inner, args), **kw))) if callable(found) else wrapped(found)
+        value = getattr(self.host, name)
+        return on_arrays(value) if callable(value) else wrapped(value)
     def get(self) -> np.ndarray: return self.host
     def __getitem__(self, key): return wrapped(self.host[inner(key)])
     def __setitem__(self, key, value): self.host[inner(key)] = inner(value)
@@ -34,6 +37,10 @@ class ndarray:
     def __neg__(self): return wrapped(-self.host)
     def __invert__(self): return wrapped(~self.host)
     def __abs__(self): return wrapped(abs(self.host))
+
+def on_arrays(f):
+    "Return a function of NumPy's arrays as one of these"
+    return lambda *args, **kw: wrapped(f(*map(inner, args), **kw))
 
 def inner(x):
     if isinstance(x, ndarray): return x.host
@@ -49,14 +56,23 @@ def _binary(name: str):
     setattr(ndarray, f"__{name.strip('_')}__", lambda a, b: wrapped(f(a.host, inner(b))))
     setattr(ndarray, f"__r{name.strip('_')}__", lambda a, b: wrapped(f(inner(b), a.host)))
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "lshift", "rshift"): _binary(_name)
-for _name in ("eq", "ne", "lt", "le", "gt", "ge"): setattr(ndarray, f"__{_name}__", (lambda f: lambda a, b: wrapped(f(a.host, inner(b))))(getattr(operator, _name)))
+def _comparison(name: str):
+    f = getattr(operator, name)
+    setattr(ndarray, f"__{name}__", lambda a, b: wrapped(f(a.host, inner(b))))
+
+ARITHMETIC = (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "lshift",
+    "rshift")
+for _name in ARITHMETIC: _binary(_name)
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"): _comparison(_name)
 
 def cupy() -> types.ModuleType:
-    "A module in CuPy's place"
+    "Return a module to replace CuPy"
+    def asarray(x, dtype=None):       # the way from the host
+        return ndarray(np.asarray(x.host if isinstance(x, ndarray) else x, dtype))
     m = types.ModuleType("cupy")
-    for name in FUNCTIONS: setattr(m, name, (lambda f: lambda *args, **kw: wrapped(f(*map(inner, args), **kw)))(getattr(np, name)))
-    m.asarray = lambda x, dtype=None: ndarray(np.asarray(x.host if isinstance(x, ndarray) else x, dtype))      # the way from the host
+    for name in FUNCTIONS: setattr(m, name, on_arrays(getattr(np, name)))
+    m.asarray = asarray
     m.ndarray, m.int64, m.uint64, m.float64 = ndarray, np.int64, np.uint64, np.float64
     return m
 
@@ -106,14 +122,14 @@ class DataFrame:
     def __getitem__(self, column): return Series(self.host[column])
 
 def cudf() -> types.ModuleType:
-    "A module in cuDF's place"
+    "Return a module to replace cuDF"
     m = types.ModuleType("cudf")
     m.__spec__ = ModuleSpec("cudf", None)
     m.from_pandas = DataFrame
     return m
 
 def rmm() -> types.ModuleType:
-    "A module in RMM's place; `made` counts memory resources"
+    "Return a module to replace RMM; `made` counts memory resources"
     m = types.ModuleType("rmm")
     m.made = Counter()
     class Resource:

@@ -1,18 +1,19 @@
-"""A CUDA device that is not there: its tensors refuse NumPy, its libraries check how they are called and work on the CPU.
+"""A simulated CUDA device: its tensors reject NumPy, its libraries check their calls and run on the CPU.
 
-It stands for a GPU where there is none, to find what a GPU would refuse: a tensor converted in silence, memory handed to
-CV-CUDA without its stream, a device that was not made current. It says nothing of CV-CUDA's own results.
+It finds what a GPU would reject: a tensor converted silently, memory handed to CV-CUDA without its
+stream, a device that is not current. It says nothing about CV-CUDA's own results.
 """
 from __future__ import annotations
 
-import contextlib, sys, types
+import sys, types
 from types import SimpleNamespace
 
 import numpy as np, torch
 
 from zztoolkit import vision as V
+from zztoolkit.vision import bridge, cuda, cuda_decode, cuda_kernels
 from zztoolkit.vision.bridge import keep_memory
-from zztoolkit.vision.cuda_decode import _decoder
+from zztoolkit.vision.cuda_decode import make_decoder
 from zztoolkit.vision.cuda_kernels import NO_FLIP
 from zztoolkit.vision.reading import decode_image
 
@@ -20,10 +21,11 @@ STREAM = 7       # of the fake torch.cuda.current_stream
 
 
 class DeviceTensor(torch.Tensor):
-    "A tensor that NumPy may not look into; `.cpu()` and `.tolist()` bring it to the host"
+    "A tensor that NumPy may not read; `.cpu()` and `.tolist()` copy it to the host"
     is_cuda = True
 
-    def __array__(self, *args, **kw): raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
+    def __array__(self, *args, **kw):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
     def numpy(self, *args, **kw): return self.__array__()
     def cpu(self): return on_host(self)
 
@@ -41,14 +43,16 @@ class DeviceTensor(torch.Tensor):
         kw = {k: v for k, v in kw.items() if k not in ("device", "non_blocking")}
         return super().to(*args, **kw) if args or kw else self
 
-def is_device(x) -> bool: return isinstance(x, torch.device) or isinstance(x, str) and x.startswith(("cpu", "cuda"))
+def is_device(x) -> bool:
+    if isinstance(x, str): return x.startswith(("cpu", "cuda"))
+    return isinstance(x, torch.device)
 
 def on_host(x: torch.Tensor) -> torch.Tensor:
     with torch._C.DisableTorchFunctionSubclass(): return x.as_subclass(torch.Tensor)
 
 def on_device(x) -> DeviceTensor:
-    host = torch.from_numpy(np.ascontiguousarray(x).copy()) if isinstance(x, np.ndarray) else torch.as_tensor(x)
-    return host.as_subclass(DeviceTensor)
+    if isinstance(x, np.ndarray): x = torch.from_numpy(np.ascontiguousarray(x).copy())
+    return torch.as_tensor(x).as_subclass(DeviceTensor)
 
 
 class Codec(types.ModuleType):
@@ -56,10 +60,15 @@ class Codec(types.ModuleType):
     def __init__(self):
         super().__init__("nvidia.nvimgcodec")
         self.decoded: dict[tuple, int] = {}
-        self.BackendKind = SimpleNamespace(HW_GPU_ONLY="HW_GPU_ONLY", HYBRID_CPU_GPU="HYBRID_CPU_GPU")
-        self.Backend, self.ColorSpec = (lambda kind: kind), SimpleNamespace(GRAY="GRAY", SRGB="RGB")
-        self.DecodeParams = lambda apply_exif_orientation, color_spec: V.Decode(color_spec, apply_exif_orientation=apply_exif_orientation)
-        self.CodeStream = lambda body: SimpleNamespace(body=body, width=1)
+        kinds = "HW_GPU_ONLY", "HYBRID_CPU_GPU"
+        self.BackendKind = SimpleNamespace(**{kind: kind for kind in kinds})
+        self.ColorSpec = SimpleNamespace(GRAY="GRAY", SRGB="RGB")
+
+    def Backend(self, kind): return kind
+    def CodeStream(self, body): return SimpleNamespace(body=body, width=1)
+
+    def DecodeParams(self, apply_exif_orientation, color_spec):
+        return V.Decode(color_spec, apply_exif_orientation=apply_exif_orientation)
 
     def Decoder(self, device_id: int, max_num_cpu_threads: int, backends=()):
         def decode(bodies, params, cuda_stream):
@@ -81,7 +90,8 @@ def library() -> types.ModuleType:
 
     def share(buffer, layout="HWC"):
         interface = buffer.__cuda_array_interface__
-        assert interface["version"] == 3 and interface["stream"] == STREAM, "CV-CUDA would wait for the whole device"
+        names_stream = interface["version"] == 3 and interface["stream"] == STREAM
+        assert names_stream, "CV-CUDA would wait for the whole device"
         return on_host(buffer.tensor)
     m.as_tensor, m.as_images = share, lambda buffers, kind: [share(b) for b in buffers]
 
@@ -94,7 +104,8 @@ def library() -> types.ModuleType:
     def crop_flip_normalize_reformat_into(out, images, rects, flips, base, scale, flags, border, stream):
         assert stream.cuda_stream == STREAM and bool((flips == NO_FLIP).all())
         for y, image, (left, top, w, h) in zip(out, images, rects.reshape(-1, 4).tolist()):
-            y.copy_(((image[top:top + h, left:left + w].float() - base.reshape(-1)) / scale.reshape(-1)).permute(2, 0, 1))
+            middle = image[top:top + h, left:left + w].float()
+            y.copy_(((middle - base.reshape(-1)) / scale.reshape(-1)).permute(2, 0, 1))
 
     m.tvresize_into, m.crop_flip_normalize_reformat_into = tvresize_into, crop_flip_normalize_reformat_into
     return m
@@ -116,27 +127,47 @@ class Event:
 
 
 def install(patch) -> Codec:
-    "Put the fake device in the place of CUDA, by pytest's monkeypatch; returns its decoder"
+    "Replace CUDA by the simulated device, with pytest's monkeypatch. Return its decoder"
     codec, nvidia = Codec(), types.ModuleType("nvidia")
     nvidia.nvimgcodec = codec
-    for name, module in {"cvcuda": library(), "nvidia": nvidia, "nvidia.nvimgcodec": codec}.items(): patch.setitem(sys.modules, name, module)
-    for name, value in {"is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda i: None,
-                        "current_stream": lambda device=None: SimpleNamespace(cuda_stream=STREAM), "Event": Event}.items():
-        patch.setattr(torch.cuda, name, value)
+    modules = {"cvcuda": library(), "nvidia": nvidia, "nvidia.nvimgcodec": codec}
+    for name, module in modules.items(): patch.setitem(sys.modules, name, module)
+    patch.setattr(torch.cuda, "is_available", lambda: True)
+    patch.setattr(torch.cuda, "device_count", lambda: 1)
+    patch.setattr(torch.cuda, "current_device", lambda: 0)
+    patch.setattr(torch.cuda, "set_device", lambda i: None)
+    stream = SimpleNamespace(cuda_stream=STREAM)
+    patch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
+    patch.setattr(torch.cuda, "Event", Event)
     patch.setattr(Event, "lost", False)
-    for name in ("_empty", "_constant", "_indices", "_no_flips"):
-        patch.setattr(cuda, name, _made_there(getattr(cuda, name)))
-    patch.setattr(cuda, "why_not", lambda: "")
-    patch.setattr(cuda, "_keep_pool", lambda device, limit: None)
-    patch.setattr(cuda, "_upload", lambda x, device: on_device(np.asarray(x, np.int32) if isinstance(x, list) else x))
-    patch.setattr(cuda, "_as_torch", on_device)
-    for cached in (_decoder, keep_memory): cached.cache_clear()
-    empty = torch.empty
-    patch.setattr(torch, "empty", lambda *a, device=None, **kw: empty(*a, **kw).as_subclass(DeviceTensor) if device is not None and torch.device(device).type == "cuda" else empty(*a, device=device, **kw))
+    patch.setattr(torch, "empty", empty_on_device(torch.empty))
+    install_vision(patch)
     return codec
 
-def _made_there(f):
-    "A function that makes a tensor on a device: it is made on the CPU and stands there"
+def install_vision(patch):
+    "Let the vision package make its tensors on the simulated device"
+    for name in ("empty_image", "constant", "pixel_indices", "no_flips"):
+        patch.setattr(cuda_kernels, name, make_on_device(getattr(cuda_kernels, name)))
+    patch.setattr(bridge, "unavailable_reason", lambda: "")
+    patch.setattr(bridge, "keep_pool", lambda device, limit: None)
+    for module in (cuda_decode, cuda_kernels): patch.setattr(module, "upload", upload)
+    for module in (cuda, cuda_decode): patch.setattr(module, "to_current_device", on_device)
+    for cached in (make_decoder, keep_memory): cached.cache_clear()
+
+def empty_on_device(empty):
+    "Return `torch.empty` that marks the tensors of the simulated device"
+    def make(*args, device=None, **kw):
+        if device is None or torch.device(device).type != "cuda":
+            return empty(*args, device=device, **kw)
+        return empty(*args, **kw).as_subclass(DeviceTensor)
+    return make
+
+def upload(x, device):
+    "The fake of `bridge.upload`"
+    return on_device(np.asarray(x, np.int32) if isinstance(x, list) else x)
+
+def make_on_device(f):
+    "Return a function that makes its tensor on the CPU and marks it as the device's"
     f = getattr(f, "__wrapped__", f)      # not from a cache that outlives the fake
     def make(*args):
         host = tuple(torch.device("cpu") if isinstance(a, torch.device) else a for a in args)
@@ -145,7 +176,7 @@ def _made_there(f):
 
 
 class Session:
-    "A loaded artifact whose answers are on the device, as those of CUDA's engines are"
+    "A loaded artifact whose outputs are on the device, as those of CUDA's backends are"
     def __init__(self, session):
         self.artifact, self.cpu, self.device, self.sizes = session.artifact, session, "cuda:0", []
 
@@ -156,4 +187,5 @@ class Session:
 
     def warm_up(self):
         batch = self.artifact.batch
-        for n in sorted({batch.min, batch.opt, batch.max}): self(on_device(torch.zeros(n, *self.artifact.inputs[0].shape[1:])))
+        shape = self.artifact.inputs[0].shape[1:]
+        for n in sorted({batch.min, batch.opt, batch.max}): self(on_device(torch.zeros(n, *shape)))

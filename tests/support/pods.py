@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx, psutil
 
 from zztoolkit.archive.mar import Mar
-from zztoolkit.archive.packing import archive
+from zztoolkit.archive.packing import pack
 from zztoolkit.serving.torchserve.config import free_ports
 
 ECHO = """
@@ -28,7 +28,7 @@ def echo(store: Path, name: str = "echo", source: str = ECHO, version: str = "1.
     store.mkdir(parents=True, exist_ok=True)
     file = store.parent / f"{name}.py"
     file.write_text(textwrap.dedent(source))
-    return archive(name, file, store=store, version=version, example={"x": 1}, **config)
+    return pack(name, file, store=store, version=version, example={"x": 1}, **config)
 
 def wait_until(condition, timeout: float = 30):
     end = time.monotonic() + timeout

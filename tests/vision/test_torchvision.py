@@ -123,8 +123,8 @@ def test_a_detector_is_packed(tmp_path):
     net = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5, score_thresh=0.0, detections_per_img=7, topk_candidates=40).eval()
     images = torch.rand(2, 3, 320, 320)
     artifact = compile_model(net, images, "eager", batch=(1, 2), path=tmp_path / "a", measure=False, progress=lambda step: None)
-    assert artifact.engine == "torchscript"
-    assert "each row has a result of its own size" in artifact.report["candidates"][0]["outcome"]
+    assert artifact.backend == "torchscript"
+    assert "each row has a result of its own size" in artifact.report["candidates"][0]["status"]
     with torch.no_grad(): want = net(list(images))
     for got, w in zip(load_artifact(tmp_path / "a")(images), want):
         assert set(got) == {"boxes", "scores", "labels"}

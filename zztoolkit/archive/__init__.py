@@ -1,5 +1,5 @@
 "The archive (.mar): check it, pack it, read it, sign it"
-import lazy_loader
+from ..moved import attach_names
 
 # The names are those of __init__.pyi; each is imported when it is first used.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_names(__name__, __file__)

@@ -9,59 +9,71 @@ import base64, binascii, io, json, re
 from contextlib import suppress
 from typing import Any
 
+from ..handler.wire import JSON, NPY
+
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/archive/04_alike.ipynb #isolation
-Outcome = tuple[bytes, str] | Exception      # of one request
+# %% ../../nbs/archive/04_alike.ipynb #array-in
+Outcome = tuple[bytes, str] | Exception      # of one request: body and content type, or its error
 
-# %% ../../nbs/archive/04_alike.ipynb #neighbours
 def array_in(body: bytes) -> Any:
-    "The array that bytes hold as .npy or as a picture, else None"
+    "Return the array that bytes hold as an .npy or an image, None for anything else"
     import numpy as np, PIL.Image
-    with suppress(Exception):       # whatever a decoder says: then it is neither
-        if body.startswith(b"\x93NUMPY"): return np.load(io.BytesIO(body), allow_pickle=False)
+    with suppress(Exception):       # any error of a decoder: the bytes are neither
+        if body.startswith(NPY): return np.load(io.BytesIO(body), allow_pickle=False)
         return np.asarray(PIL.Image.open(io.BytesIO(body)).convert("RGB"))
     return None
 
-# %% ../../nbs/archive/04_alike.ipynb #alike
-_NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
-
-def alike(a: Outcome, b: Outcome, off: float) -> bool:
-    "Are two outcomes equal but for the last digits of their numbers?"
-    if isinstance(a, Exception) or isinstance(b, Exception): return type(a) is type(b) and str(a) == str(b)
-    if a[1] != b[1]: return False
-    if a[1] != "application/json": return _alike_bytes(a[0], b[0], off)
-    return _alike_json(json.loads(a[0]), json.loads(b[0]), off)
-
-def _alike_json(a: Any, b: Any, off: float) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict): return a.keys() == b.keys() and all(_alike_json(a[k], b[k], off) for k in a)
-    if isinstance(a, list) and isinstance(b, list): return len(a) == len(b) and all(_alike_json(x, y, off) for x, y in zip(a, b))
-    if isinstance(a, str) and isinstance(b, str): return a == b or _alike_text(a, b, off)
-    if isinstance(a, bool) or isinstance(b, bool) or a is None or b is None: return a is b
-    return isinstance(a, (int, float)) and isinstance(b, (int, float)) and _near(a, b, off)
-
-def _near(a: float, b: float, off: float) -> bool: return abs(a - b) <= off * max(1, abs(a), abs(b))
-
-# %% ../../nbs/archive/04_alike.ipynb #alike-text
-def _alike_text(a: str, b: str, off: float) -> bool:
-    "Equal but for numbers in it; base64 as the bytes that it stands for"
-    try: x, y = (base64.b64decode(t, validate=True) for t in (a, b))
-    except (binascii.Error, ValueError): pass
-    else: return _alike_arrays(x, y, off)
-    numbers = zip(_NUMBER.findall(a), _NUMBER.findall(b))
-    return _NUMBER.sub("#", a) == _NUMBER.sub("#", b) and all(_near(float(m), float(n), off) for m, n in numbers)
-
-def _alike_bytes(a: bytes, b: bytes, off: float) -> bool:
-    if a == b or _alike_arrays(a, b, off): return True
-    with suppress(UnicodeDecodeError): return _alike_text(a.decode(), b.decode(), off)
-    return False
-
 # %% ../../nbs/archive/04_alike.ipynb #alike-arrays
-def _alike_arrays(a: bytes, b: bytes, off: float) -> bool:
-    "Two arrays in .npy, or two pictures, which may differ by two of 255 levels in the mean"
+IMAGE_TOLERANCE = 2     # of 255 levels, in the mean
+
+def _alike_arrays(a: bytes, b: bytes, tolerance: float) -> bool:
+    "Compare two arrays in .npy, or two images"
     import numpy as np
     x, y = array_in(a), array_in(b)
     if x is None or y is None or x.shape != y.shape: return False
-    if not a.startswith(b"\x93NUMPY"): return bool(np.abs(x.astype(int) - y).mean() <= 2)
-    return bool(np.allclose(x, y, rtol=off, atol=off, equal_nan=True)) if x.dtype.kind in "fiu" else bool((x == y).all())
+    if not a.startswith(NPY): return bool(np.abs(x.astype(int) - y).mean() <= IMAGE_TOLERANCE)
+    if x.dtype.kind not in "fiu": return bool((x == y).all())
+    return bool(np.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True))
+
+# %% ../../nbs/archive/04_alike.ipynb #alike-text
+_NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
+
+def _alike_text(a: str, b: str, tolerance: float) -> bool:
+    "Compare texts but for the numbers in them; base64 as the bytes that it encodes"
+    try: x, y = (base64.b64decode(text, validate=True) for text in (a, b))
+    except (binascii.Error, ValueError): pass
+    else: return _alike_arrays(x, y, tolerance)
+    if _NUMBER.sub("#", a) != _NUMBER.sub("#", b): return False
+    numbers = zip(_NUMBER.findall(a), _NUMBER.findall(b))
+    return all(_near(float(m), float(n), tolerance) for m, n in numbers)
+
+def _alike_bytes(a: bytes, b: bytes, tolerance: float) -> bool:
+    if a == b or _alike_arrays(a, b, tolerance): return True
+    with suppress(UnicodeDecodeError): return _alike_text(a.decode(), b.decode(), tolerance)
+    return False
+
+# %% ../../nbs/archive/04_alike.ipynb #alike-json
+def _alike_json(a: Any, b: Any, tolerance: float) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike_json(a[k], b[k], tolerance) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_alike_json(x, y, tolerance) for x, y in zip(a, b))
+    if isinstance(a, str) and isinstance(b, str): return a == b or _alike_text(a, b, tolerance)
+    if isinstance(a, bool) or isinstance(b, bool) or a is None or b is None: return a is b
+    if not isinstance(a, (int, float)) or not isinstance(b, (int, float)): return False
+    return _near(a, b, tolerance)
+
+# %% ../../nbs/archive/04_alike.ipynb #alike
+def alike(a: Outcome, b: Outcome, tolerance: float) -> bool:
+    "Whether two outcomes are equal but for the last digits of their numbers"
+    if isinstance(a, Exception) or isinstance(b, Exception):
+        return type(a) is type(b) and str(a) == str(b)
+    (x, kind), (y, other_kind) = a, b
+    if kind != other_kind: return False
+    if kind != JSON: return _alike_bytes(x, y, tolerance)
+    return _alike_json(json.loads(x), json.loads(y), tolerance)
+
+def _near(a: float, b: float, tolerance: float) -> bool:
+    return abs(a - b) <= tolerance * max(1, abs(a), abs(b))

@@ -5,193 +5,123 @@
 # %% ../../nbs/archive/06_dry_run.ipynb #imports
 from __future__ import annotations
 
-import importlib.util, json, os, re, signal, subprocess, sys, tempfile, traceback, warnings
+import json, os, signal, subprocess, sys, tempfile, warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zztoolkit.archive.examples import (
-    choose_examples, is_missing_path, MOST_EXAMPLES, read_request, store_examples,
-)
-from .isolation import ask, check_isolation, DependsOnNeighbours
-from .plan import chain_input, measure_handler
-from .rules import built_in_handlers
-from ..errors import InputError, RequestError, ToolkitError
-from ..handler.handler import Handler
-from ..handler.torchserve import load_service
-from ..handler.wire import TEXT, to_body
-from ..handler.worker import check_initialized
-from ..samples import sample_photo
-from ..system import ending, environment_without_secrets
+from .contents import UnpackedMar
+from .examples import is_missing_path, MOST_EXAMPLES, store_examples
+from .handler_errors import crash_report, next_step
+from .isolation import DependsOnNeighbours
+from ..errors import ToolkitError
+from ..system import describe_exit, environment_without_secrets
 
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/archive/06_dry_run.ipynb #default-example
-def own_frames(e: BaseException, folder: str) -> str:
-    "The traceback of `e` from the first frame in `folder` on"
-    frames = traceback.extract_tb(e.__traceback__)
-    first = next((i for i, f in enumerate(frames) if f.filename.startswith(folder)), 0)
-    shown = "".join(traceback.format_list(traceback.StackSummary.from_list(frames[first:])))
-    return (shown + "".join(traceback.format_exception_only(e))).replace(folder + os.sep, "")
-
-def default_example(handler: Any) -> tuple[bytes, str] | None:
-    "A request for a handler that reads requests as `Handler` does: a photograph for a chain, a record for features, zeros for an artifact, else None"
-    import numpy as np
-    if not isinstance(handler, Handler) or type(handler).preprocess is not Handler.preprocess: return None
-    if handler.chain: return to_body({"image": sample_photo(), "region": [0, 0, 400, 300]} if handler.chain.crops_per_request else sample_photo())
-    if handler.features and handler.features.schema: return to_body(handler.features.schema.example())
-    if handler.session is None or not handler.session.artifact.inputs: return None
-    sizes = {d.name: d.opt for d in handler.session.artifact.dims}
-    zeros = {s.name: np.zeros([sizes[n] if isinstance(n, str) else n for n in s.shape[1:]], s.dtype) for s in handler.session.artifact.inputs}
-    return to_body(zeros if len(zeros) > 1 else next(iter(zeros.values())))
-
-# %% ../../nbs/archive/06_dry_run.ipynb #dry-run
-def _dry_run(service: Any, body: bytes, kind: str) -> str:
-    "Answer one request, or two at once for a handler that is to batch; the answer, or raise what the handler raised"
-    handler: Any = getattr(service._entry_point, "__self__", None)
-    batching = isinstance(handler, Handler) and handler.config.get("batchSize", 1) > 1
-    answer = ask(service, [(body, kind)] * (2 if batching else 1))[0]
-    if isinstance(answer, Exception): raise answer
-    if batching and handler.split_by: raise handler.split_by     # one request works, two together do not
-    return answer[0].decode(errors="replace")
-
-# %% ../../nbs/archive/06_dry_run.ipynb #check-ids
-def check_ids(handler: Handler):
-    "Raise `ToolkitError` unless the model takes the highest id of each of the handler's features: the network was made for others, if not"
-    if not handler.features or not handler.session: return
-    try: highest = handler.features.highest()
-    except InputError: return       # the schema's own example is no row of these features: nothing to try
-    if set(highest) != {s.name for s in handler.session.artifact.inputs}: return
-    try: handler.session(highest)
-    except Exception as e:
-        raise ToolkitError("these features do not belong to this model", found=f"ids go up to {', '.join(f'{c} {n - 1}' for c, n in handler.features.sizes.items())}, and the model fails there: {str(e)[:200]}", do="compile the model that was trained on these features") from None
-
-def load_unpacked(folder: str) -> Any: # ts.service.Service
-    "The handler of an unpacked archive, loaded as a worker does. Raises what the handler's own module raises"
-    manifest = json.loads(Path(folder, "MAR-INF", "MANIFEST.json").read_text())["model"]
-    sys.path.insert(0, folder)
-    if manifest["handler"] not in built_in_handlers():
-        importlib.import_module(Path(manifest["handler"]).stem)     # its own error, before TorchServe's loader masks it
-    return load_service(folder, manifest["modelName"], manifest["handler"])
-
-# %% ../../nbs/archive/06_dry_run.ipynb #try-handler
-def _try_handler(folder: str, stored: dict | None, report: Path, found: dict[str, Any]):
-    "Load the handler of an unpacked archive as a worker does, try one request, and choose the plan of its chain"
-    service = load_unpacked(folder)
-    handler: Any = getattr(service._entry_point, "__self__", None)
-    if isinstance(handler, Handler): check_initialized(handler)
-    found["without chain"] = not getattr(handler, "chain", None)
-    if found["without chain"] and "exact" in (service.context.model_yaml_config or {}): return
-    requests = choose_examples(handler, stored) if stored else []
-    found["text"] = bool(requests) and requests[0][0] == TEXT
-    chosen = read_request(*requests[0]) if requests else default_example(handler)
-    if chosen is not None:
-        found["answer"] = _dry_run(service, *chosen)
-        if not requests: report.with_name("made-up").write_bytes(chosen[1].encode() + b"\n" + chosen[0])
-    if isinstance(handler, Handler):
-        images = [chain_input(kind, Path(file)) for kind, file in requests]
-        if chosen is not None and not requests: images = [chain_input(chosen[1], chosen[0])]
-        if agreement := measure_handler(handler, images): found["agreement"] = asdict(agreement)
-        if chosen is not None and agreement and agreement.exact and agreement.images: found["answer"] = _dry_run(service, *chosen)
-        check_ids(handler)
-    if chosen is not None: found["note"] = check_isolation(service, *chosen)
-
-# %% ../../nbs/archive/06_dry_run.ipynb #probe
-def _probe(folder: str, report: str, examples: str = ""):
-    "Run in a fresh interpreter: try the handler of an unpacked archive, and report"
-    found: dict[str, Any] = {}
-    try: _try_handler(folder, json.loads(Path(examples).read_text()) if examples else None, Path(report), found)
-    except DependsOnNeighbours as e: found["neighbours"] = e.found
-    except RequestError as e: found["refused"] = str(e)
-    except ToolkitError as e: found["error"] = str(e)
-    except BaseException as e: found["error"] = own_frames(e, folder)
-    Path(report).write_text(json.dumps(found))
-
-# %% ../../nbs/archive/06_dry_run.ipynb #check-unpacked
-def check_unpacked(
-    folder: Path,         # an unpacked archive
-    example: Any = None,  # a file to predict, or a value; several images; default: a photograph or zeros, where the handler's input is known
-    timeout: float = 300, # seconds
-) -> dict: # `answer` of the dry run, if there was one, and `agreement` of a chain's plan
-    "Load and try the handler in a fresh process. Raises `ToolkitError` with the engineer's own traceback"
-    folder = folder.resolve()
-    report, examples = folder.with_name("report.json"), folder.with_name("examples.json")
-    code = "import os, sys; from zztoolkit.archive.dry_run import _probe; _probe(*sys.argv[1:]); os._exit(0)"     # whatever threads the handler has left
-    args = [sys.executable, "-X", "faulthandler", "-c", code, str(folder), str(report)]
-    if example is not None:
-        stored = store_examples(example, folder.with_name("examples"))
-        examples.write_text(json.dumps(stored))
-        args.append(str(examples))
-        timeout += SECONDS_AN_IMAGE * (len(stored["images"]) or MOST_EXAMPLES * os.path.isdir(stored["named"]))
-    code_of_exit, printed = _run_alone(args, folder, timeout)
-    if not report.exists(): raise ToolkitError("the handler's process died", found=f"{ending(code_of_exit)}\n{crash_report(printed)}", do=next_step(printed))
-    found = json.loads(report.read_text())
-    hint = f"there is no file {example}, so it was sent as text" if found.get("text") and is_missing_path(example) else ""
-    if "refused" in found:
-        raise ToolkitError("the handler refuses the example", found=found["refused"], do="; ".join(filter(None, (hint, "give another one (--example)"))))
-    if "error" in found:
-        steps = (hint, "nothing was packed, and what is served still is", next_step(found["error"]))
-        raise ToolkitError("the handler does not work in a fresh process", found=found["error"], do="; ".join(filter(None, steps)))
-    if found["without chain"] and _setting(folder, "exact") is not None:
-        raise ToolkitError("exact is for a handler with a chain", found="this handler has none", do="leave exact out, or set `chain` in the class")
-    if hint: warnings.warn(f"--example: {hint}", stacklevel=3)
-    if "neighbours" in found: _report_neighbours(found, _setting(folder, "isolation", "reject"))
-    return found
-
-# %% ../../nbs/archive/06_dry_run.ipynb #isolate
-SECONDS_AN_IMAGE = 5     # more that the process may take for each example image
-_ISOLATE = """compute each row from its own request alone: with Batch.map, Batch.of(requests).map(f) calls f with one request, and one that fails leaves the batch;
-  raise RequestError for a request that is wrong (a missing field: InputError) before requests become one table or array;
-  take means, maxima and categories from the training data, not from the batch; call .eval() on a network.
-  Nothing was packed, and what is served still is. With batchSize 1 no request has a neighbour. Where it is meant (dynamic quantization takes its scale
-  from the batch), isolation="warn" in the configuration packs it with a warning"""
-OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")    # what the archive lacks is found at once, not after minutes of retries
-
 # %% ../../nbs/archive/06_dry_run.ipynb #run-alone
+# A file that the archive lacks is missing at once, not after minutes of retried downloads
+OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
+
 def _run_alone(args: Sequence[str], folder: Path, timeout: float) -> tuple[int, str]:
-    "Run a process until it ends, and end what it has started; its exit code, and the errors that it printed. Raise `ToolkitError` after `timeout` seconds"
-    with tempfile.TemporaryFile() as errors:        # no pipe: a child of the handler would hold it open
-        process = subprocess.Popen(args, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
-                                   env=environment_without_secrets() | {"PYTHONDONTWRITEBYTECODE": "1", **OFFLINE})
+    """Run a process until it ends, then end its children; return its exit code and its errors.
+
+    Raise `ToolkitError` after `timeout` seconds.
+    """
+    environment = environment_without_secrets() | {"PYTHONDONTWRITEBYTECODE": "1", **OFFLINE}
+    with tempfile.TemporaryFile() as errors:        # no pipe: a child would keep it open
+        process = subprocess.Popen(
+            args, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
         try: code = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise ToolkitError("the handler did not answer in a fresh process", found=f"nothing after {timeout:.0f} s", do="look for a loop or a download in `initialize`") from None
+            raise ToolkitError(
+                "the handler did not respond in a fresh process",
+                found=f"nothing after {timeout:.0f} s",
+                do="look for a loop or a download in `initialize`") from None
         finally:
             with suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         errors.seek(0)
         return code, errors.read().decode(errors="replace")
 
-# %% ../../nbs/archive/06_dry_run.ipynb #setting
-def crash_report(printed: str) -> str:
-    "Of what a process has printed: where it crashed, if Python says so, else the end"
-    before, crash, after = printed.partition("Fatal Python error:")
-    if not crash: return printed[-2000:]
-    return before[-500:] + crash + after.partition("\nExtension modules:")[0][:3000]
+# %% ../../nbs/archive/06_dry_run.ipynb #run-probe
+# `os._exit` ends whatever threads the handler has left
+_PROBE = ("import os, sys; from zztoolkit.archive.trial import probe; "
+          "probe(*sys.argv[1:]); os._exit(0)")
+SECONDS_PER_IMAGE = 5     # added to the timeout for each example image
 
-def _setting(folder: Path, key: str, default: Any = None) -> Any:
-    "Return a key of the configuration of an unpacked archive"
-    import yaml
-    file = folder / "model-config.yaml"
-    config = yaml.safe_load(file.read_text()) if file.exists() else None
-    return (config or {}).get(key, default)
+def _run_probe(folder: Path, example: Any, timeout: float) -> dict:
+    "Run `probe` in a fresh interpreter and return its report. Raise `ToolkitError` if it dies"
+    report = folder.with_name("report.json")
+    args = [sys.executable, "-X", "faulthandler", "-c", _PROBE, str(folder), str(report)]
+    if example is not None:
+        stored = store_examples(example, folder.with_name("examples"))
+        examples = folder.with_name("examples.json")
+        examples.write_text(json.dumps(stored))
+        args.append(str(examples))
+        in_folder = MOST_EXAMPLES if os.path.isdir(stored["named"]) else 0
+        timeout += SECONDS_PER_IMAGE * (len(stored["images"]) or in_folder)
+    code, printed = _run_alone(args, folder, timeout)
+    if report.exists(): return json.loads(report.read_text())
+    raise ToolkitError(
+        "the handler's process died",
+        found=f"{describe_exit(code)}\n{crash_report(printed)}",
+        do=next_step(printed))
+
+# %% ../../nbs/archive/06_dry_run.ipynb #raise-report
+def _raise_report(found: dict, config: dict, hint: str):
+    "Raise `ToolkitError` for a failure that a report describes"
+    if "rejected" in found:
+        raise ToolkitError(
+            "the handler rejects the example",
+            found=found["rejected"],
+            do=_joined(hint, "give another one (--example)"))
+    if "error" in found:
+        raise ToolkitError(
+            "the handler does not work in a fresh process",
+            found=found["error"],
+            do=_joined(hint, "nothing was packed, and what is served stays",
+                       next_step(found["error"])))
+    if found["without chain"] and config.get("exact") is not None:
+        raise ToolkitError(
+            "exact is for a handler with a chain",
+            found="this handler has none",
+            do="leave exact out, or set `chain` in the class")
+
+def _joined(*steps: str) -> str: return "; ".join(filter(None, steps))
+
+# %% ../../nbs/archive/06_dry_run.ipynb #report-neighbours
+_ISOLATE = """compute each row from its own request alone, with Batch.map:
+  Batch.of(requests).map(f) calls f with one request, and one that fails leaves the batch;
+  raise RequestError for an invalid request (a missing field: InputError) before requests
+  become one table or array; take means, maxima and categories from the training data,
+  not from the batch; call .eval() on a network. Nothing was packed, and what is served stays.
+  With batchSize 1 each request is alone. If it is intended (dynamic quantization takes its scale
+  from the batch), isolation="warn" in the configuration packs it with a warning"""
 
 def _report_neighbours(found: dict, isolation: str):
-    problem = "a request's answer depends on the requests beside it in its batch"
-    if isolation != "warn": raise DependsOnNeighbours(problem, found=found["neighbours"], do=_ISOLATE)
+    "Raise `DependsOnNeighbours`, or note it in the report with isolation=\"warn\""
+    problem = "a request's response depends on the other requests of its batch"
+    if isolation != "warn":
+        raise DependsOnNeighbours(problem, found=found["neighbours"], do=_ISOLATE)
     found["note"] = f"{problem}:\n{found['neighbours']}"
 
-_NO_HUB = re.compile("OfflineModeIsEnabled|LocalEntryNotFound|offline mode|_OFFLINE|couldn't connect to|URLError|ConnectionError|gaierror")
-
-# %% ../../nbs/archive/06_dry_run.ipynb #next-step
-def next_step(error: str) -> str:
-    "What mends an error of a handler's fresh process"
-    if "Fatal Python error:" in error: return "the lines above are where it crashed, the innermost call first; a library of another version or for other hardware does that (zz doctor)"
-    last = error.rstrip().rpartition("\n")[2]
-    if last.startswith("ModuleNotFoundError"): return "install that package here, or give a module of your own with the archive (--extra-file NAME.py)"
-    if last.startswith("FileNotFoundError"): return "give the file with the archive (--extra-file) and open it in context.system_properties['model_dir']"
-    if _NO_HUB.search(error): return "nothing is downloaded while a handler is tried: give the file or the folder with the archive (--extra-file) and load it from context.system_properties['model_dir']"
-    return "mend the handler and try again"
+# %% ../../nbs/archive/06_dry_run.ipynb #check-unpacked
+def check_unpacked(
+    folder: Path,         # an unpacked archive
+    example: Any = None,  # a file or a value to predict, or several images; None: our own request
+    timeout: float = 300, # seconds
+) -> dict: # `response` of the dry run, if there was one, and `agreement` of a chain's plan
+    "Try the handler in a fresh process. Raise `ToolkitError` with the engineer's own traceback"
+    folder = folder.resolve()
+    config = UnpackedMar(folder).config
+    found = _run_probe(folder, example, timeout)
+    is_missing = found.get("text") and is_missing_path(example)
+    hint = f"there is no file {example}, so it was sent as text" if is_missing else ""
+    _raise_report(found, config, hint)
+    if hint: warnings.warn(f"--example: {hint}", stacklevel=3)
+    if "neighbours" in found: _report_neighbours(found, config.get("isolation", "reject"))
+    return found

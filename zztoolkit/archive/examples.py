@@ -11,82 +11,107 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..handler.handler import Handler
-from ..handler.wire import existing, TEXT, to_body
+from ..handler.wire import BYTES, encode_request, JSON, require_file, TEXT
 from ..handler.worker import takes_images
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/archive/05a_examples.ipynb #images-in
-_STR = "a str"      # in the place of a content type
-_BYTES = "application/octet-stream"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MOST_EXAMPLES = 200     # images of a folder that a plan is measured with
 MOST_IN_ONE = 16        # images of a list that may be one request
-Stored = tuple[str, str]    # a request in a file: its content type, and the file's path
 
 def images_in(folder: str | Path) -> list[Path]:
-    "Return the images of a folder by name; of more than `MOST_EXAMPLES`, every second, third, ... Raise `InputError` if there is none"
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not files: raise InputError(f"no images in {folder}; one ends in {', '.join(IMAGE_SUFFIXES)}")
-    return files[::-(-len(files) // MOST_EXAMPLES)]
+    """Return the images of a folder by name; of more than `MOST_EXAMPLES`, every second, third, ...
 
+    Raise `InputError` if there is none.
+    """
+    files = [p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    images = sorted(p for p in files if p.is_file())
+    if not images:
+        raise InputError(f"no images in {folder}; one ends in {', '.join(IMAGE_SUFFIXES)}")
+    step = -(-len(images) // MOST_EXAMPLES)
+    return images[::step]
+
+# %% ../../nbs/archive/05a_examples.ipynb #several
 def _several(example: Any) -> list:
-    "Return the images of a folder or a list, [] for what is one request"
+    "Return the images of a folder or a list, [] for one request"
     if isinstance(example, Path) and example.is_dir(): return images_in(example)
-    if not isinstance(example, (list, tuple)) or not all(map(_may_be_image, example)): return []
+    if not isinstance(example, (list, tuple)): return []
+    if not all(map(_may_be_image, example)): return []
     return [Path(x) if isinstance(x, str) else x for x in example]
 
-# %% ../../nbs/archive/05a_examples.ipynb #store-request
 def _may_be_image(x: Any) -> bool:
     if isinstance(x, str): return x.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(x)
     if isinstance(x, dict): return "image" in x
-    return isinstance(x, (Path, bytes)) or type(x).__module__.startswith("PIL.") or getattr(x, "ndim", 0) == 3
+    if isinstance(x, (Path, bytes)): return True
+    return type(x).__module__.startswith("PIL.") or getattr(x, "ndim", 0) == 3
+
+# %% ../../nbs/archive/05a_examples.ipynb #store-request
+Stored = tuple[str, str]    # a request in a file: its content type, and the file's path
+_STR = "a str"              # instead of a content type: the handler decides what it means
 
 def _store_request(x: Any, file: Path) -> Stored:
-    "Write a request, as `Endpoint.predict` would send it; a file that is there already stays where it is"
-    if isinstance(x, Path) and x.suffix != ".json": return _BYTES, str(existing(x).resolve())
-    body, kind = (x.encode(), _STR) if isinstance(x, str) else to_body(x)
+    "Write a request as `Endpoint.predict` would send it; an existing file is used where it is"
+    if isinstance(x, Path) and x.suffix != ".json": return BYTES, str(require_file(x).resolve())
+    body, kind = (x.encode(), _STR) if isinstance(x, str) else encode_request(x)
     file.write_bytes(body)
     return kind, str(file)
 
+def read_request(kind: str, file: str) -> tuple[bytes, str]:
+    return Path(file).read_bytes(), kind
+
 # %% ../../nbs/archive/05a_examples.ipynb #store-examples
-def store_examples(example: Any, folder: Path) -> dict:
-    "Write the example for the fresh process: as one request, and as several images where it may be that"
+def store_examples(example: Any, folder: Path) -> dict[str, Any]:
+    "Write the example for the fresh process: as one request, and as several images if it may be"
     folder.mkdir()
-    images = _several(example)
-    stored: dict[str, Any] = {"images": [_store_request(x, folder / str(i)) for i, x in enumerate(images)], "whole": None, "named": ""}
-    if isinstance(example, str) and os.path.exists(example): stored["named"] = os.path.abspath(example)
-    if not images: return stored | {"whole": _store_request(example, folder / "whole")}
-    if isinstance(example, Path) or len(images) > MOST_IN_ONE: return stored
-    with suppress(TypeError): stored["whole"] = _store_request(example, folder / "whole")      # images in memory are no JSON
-    return stored
+    images = [_store_request(x, folder / str(i)) for i, x in enumerate(_several(example))]
+    is_name = isinstance(example, str) and os.path.exists(example)
+    named = os.path.abspath(example) if is_name else ""
+    whole = None
+    if not images: whole = _store_request(example, folder / "whole")
+    elif not isinstance(example, Path) and len(images) <= MOST_IN_ONE:
+        with suppress(TypeError):       # images in memory are no JSON, and so not one request
+            whole = _store_request(example, folder / "whole")
+    return {"images": images, "whole": whole, "named": named}
 
-def read_request(kind: str, file: str) -> tuple[bytes, str]: return Path(file).read_bytes(), kind
-
-# %% ../../nbs/archive/05a_examples.ipynb #choose-examples
-def choose_examples(handler: Any, stored: dict) -> list[Stored]:
-    "Return the requests for the dry run. The handler decides whether a list is several images, and a str text or the name of a file or a folder"
-    images = takes_images(handler)
-    if images and stored["images"] and (not stored["whole"] or type(handler).preprocess is Handler.preprocess): return stored["images"]
-    if not stored["whole"]: raise InputError("several images are examples for a handler of images; give this one a request")
-    kind, file = stored["whole"]
-    if kind != _STR: return [(kind, file)]
-    named, text = stored["named"], Path(file).read_text()
-    if images and os.path.isdir(named): return [(_BYTES, str(p)) for p in images_in(named)]
-    if images is not False and os.path.isfile(named): return [("application/json" if named.endswith(".json") else _BYTES, named)]
-    if images: raise InputError(f"no file at {text}, and this handler takes images")
-    return [("application/json" if getattr(handler, "features", None) and _is_record(text) else TEXT, file)]
+# %% ../../nbs/archive/05a_examples.ipynb #choose-meaning
+def _choose_meaning(handler: Any, of_images: bool | None, named: str, file: str) -> list[Stored]:
+    "Return the requests that a str means: images of a folder, a file, a record or text"
+    text = Path(file).read_text()
+    if of_images and os.path.isdir(named): return [(BYTES, str(p)) for p in images_in(named)]
+    if of_images is not False and os.path.isfile(named):
+        return [(JSON if named.endswith(".json") else BYTES, named)]
+    if of_images: raise InputError(f"no file at {text}, and this handler takes images")
+    is_record = getattr(handler, "features", None) and _is_record(text)
+    return [(JSON if is_record else TEXT, file)]
 
 def _is_record(text: str) -> bool:
-    "Whether a text is a JSON object, and so a record to a handler of features"
+    "Whether a text is a JSON object, and so a record for a handler of features"
     try: return isinstance(json.loads(text), dict)
     except ValueError: return False
 
+# %% ../../nbs/archive/05a_examples.ipynb #choose-examples
+def choose_examples(handler: Any, stored: dict) -> list[Stored]:
+    """Return the requests for the dry run.
+
+    The handler decides whether a list is several images, and what a str means.
+    """
+    images, whole = stored["images"], stored["whole"]
+    of_images = takes_images(handler)
+    is_ours = of_images is not None and not handler.overrides("preprocess")
+    if of_images and images and (not whole or is_ours): return images
+    if not whole:
+        problem = "several images are examples for a handler of images; give this one a request"
+        raise InputError(problem)
+    kind, file = whole
+    if kind != _STR: return [(kind, file)]
+    return _choose_meaning(handler, of_images, stored["named"], file)
+
 # %% ../../nbs/archive/05a_examples.ipynb #is-missing-path
 def is_missing_path(text: Any) -> bool:
-    "Whether a text looks like the name of a file, and there is none"
+    "Whether a text looks like the name of a file that does not exist"
     if not isinstance(text, str) or os.path.exists(text) or "://" in text: return False
     if re.search(r"\s", text) or text.startswith(("{", "[", '"')): return False
     return "/" in text or bool(re.search(r"\w\.[A-Za-z]\w{1,4}$", text))

@@ -5,121 +5,118 @@
 # %% ../../nbs/archive/05_isolation.ipynb #imports
 from __future__ import annotations
 
-import io, json, time
+import json, time
 from collections.abc import Sequence
 from typing import Any
 
-from .alike import alike, array_in, Outcome
+from .alike import alike, Outcome
+from .config import is_batching
+from .variants import broken_requests, different_request
 from ..errors import ToolkitError
 from ..handler.handler import Handler
-from ..handler.torchserve import receive
-from ..handler.wire import encode, plain_json
+from ..handler.torchserve import call_handle, handler_of, receive
+from ..handler.wire import encode_response, JSON, plain_json
 
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/archive/05_isolation.ipynb #isolation
+# %% ../../nbs/archive/05_isolation.ipynb #depends-on-neighbours
+Request = tuple[bytes, str]     # body and content type
+
 class DependsOnNeighbours(ToolkitError):
-    "A request's answer changes with the requests beside it in the batch"
+    "A request's response changes with the other requests of its batch"
 
 # %% ../../nbs/archive/05_isolation.ipynb #ask
-def ask(service: Any, bodies: Sequence[tuple[bytes, str]]) -> list[Outcome]:
-    "The outcome of each request of one batch. A handler that is not ours fails for all of them at once, and raises"
-    rows = receive(service, bodies)
-    handler: Any = getattr(service._entry_point, "__self__", None)
-    if isinstance(handler, Handler): return handler.run(rows, service.context).answers()
-    answers = service._entry_point(rows, service.context)
-    if isinstance(answers, list) and len(answers) == len(rows): return [_encode_foreign(a) for a in answers]
-    requests = "one request" if len(rows) == 1 else f"{len(rows)} requests"
-    raise TypeError(f"handle returned {answers!r:.200} for {requests}; it must return a list of one answer for each")
+def ask(service: Any, requests: Sequence[Request]) -> list[Outcome]:
+    "Return the outcome of each request of one batch. A foreign handler raises for all of them"
+    rows, handler = receive(service, requests), handler_of(service)
+    if isinstance(handler, Handler): return handler.run(rows, service.context).results()
+    responses = call_handle(service, rows)
+    if isinstance(responses, list) and len(responses) == len(rows):
+        return [_encode_foreign(r) for r in responses]
+    n = "one request" if len(rows) == 1 else f"{len(rows)} requests"
+    rule = "it must return a list of one response for each"
+    raise TypeError(f"handle returned {responses!r:.200} for {n}; {rule}")
 
-def _encode_foreign(answer: Any) -> tuple[bytes, str]:
-    "An answer as TorchServe sends it: NaN too, which our own handlers are refused"
-    if isinstance(answer, (str, bytes, bytearray)): return encode(answer)
-    return json.dumps(answer, default=plain_json).encode(), "application/json"
+def _encode_foreign(response: Any) -> tuple[bytes, str]:
+    "Encode a response as TorchServe does: with NaN, which our own handlers may not return"
+    if isinstance(response, (str, bytes, bytearray)): return encode_response(response)
+    return json.dumps(response, default=plain_json).encode(), JSON
 
-# %% ../../nbs/archive/05_isolation.ipynb #check-isolation
-def check_isolation(service: Any, body: bytes, kind: str) -> str: # a note, where it could not be tried
-    """Raise `DependsOnNeighbours` if the example's answer changes with the requests beside it in a batch.
-
-    It is answered beside itself (twice: an answer that differs already is random), beside a different request, and beside a
-    broken one. Batches of one size are compared, since an answer may tell the size; numbers may differ by `_tolerance`.
-    """
-    config = service.context.model_yaml_config or {}
-    if config.get("batchSize", 1) < 2: return ""
-    example, off, start = (body, kind), _tolerance(service), time.monotonic()
-    beside_itself, again = (ask(service, [example] * 2)[0] for _ in range(2))
-    if not alike(beside_itself, again, off): return _RANDOM
-    if (seconds := time.monotonic() - start) > SLOW: return _TOO_SLOW.format(seconds / 2)
-    ours = isinstance(getattr(service._entry_point, "__self__", None), Handler)
-    neighbours = [("different", different_request(body, kind)), *(("broken", b) for b in broken_requests(body, kind))]
-    for what, neighbour in neighbours:
-        try: answer, others = ask(service, [example, neighbour])
-        except Exception:
-            if ours: raise
-            return _FAILS_TOGETHER.format(what)
-        expected = [beside_itself] if alike(answer, beside_itself, off) else ask(service, [example])
-        if not alike(answer, expected[0], off): _complain("the example", "by itself or beside itself", beside_itself, what, answer)
-        if what == "broken" and ours and not isinstance(others, Exception): _check_broken(service, neighbour, others)
-    return ""
-
-# %% ../../nbs/archive/05_isolation.ipynb #check-broken
-SLOW = 10.0       # seconds for two batches: then the others are left out
-_TOO_SLOW = "a batch of two takes {:.1f} s, so whether an answer depends on the requests beside it was not tried"
-_RANDOM = "its answer differs from one call to the next, so whether it depends on the requests beside it was not tried"
-_FAILS_TOGETHER = "a {} request fails its whole batch; subclass zztoolkit.Handler, whose requests fail alone, or let batchSize be 1"
-
-def _check_broken(service: Any, broken: tuple[bytes, str], answer: Outcome):
-    "Raise `DependsOnNeighbours` if a broken request was answered beside the example, and fails by itself"
-    alone = ask(service, [broken])[0]
-    if not isinstance(alone, Exception): return
-    _complain("a broken request", "by itself", alone, "good", answer, " (a table of all requests fills what one of them lacks with NaN)")
-
-def _complain(request: str, alone: str, expected: Outcome, neighbour: str, answer: Outcome, why: str = ""):
-    raise DependsOnNeighbours("", found=f"{request}, {alone}: {_shown(expected)}\n{request}, beside a {neighbour} one: {_shown(answer)}{why}")
-
-def _shown(x: Outcome) -> str:
-    if isinstance(x, Exception): return f"{type(x).__name__}: {x}"[:300]
-    return x[0][:300].decode(errors="replace")
+# %% ../../nbs/archive/05_isolation.ipynb #notes
+SLOW = 10.0       # seconds for two batches: then the others are skipped
+_TOO_SLOW = "a batch of two takes {:.1f} s, so isolation was not tested"
+_RANDOM = "its response differs from one call to the next, so isolation was not tested"
+_FAILS_TOGETHER = (
+    "a {} request fails its whole batch; subclass zztoolkit.Handler, "
+    "whose requests fail alone, or let batchSize be 1")
 
 # %% ../../nbs/archive/05_isolation.ipynb #tolerance
 def _tolerance(service: Any) -> float:
-    """By how much two equal answers may differ, as a part of the larger number, or of 1.
+    """Return how far two equal responses may differ, relative to the larger number, or to 1.
 
-    0.001; with an artifact on a GPU or of a reduced precision, where sums depend on the batch, 0.02.
+    0.001; on a GPU or in reduced precision, where sums depend on the batch, 0.02.
     """
-    handler: Any = getattr(service._entry_point, "__self__", None)
-    session = getattr(handler, "session", None)
-    return 1e-3 if session is None or session.artifact.precision == "fp32" and session.device == "cpu" else 0.02
+    session = getattr(handler_of(service), "session", None)
+    if session is None: return 1e-3
+    exact = session.artifact.precision == "fp32" and session.device == "cpu"
+    return 1e-3 if exact else 0.02
 
-# %% ../../nbs/archive/05_isolation.ipynb #broken-requests
-def different_request(body: bytes, kind: str) -> tuple[bytes, str]:
-    "A request like this one with other contents: its numbers are larger by 1, its picture or its text is mirrored"
-    if kind == "application/json": return json.dumps(_changed(json.loads(body))).encode(), kind
-    if (x := array_in(body)) is not None: return _mirrored(x, body), kind
-    return body[::-1], kind
+# %% ../../nbs/archive/05_isolation.ipynb #check-broken
+def _check_broken(service: Any, broken: Request, outcome: Outcome):
+    "Raise `DependsOnNeighbours` if a broken request succeeds with the example, and fails by itself"
+    alone = ask(service, [broken])[0]
+    if not isinstance(alone, Exception): return
+    reason = " (a table of all requests fills the missing values of one with NaN)"
+    _complain("a broken request", "by itself", alone, "good", outcome, reason)
 
-MOST_FIELDS = 8      # of an example, each of which is left out once
+def _complain(
+    request: str, alone: str, expected: Outcome, neighbour: str, outcome: Outcome, why: str = ""
+):
+    raise DependsOnNeighbours("", found="\n".join((
+        f"{request}, {alone}: {_text_of(expected)}",
+        f"{request}, with a {neighbour} one: {_text_of(outcome)}{why}")))
 
-def broken_requests(body: bytes, kind: str) -> list[tuple[bytes, str]]:
-    "Requests like this one that are broken: each without one of its fields, or without the end of its bytes"
-    if kind != "application/json": return [(body[:len(body) // 2], kind)]
-    value = json.loads(body)
-    if not isinstance(value, dict) or not value: return [(b"{}", kind)]
-    without = [{k: v for k, v in value.items() if k != name} for name in list(value)[:MOST_FIELDS]]
-    return [(json.dumps(x).encode(), kind) for x in without]
+def _text_of(x: Outcome) -> str:
+    if isinstance(x, Exception): return f"{type(x).__name__}: {x}"[:300]
+    return x[0][:300].decode(errors="replace")
 
-# %% ../../nbs/archive/05_isolation.ipynb #changed
-def _changed(x: Any) -> Any:
-    if isinstance(x, dict): return {k: _changed(v) for k, v in x.items()}
-    if isinstance(x, list): return [_changed(v) for v in x]
-    if isinstance(x, str): return x[::-1]
-    return x if x is None or isinstance(x, bool) else x + 1
+# %% ../../nbs/archive/05_isolation.ipynb #check-beside
+def _check_beside(
+    service: Any, example: Request, expected: Outcome, kind: str, neighbour: Request
+) -> str: # a note, if the handler is foreign and fails
+    "Send the example with a neighbour, and compare its response with the expected one"
+    is_ours, tolerance = isinstance(handler_of(service), Handler), _tolerance(service)
+    try: outcome, other = ask(service, [example, neighbour])
+    except Exception:
+        if is_ours: raise
+        return _FAILS_TOGETHER.format(kind)
+    if not alike(outcome, expected, tolerance):
+        alone = ask(service, [example])[0]
+        if not alike(outcome, alone, tolerance):
+            _complain("the example", "by itself or with itself", expected, kind, outcome)
+    if kind == "broken" and is_ours and not isinstance(other, Exception):
+        _check_broken(service, neighbour, other)
+    return ""
 
-# %% ../../nbs/archive/05_isolation.ipynb #neighbours
-def _mirrored(x: Any, body: bytes) -> bytes:
-    import numpy as np, PIL.Image
-    buf = io.BytesIO()
-    if body.startswith(b"\x93NUMPY"): np.save(buf, x + 1 if x.dtype.kind in "iuf" else x[..., ::-1])
-    else: PIL.Image.fromarray(np.ascontiguousarray(x[:, ::-1])).save(buf, "PNG", compress_level=1)
-    return buf.getvalue()
+# %% ../../nbs/archive/05_isolation.ipynb #check-isolation
+def check_isolation(service: Any, example: Request) -> str: # a note, if it could not be tested
+    """Raise `DependsOnNeighbours` if the example's response depends on the rest of its batch.
+
+    The example is sent with a copy of itself (twice: a response that differs already is random),
+    with a different request, and with a broken one. Batches of equal size are compared, since a
+    response may depend on the size; numbers may differ by `_tolerance`.
+    """
+    if not is_batching(service.context.model_yaml_config or {}): return ""
+    start = time.monotonic()
+    expected, again = (ask(service, [example] * 2)[0] for _ in range(2))
+    if not alike(expected, again, _tolerance(service)): return _RANDOM
+    seconds = (time.monotonic() - start) / 2
+    if 2 * seconds > SLOW: return _TOO_SLOW.format(seconds)
+    for kind, neighbour in _neighbours(example):
+        if note := _check_beside(service, example, expected, kind, neighbour): return note
+    return ""
+
+def _neighbours(example: Request) -> list[tuple[str, Request]]:
+    broken = [("broken", r) for r in broken_requests(*example)]
+    return [("different", different_request(*example)), *broken]

@@ -15,72 +15,97 @@ from ..errors import ToolkitError
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/archive/01_members.ipynb #damage
-MAX_RATIO = 200             # bytes unpacked for one of the archive; weights barely compress
+# %% ../../nbs/archive/01_members.ipynb #limits
+MAX_RATIO = 200             # unpacked bytes for each of the archive; weights barely compress
 RATIO_FLOOR = 64 << 20      # bytes that any archive may unpack to: a table of zeros is honest, too
 MAX_MEMBERS = 20_000
 MAX_DIRECTORY = 8 << 20     # bytes of a zip file's list of its members
 MAX_MANIFEST = 1 << 20      # bytes of MANIFEST.json, and of model-config.yaml
-MAX_ABOUT = 16 << 20        # bytes of an artifact.json, which holds its evidence
+MAX_ABOUT = 16 << 20        # bytes of an artifact.json, which holds its report
 MAX_EXAMPLE = 512 << 10     # bytes of a request that an archive keeps
-# What zipfile, zlib, json and the like raise for damaged bytes, and what a manifest of another shape gives
-_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, NotImplementedError,
-           RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError)
 
 # %% ../../nbs/archive/01_members.ipynb #reading
+# Errors that zipfile, zlib, json and the like raise for damaged bytes and unexpected manifests
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError,
+    NotImplementedError, RuntimeError, LookupError, ValueError, TypeError, AttributeError,
+    OverflowError)
+
 @contextmanager
-def reading(path: Path, what: str = "") -> Iterator[None]:
-    "Raise `ToolkitError` with the file's name for whatever damaged bytes raise"
+def reading(path: Path, member: str = "") -> Iterator[None]:
+    "Raise `ToolkitError` with the file's name for every error of damaged bytes"
     try: yield
     except ToolkitError: raise
     except _DAMAGE as e:
+        error = f"{type(e).__name__}: {str(e)[:300]}"
         raise ToolkitError(
-            f"{path} is no model archive, or is damaged",
-            found=f"{what}{': ' * bool(what)}{type(e).__name__}: {str(e)[:300]}",
+            f"{path} is not a model archive, or is damaged",
+            found=f"{member}: {error}" if member else error,
             do="restore the file, or pack it again with zz archive") from None
 
-# %% ../../nbs/archive/01_members.ipynb #guarded
-class _Guarded(io.BufferedReader):
+# %% ../../nbs/archive/01_members.ipynb #check-names
+def _check_names(path: Path, names: Sequence[str]):
+    if len(names) > MAX_MEMBERS:
+        raise ToolkitError(
+            f"{path} holds too many files",
+            found=f"{len(names):,}, at most {MAX_MEMBERS:,} are allowed",
+            do="pack them as one file, and unpack it in `initialize`")
+    if outside := [n for n in names if _is_outside(n)]:
+        raise ToolkitError(
+            f"{path} names files outside its folder",
+            found=", ".join(outside[:5]),
+            do="do not use it: no packer makes such an archive")
+    if len(set(names)) < len(names):
+        raise ToolkitError(
+            f"{path} holds two files of one name",
+            do="do not use it: different readers would read different files")
+
+def _is_outside(name: str) -> bool:
+    "Whether a file of this name would leave the folder that it is unpacked into"
+    return not name or name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts
+
+# %% ../../nbs/archive/01_members.ipynb #check-members
+def check_members(path: Path, members: Sequence[zipfile.ZipInfo]):
+    "Raise `ToolkitError` for members that no packer writes"
+    names = [m.filename for m in members]
+    _check_names(path, names)
+    packers = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if unreadable := [m.filename for m in members if m.compress_type not in packers]:
+        raise ToolkitError(
+            f"{path} is compressed in a way that TorchServe does not read",
+            found=", ".join(unreadable[:5]),
+            do="pack it again with zz archive")
+    packed, unpacked = path.stat().st_size, sum(m.file_size for m in members)
+    if unpacked > max(RATIO_FLOOR, MAX_RATIO * packed):
+        limit = f"{MAX_RATIO} times as many, or {RATIO_FLOOR >> 20} MiB"
+        raise ToolkitError(
+            f"{path} unpacks to far more than it should",
+            found=f"{packed:,} bytes to {unpacked:,}; at most {limit}, are allowed",
+            do="do not use it, unless you know the reason: "
+               "raise zztoolkit.archive.members.MAX_RATIO")
+
+# %% ../../nbs/archive/01_members.ipynb #bounded-file
+class _BoundedFile(io.BufferedReader):
     "A zip file whose list of members cannot fill the memory"
-    limited = True
+    in_directory = True
 
     def read(self, size: int | None = -1) -> bytes:
-        if self.limited and size and size > MAX_DIRECTORY: raise zipfile.BadZipFile(f"its list of members has {size} bytes, more than {MAX_DIRECTORY}")
+        if self.in_directory and size and size > MAX_DIRECTORY:
+            problem = f"its list of members has {size} bytes, more than {MAX_DIRECTORY}"
+            raise zipfile.BadZipFile(problem)
         return super().read(size)
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    "An archive as a zip file, within the limits. Raise `ToolkitError` if it is damaged or beyond them"
-    with reading(path), _Guarded(io.FileIO(path)) as file, zipfile.ZipFile(file) as z:
-        file.limited = False
+    "Open an archive as a zip file. Raise `ToolkitError` if it is damaged or exceeds a limit"
+    with reading(path), _BoundedFile(io.FileIO(path)) as file, zipfile.ZipFile(file) as z:
+        file.in_directory = False
         check_members(path, z.infolist())
         yield z
 
-# %% ../../nbs/archive/01_members.ipynb #check-members
-def check_members(path: Path, members: Sequence[zipfile.ZipInfo]):
-    "Raise `ToolkitError` for files that no archive holds: too many, outside its folder, or unpacked far larger than packed"
-    if len(members) > MAX_MEMBERS:
-        raise ToolkitError(f"{path} holds too many files", found=f"{len(members):,}, at most {MAX_MEMBERS:,} are allowed", do="pack them as one file, and unpack it in `initialize`")
-    if outside := [m.filename for m in members if _is_outside(m.filename)]:
-        raise ToolkitError(f"{path} names files outside its folder", found=", ".join(outside[:5]), do="do not use it: no packer makes such an archive")
-    if len({m.filename for m in members}) < len(members):
-        raise ToolkitError(f"{path} holds two files of one name", do="do not use it: who unpacks it decides which one counts")
-    if odd := [m.filename for m in members if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]:
-        raise ToolkitError(f"{path} is compressed in a way that TorchServe does not read", found=", ".join(odd[:5]), do="pack it again with zz archive")
-    packed, unpacked = path.stat().st_size, sum(m.file_size for m in members)
-    if unpacked > max(RATIO_FLOOR, MAX_RATIO * packed):
-        raise ToolkitError(
-            f"{path} unpacks to far more than it should",
-            found=f"{packed:,} bytes to {unpacked:,}; at most {MAX_RATIO} times as many, or {RATIO_FLOOR >> 20} MiB, are allowed",
-            do="do not use it, unless you know why: raise zztoolkit.archive.members.MAX_RATIO")
-
-# %% ../../nbs/archive/01_members.ipynb #read
-def _is_outside(name: str) -> bool:
-    "Would a file of this name leave the folder that it is unpacked into?"
-    return not name or name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts
-
-def _read(z: zipfile.ZipFile, name: str, most: int) -> bytes:
-    "A small member; never more than `most` bytes of it are in memory"
+# %% ../../nbs/archive/01_members.ipynb #read-member
+def read_member(z: zipfile.ZipFile, name: str, most: int) -> bytes:
+    "Return a small member; never more than `most` bytes of it are in memory"
     with z.open(name) as f: data = f.read(most + 1)
     if len(data) <= most: return data
     raise ToolkitError(

@@ -5,18 +5,20 @@
 # %% ../../nbs/archive/09_packing.ipynb #imports
 from __future__ import annotations
 
-import os, shutil, tempfile, warnings, zipfile
+import os, shutil, tempfile, warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
-from .config import in_torchserves_words, model_config
+from .config import given_settings, model_config, to_torchserve_keys
+from .contents import CONFIG
 from .dry_run import check_unpacked
-from .mar import default_store, made_store, Mar
+from .mar import Mar
 from .repack import record_plan, repack, run_archiver
-from zztoolkit.archive.rules import (
-    built_in_handlers, check_handler_file, check_name, check_rules,
-)
+from .rules import built_in_handlers, check_handler_file, check_name, check_rules
+from .store import default_store, make_store
+from .trial import is_chosen_exact
 from ..compile.artifact import Artifact
 from ..compile.store import load_artifact
 from ..errors import ToolkitError
@@ -27,95 +29,121 @@ from ..vision.agreement import Agreement
 from ..vision.chain import Chain
 
 # %% auto #0
-__all__ = ['archive']
-
-# %% ../../nbs/archive/09_packing.ipynb #lay-out
-def _lay_out(contents: Path, artifact: Artifact | None, chain: Chain | None, features: Features | Path | None, extra_files: Sequence[str | Path], config: dict):
-    "Everything but the handler, as it will stand in the unpacked archive"
-    import yaml
-    contents.mkdir()
-    if artifact: shutil.copytree(artifact.verify().path, contents / "artifact")
-    if chain: (contents / "chain.json").write_text(chain.to_json())
-    if isinstance(features, Features): features.save(contents / "features")
-    elif features: shutil.copytree(features, contents / "features")
-    for extra in map(Path, extra_files):
-        if not extra.exists(): raise ToolkitError(f"no extra file at {extra}")
-        if (contents / extra.name).exists() or extra.name == "model-config.yaml":
-            raise ToolkitError(f"two files of the archive would be called {extra.name}", found=str(extra), do="rename one: extra files stand side by side in the model folder")
-        shutil.copytree(extra, contents / extra.name) if extra.is_dir() else shutil.copy(extra, contents)
-    (contents / "model-config.yaml").write_text(yaml.safe_dump(config, sort_keys=True))
+__all__ = ['pack']
 
 # %% ../../nbs/archive/09_packing.ipynb #as-model
 def as_model(model: Any) -> tuple[Artifact | None, Path | None]:
-    "What was given as the model: an artifact (or its folder), or a file that a TorchServe handler loads by itself"
+    "Return a model as an artifact, or as the path of a file that a handler loads by itself"
     if model is None or isinstance(model, Artifact): return model, None
     path = artifact_folder(model)
     if (path / "artifact.json").exists(): return load_artifact(path), None
     if path.is_file(): return None, path
-    raise ToolkitError("no model there", found=f"{model} is no folder of an artifact and no file" + (", nor a variable of the notebook" if isinstance(model, str) else ""),
-                       do="give an Artifact, its folder (artifact.path), or a model file: TorchScript, torch.export's or ONNX (.pt, .pt2, .onnx)")
+    found = f"{model} is neither the folder of an artifact nor a file"
+    raise ToolkitError(
+        "no model there",
+        found=f"{found}, nor a variable of the notebook" if isinstance(model, str) else found,
+        do="give an Artifact, its folder (artifact.path), or a model file: "
+           "TorchScript, torch.export's or ONNX (.pt, .pt2, .onnx)")
 
+# %% ../../nbs/archive/09_packing.ipynb #as-features
 def as_features(features: Any) -> Features | Path | None:
-    "Fitted features, or the folder they were saved to. Raises `ToolkitError` for anything else"
+    "Return fitted features, or the folder that they were saved to"
     if features is None or isinstance(features, Features): return features
-    if isinstance(features, (str, Path)) and (Path(features) / "features.json").exists(): return Path(features)
-    raise ToolkitError("no features there", found=repr(features)[:200], do="give fitted Features, or the folder that features.save(folder) wrote")
+    is_path = isinstance(features, (str, Path))
+    if is_path and (Path(features) / "features.json").exists(): return Path(features)
+    raise ToolkitError(
+        "no features there",
+        found=repr(features)[:200],
+        do="give fitted Features, or the folder that features.save(folder) wrote")
 
-# %% ../../nbs/archive/09_packing.ipynb #given-settings
-def given_settings(given: Mapping | str | Path | None) -> dict:
-    "Keys of model-config.yaml, given as such or as a YAML file of them. Raise `ToolkitError` for anything else"
-    import yaml
-    if given is None or isinstance(given, Mapping): return dict(given or {})
-    try: settings = yaml.safe_load(Path(given).read_text()) or {}
-    except (OSError, ValueError, yaml.YAMLError) as e: raise ToolkitError(f"no configuration in {given}", found=str(e), do="YAML, as TorchServe's model-config.yaml has it") from None
-    if isinstance(settings, dict): return settings
-    raise ToolkitError(f"no configuration in {given}", found=f"a {type(settings).__name__}", do="YAML, as TorchServe's model-config.yaml has it: key: value")
-
-# %% ../../nbs/archive/09_packing.ipynb #archive
-def archive(
-    name: str,                              # of the model
-    handler: str | Path,                    # file of the handler: a zztoolkit `Handler`, or any TorchServe handler; or the name of one that TorchServe brings
-    model: Any = None,                      # an `Artifact`, its folder, a TorchScript, torch.export or ONNX file, or what a TorchServe handler of yours loads
-    version: str = "1.0",
-    store: str | Path | None = None,        # folder the archive is put into; default: model_store of the project
-    chain: Chain | None = None,             # preprocessing, for a handler whose class names none
-    features: Any = None,                   # fitted `Features`, or the folder they were saved to, for a handler of records
-    extra_files: Sequence[str | Path] = (), # files and folders the handler reads from its model folder
-    example: Any = None,                    # for the dry run: what `Endpoint.predict` takes (text, the path of a file, a record, ...); a list or a folder of images measures the chain's plan on all of them
-    exact: bool | None = None,              # the plan of the chain: True as torchvision computes it, unmeasured; False fast, however far that is; None: fast where the examples agree
-    settings: Mapping | str | Path | None = None,   # model-config.yaml, or its keys, such as a section `handler`; `config` goes before it
-    **config: Any,                          # model-config.yaml: minWorkers, batchSize, maxBatchDelay (ms), threads, ...
-) -> Mar:
-    """Check the handler as a worker would run it, pack it, and put it into the store. What stood there stays until it worked.
-
-    The fast plan of a chain that decodes is compared with the exact one over the example images, or the sample photograph
-    if there are none, with the handler's model; `Mar.agreement` keeps the result. Beyond `PlanTolerance`, a warning says
-    so and the exact plan is served.
-    """
-    check_name(name), check_name(version)
-    if isinstance(example, Path) and not example.exists(): raise ToolkitError(f"no example at {example}", do="give a file, a folder of images, or what Endpoint.predict takes")
-    if exact is not None: config["exact"] = exact
-    source = str(handler) if str(handler) in built_in_handlers() else _checked(handler)
-    artifact, model_file = as_model(model)
-    whole_config = model_config(artifact.batch if artifact else None, given_settings(settings) | in_torchserves_words(config))
-    store = made_store(Path(store or default_store()))
-    with tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as work:
-        contents, made, final = Path(work, "contents"), Path(work, f"{name}.mar"), Path(work, "final.mar")
-        _lay_out(contents, artifact, chain, as_features(features), extra_files, whole_config)
-        run_archiver(name, version, source, contents, model_file, Path(work))
-        with zipfile.ZipFile(made) as z: z.extractall(Path(work, "unpacked"))
-        found = check_unpacked(Path(work, "unpacked"), example)
-        if found.get("note"): warnings.warn(f"{name}: {found['note']}", stacklevel=2)
-        agreement = Agreement(**found["agreement"]) if "agreement" in found else None
-        if agreement and agreement.exact and agreement.images:
-            warnings.warn(f"{name} {agreement.verdict}; exact=False keeps the fast one, and a larger reducing_gap of Decode brings that nearer", stacklevel=2)
-        repack(made, final, Path(work, "made-up"), record_plan(agreement, whole_config) if agreement else {})
-        os.replace(final, made)
-        return Mar(made, name, version, sha256(made), tried="answer" in found).move_to(store)
-
-# %% ../../nbs/archive/09_packing.ipynb #checked
-def _checked(handler: str | Path) -> Path:
-    "The file of a handler that TorchServe can take"
+# %% ../../nbs/archive/09_packing.ipynb #handler-source
+def _handler_source(handler: str | Path) -> str | Path:
+    "Return a checked handler file, or the name of one of TorchServe's handlers"
+    if str(handler) in built_in_handlers(): return str(handler)
     file = check_handler_file(handler)
     check_rules(file.read_text(), file.name)
     return file.resolve()
+
+# %% ../../nbs/archive/09_packing.ipynb #copy-extra
+def _copy_extra(file: Path, folder: Path):
+    if not file.exists(): raise ToolkitError(f"no extra file at {file}")
+    target = folder / file.name
+    if target.exists() or file.name == CONFIG:
+        raise ToolkitError(
+            f"two files of the archive would be called {file.name}",
+            found=str(file),
+            do="rename one: extra files are put into the model folder by name")
+    if file.is_dir(): shutil.copytree(file, target)
+    else: shutil.copy(file, target)
+
+# %% ../../nbs/archive/09_packing.ipynb #write-contents
+def _write_contents(
+    folder: Path,
+    artifact: Artifact | None,
+    chain: Chain | None,
+    features: Features | Path | None,
+    extra_files: Sequence[str | Path],
+    config: dict,
+):
+    "Write everything but the handler as it is in the unpacked archive"
+    import yaml
+    folder.mkdir()
+    if artifact: shutil.copytree(artifact.verify().path, folder / "artifact")
+    if chain: (folder / "chain.json").write_text(chain.to_json())
+    if isinstance(features, Features): features.save(folder / "features")
+    elif features: shutil.copytree(features, folder / "features")
+    for file in map(Path, extra_files): _copy_extra(file, folder)
+    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=True))
+
+# %% ../../nbs/archive/09_packing.ipynb #warn-of
+def _warn_of(name: str, note: str, agreement: Agreement | None):
+    "Warn the caller of `pack` of what a dry run found"
+    if note: warnings.warn(f"{name}: {note}", stacklevel=3)
+    if agreement is None or not is_chosen_exact(agreement): return
+    hint = "exact=False keeps the fast one, and a larger reducing_gap of Decode brings that nearer"
+    warnings.warn(f"{name} {agreement.verdict}; {hint}", stacklevel=3)
+
+# %% ../../nbs/archive/09_packing.ipynb #pack
+def pack(
+    name: str,                              # of the model
+    handler: str | Path,                    # file of a TorchServe handler, or the name of a built-in one
+    model: Any = None,                      # an `Artifact`, its folder, or a model file
+    version: str = "1.0",
+    store: str | Path | None = None,        # folder of the archive; default: the project's model_store
+    chain: Chain | None = None,             # preprocessing, for a handler whose class has none
+    features: Any = None,                   # fitted `Features` or their folder, for a handler of records
+    extra_files: Sequence[str | Path] = (), # files and folders that the handler reads
+    example: Any = None,                    # a request for the dry run; images measure the plan, too
+    exact: bool | None = None,              # plan of the chain: True exact, False fast, None measured
+    settings: Mapping | str | Path | None = None,   # model-config.yaml, or its keys
+    **config: Any,                          # of model-config.yaml: workers, batch_size, threads, ...
+) -> Mar:
+    """Check a handler as a worker would run it, pack it, and put the archive into the store.
+
+    An archive of that name is replaced only on success. The fast plan of a chain that decodes is
+    compared with the exact one over the example images (without any, the sample photograph), with
+    the handler's model; `Mar.agreement` keeps the result. Beyond `PlanTolerance`, the exact plan is
+    served, with a warning.
+    """
+    check_name(name), check_name(version)
+    if isinstance(example, Path) and not example.exists():
+        do = "give a file, a folder of images, or a value for Endpoint.predict"
+        raise ToolkitError(f"no example at {example}", do=do)
+    if exact is not None: config["exact"] = exact
+    source = _handler_source(handler)
+    artifact, model_file = as_model(model)
+    given = given_settings(settings) | to_torchserve_keys(config)
+    full = model_config(artifact.batch if artifact else None, given)
+    store = make_store(Path(store or default_store()))
+    with tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as folder:
+        work, first, final = Path(folder), Path(folder, f"{name}.mar"), Path(folder, "final.mar")
+        _write_contents(work / "contents", artifact, chain, as_features(features), extra_files, full)
+        run_archiver(name, version, source, work / "contents", model_file, work)
+        with ZipFile(first) as z: z.extractall(work / "unpacked")
+        found = check_unpacked(work / "unpacked", example)
+        agreement = Agreement(**found["agreement"]) if "agreement" in found else None
+        _warn_of(name, found.get("note", ""), agreement)
+        repack(first, final, work / "made-up", record_plan(agreement, full) if agreement else {})
+        os.replace(final, first)
+        mar = Mar(first, name, version, sha256(first), dry_run_passed="response" in found)
+        return mar.move_to(store)

@@ -14,7 +14,8 @@ from typing import Any
 
 from ..errors import InputError, ToolkitError
 from ..handler.handler import Handler
-from ..vision.agreement import Agreement, choose_plan, without_measuring
+from ..handler.wire import JSON
+from ..vision.agreement import Agreement, choose_plan, skip_measuring
 from ..vision.chain import Chain
 
 # %% auto #0
@@ -22,28 +23,17 @@ __all__ = []
 
 # %% ../../nbs/archive/05b_plan.ipynb #chain-input
 def chain_input(kind: str, body: bytes | Path) -> Any:
-    "Return what a chain gets of a request"
-    if kind != "application/json": return body
+    "Return what a chain receives of a request"
+    if kind != JSON: return body
     return json.loads(body.read_bytes() if isinstance(body, Path) else body)
 
-# %% ../../nbs/archive/05b_plan.ipynb #measure-handler
-def measure_handler(handler: Handler, images: Sequence) -> Agreement | None:
-    """Compare the plan of a handler's chain with the exact one over images, and choose.
-
-    `exact=True`, of the chain or the configuration, leaves the measuring out; with `exact=False` the fast plan stays.
-    None for a chain that decodes nothing, and where a `preprocess` of its own leaves open what the chain gets.
-    """
-    chain, exact = handler.chain, handler.config.get("exact")
-    if chain is None: return None
-    if chain.exact: return without_measuring("given exact=True" if exact else "the chain says exact=True")
-    if not chain.decodes: return None
-    if type(handler).preprocess is not Handler.preprocess: images = [x for x in images if _accepts(chain, x)]
-    if not images: return None
-    try: chosen, measured = choose_plan(chain, images, _scorer(handler, images[0]), exact=exact)
-    except ToolkitError as e: raise InputError(f"{e.problem}: {e.found}") from None
-    handler.chain = chosen
-    rounded: dict[str, Any] = {k: round(v, 6) for k, v in asdict(measured).items() if isinstance(v, float)}
-    return replace(measured, **rounded)     # the last digits depend on the machine, and would change the archive's digest
+# %% ../../nbs/archive/05b_plan.ipynb #own-scores
+def _own_scores(handler: Handler, batch: Any) -> Any:
+    "Return scores of the handler's own `inference`, without a session"
+    import numpy as np
+    scores = handler.inference(batch)
+    if hasattr(scores, "detach"): scores = scores.detach().cpu().numpy()
+    return scores if isinstance(scores, np.ndarray) else np.zeros(1)
 
 # %% ../../nbs/archive/05b_plan.ipynb #scorer
 def _accepts(chain: Chain, image: Any) -> bool:
@@ -52,17 +42,35 @@ def _accepts(chain: Chain, image: Any) -> bool:
     return True
 
 def _scorer(handler: Handler, image: Any) -> Callable | None:
-    "Return the handler's model as a function of what its chain gives; None if it takes something else"
+    "Return the handler's model as a function of the chain's output, None if it takes another"
     assert handler.chain
     model: Any = handler.session or partial(_own_scores, handler)
     try: model(handler.chain(image)[None])
     except Exception: return None
     return model
 
-# %% ../../nbs/archive/05b_plan.ipynb #own-scores
-def _own_scores(handler: Handler, batch: Any) -> Any:
-    "Scores by an `inference` of the handler's own, without a session"
-    import numpy as np
-    scores = handler.inference(batch)
-    if hasattr(scores, "detach"): scores = scores.detach().cpu().numpy()
-    return scores if isinstance(scores, np.ndarray) else np.zeros(1)
+# %% ../../nbs/archive/05b_plan.ipynb #measure-handler
+def measure_handler(handler: Handler, images: Sequence) -> Agreement | None:
+    """Compare the plan of a handler's chain with the exact one over images, and choose.
+
+    `exact=True`, of the chain or the configuration, skips the measurement; with `exact=False` the
+    fast plan stays. None for a chain that decodes nothing, and if the handler's own `preprocess`
+    gives the chain something else.
+    """
+    chain, exact = handler.chain, handler.config.get("exact")
+    if chain is None: return None
+    if chain.exact:
+        return skip_measuring("given exact=True" if exact else "the chain says exact=True")
+    if not chain.decodes: return None
+    if handler.overrides("preprocess"): images = [x for x in images if _accepts(chain, x)]
+    if not images: return None
+    try: chosen, measured = choose_plan(chain, images, _scorer(handler, images[0]), exact=exact)
+    except ToolkitError as e: raise InputError(f"{e.problem}: {e.found}") from None
+    handler.chain = chosen
+    return _rounded(measured)
+
+def _rounded(agreement: Agreement) -> Agreement:
+    "Round its numbers: their last digits depend on the machine, and would change the digest"
+    numbers = {k: v for k, v in asdict(agreement).items() if isinstance(v, float)}
+    values: dict[str, Any] = {k: round(v, 6) for k, v in numbers.items()}
+    return replace(agreement, **values)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast, importlib.util, re, sys, traceback
 from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from ..errors import ToolkitError
@@ -14,57 +15,93 @@ from ..errors import ToolkitError
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/archive/03_rules.ipynb #check-handler-file
+# %% ../../nbs/archive/03_rules.ipynb #check-name
 def check_name(name: str) -> str:
-    "`name`, if TorchServe takes it as a model's name"
-    if name.startswith("token"): raise ToolkitError(f"{name} cannot be served", found="TorchServe takes every address with /token in it for its key service", do="begin the name otherwise")
+    "Return `name` if TorchServe accepts it as a model's name. Raise `ToolkitError` if not"
+    if name.startswith("token"):
+        raise ToolkitError(
+            f"{name} cannot be served",
+            found="TorchServe uses every address with /token in it for its key service",
+            do="begin the name with something else")
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_\-.]*", name): return name
-    raise ToolkitError("no name for a model or a version", found=repr(name), do="use letters, digits, _ - and . and begin with a letter or digit")
+    raise ToolkitError(
+        "not a valid name for a model or a version",
+        found=repr(name),
+        do="use letters, digits, _ - and . and begin with a letter or digit")
 
-def check_handler_file(path: str | Path) -> Path:
-    "`path`, if its name can be imported and is nobody else's module"
-    path = Path(path)
-    if not path.is_file(): raise ToolkitError(f"no handler file at {path}", do=f"give a file, or a handler that TorchServe brings: {', '.join(sorted(built_in_handlers()))}")
-    if path.stem == "zztoolkit": raise ToolkitError("a handler cannot be called zztoolkit", do="the handler's file would stand in for the package: rename it")
-    if path.suffix != ".py" or not path.stem.isidentifier():
-        raise ToolkitError(f"{path.name} cannot be imported as a module", do=_how_to_rename(path.stem))
-    if (spec := _installed_module(path.stem)) and (not spec.origin or Path(spec.origin).resolve() != path.resolve()):
-        raise ToolkitError(f"{path.name} has the name of an installed module", found=str(spec.origin), do="rename the handler file: TorchServe imports it by its bare name")
-    return path
-
-# %% ../../nbs/archive/03_rules.ipynb #how-to-rename
-def _how_to_rename(stem: str) -> str:
-    "Say which name can be imported, and how the model keeps the one it has"
-    name = re.sub(r"\W", "_", stem).lstrip("_") or "handler"
-    file = f"{'' if name[0].isalpha() else 'handler_'}{name}.py"
-    keeps = f"; the model can keep its name: zz archive {file} --name {stem}" if _is_name(stem) else ""
-    return f"rename it to {file}{keeps}"
-
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
+    "Whether TorchServe accepts a name"
     with suppress(ToolkitError): return bool(check_name(name))
     return False
 
+# %% ../../nbs/archive/03_rules.ipynb #built-in-handlers
 def built_in_handlers() -> set[str]:
-    "Names of the handlers that TorchServe brings, as torch-model-archiver takes them"
+    "Return the names of TorchServe's own handlers"
     from model_archiver.model_packaging_utils import model_handlers
     return {*model_handlers}
 
-# %% ../../nbs/archive/03_rules.ipynb #installed-module
-def _installed_module(stem: str):
-    "Where `import stem` would come from, this folder and the model store's folders apart"
-    from importlib.machinery import PathFinder
-    if stem in sys.builtin_module_names or stem in sys.stdlib_module_names: return importlib.util.find_spec(stem)
-    return PathFinder.find_spec(stem, [p for p in sys.path if "site-packages" in p or "dist-packages" in p])
+# %% ../../nbs/archive/03_rules.ipynb #rename-hint
+def _rename_hint(stem: str) -> str:
+    "Return which name can be imported, and how the model keeps the one it has"
+    name = re.sub(r"\W", "_", stem).lstrip("_") or "handler"
+    prefix = "" if name[0].isalpha() else "handler_"
+    file = f"{prefix}{name}.py"
+    if not is_name(stem): return f"rename it to {file}"
+    command = f"zz archive {file} --name {stem}"
+    return f"rename it to {file}; the model can keep its name: {command}"
 
-# %% ../../nbs/archive/03_rules.ipynb #rules
+# %% ../../nbs/archive/03_rules.ipynb #installed-module
+def _check_hides_nothing(path: Path):
+    spec = _installed_module(path.stem)
+    if spec is None: return
+    if spec.origin and Path(spec.origin).resolve() == path.resolve(): return
+    raise ToolkitError(
+        f"{path.name} has the name of an installed module",
+        found=str(spec.origin),
+        do="rename the handler file: TorchServe imports it by its bare name")
+
+def _installed_module(stem: str) -> ModuleSpec | None:
+    "Find what `import stem` would import, ignoring this folder and the model store's folders"
+    if stem in sys.builtin_module_names or stem in sys.stdlib_module_names:
+        return importlib.util.find_spec(stem)
+    folders = [p for p in sys.path if "site-packages" in p or "dist-packages" in p]
+    return PathFinder.find_spec(stem, folders)
+
+# %% ../../nbs/archive/03_rules.ipynb #check-handler-file
+def check_handler_file(path: str | Path) -> Path:
+    "Return `path` if it can be imported and hides no other module. Raise `ToolkitError` if not"
+    path = Path(path)
+    if not path.is_file():
+        own = ", ".join(sorted(built_in_handlers()))
+        raise ToolkitError(
+            f"no handler file at {path}",
+            do=f"give a file, or a handler that TorchServe brings: {own}")
+    if path.stem == "zztoolkit":
+        raise ToolkitError(
+            "a handler cannot be called zztoolkit",
+            do="the handler's file would replace the package: rename it")
+    if path.suffix != ".py" or not path.stem.isidentifier():
+        raise ToolkitError(
+            f"{path.name} cannot be imported as a module",
+            do=_rename_hint(path.stem))
+    _check_hides_nothing(path)
+    return path
+
+# %% ../../nbs/archive/03_rules.ipynb #check-rules
 def check_rules(source: str, name: str = "the handler"):
-    "Raise `ToolkitError` unless the module defines exactly one class, or a function `handle`"
+    "Raise `ToolkitError` unless a module defines exactly one class, or a function `handle`"
     try: body = ast.parse(source, filename=name).body
     except SyntaxError as e:
-        raise ToolkitError(f"{name} is not Python", found="".join(traceback.format_exception_only(e))) from None
-    if any(isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)) and n.name == "handle" for n in body): return
+        error = "".join(traceback.format_exception_only(e))
+        raise ToolkitError(f"{name} is not Python", found=error) from None
+    functions = [n.name for n in body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     classes = [n.name for n in body if isinstance(n, ast.ClassDef)]
-    if len(classes) == 1: return
-    if not classes: raise ToolkitError(f"{name} defines no handler", do="define one class with `initialize` and `handle` (subclass zztoolkit.Handler)")
-    raise ToolkitError(f"{name} defines {len(classes)} classes, TorchServe takes exactly one", found=", ".join(classes),
-                       do="move the others into a module and import them: imported classes do not count")
+    if "handle" in functions or len(classes) == 1: return
+    if not classes:
+        raise ToolkitError(
+            f"{name} defines no handler",
+            do="define one class with `initialize` and `handle` (subclass zztoolkit.Handler)")
+    raise ToolkitError(
+        f"{name} defines {len(classes)} classes, TorchServe takes exactly one",
+        found=", ".join(classes),
+        do="move the others into a module and import them: imported classes do not count")

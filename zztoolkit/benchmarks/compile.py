@@ -15,7 +15,7 @@ from ..compile.artifact import Artifact
 from ..compile.compiler import compile_model
 from ..compile.race import race, torch_threads
 from ..compile.signature import Dim
-from ..compile.subject import subject
+from ..compile.model_spec import inspect_model
 from ..errors import ToolkitError
 from ..samples import efficientnet_lite, large_photographs, photographs
 from ..system import cache_dir
@@ -141,7 +141,7 @@ def rows(artifact: Artifact) -> Iterator[tuple[str, ...]]:
     for c in artifact.report["candidates"]:
         speed = [f"{eager[n] / t:.2f}x" for n, t in c["ms"].items()] if c.get("ms") else ["-"] * len(eager)
         p = c.get("parity")
-        yield f"{c['engine']} {c['precision']}", *speed, f"{p['max_abs_diff']:.1e}" if p else "-", f"{p['top1_agreement']:.0%}" if p else "-", c["outcome"][:90]
+        yield f"{c['backend']} {c['precision']}", *speed, f"{p['max_abs_diff']:.1e}" if p else "-", f"{p['top1_agreement']:.0%}" if p else "-", c["status"][:90]
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     wide = [max(len(r[i]) for r in (head, *body)) for i in range(len(head))]
@@ -151,7 +151,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def against_torch_compile(case: Case, artifact: Artifact) -> dict[str, dict[str, float]]:
     "Milliseconds of eager, `torch.compile` and the artifact at its smallest and best batch, in turns on one thread"
     import torch
-    s = subject(case.model, case.example, case.batch, case.options.get("dynamic"))
+    s = inspect_model(case.model, case.example, case.batch, case.options.get("dynamic"))
     torch.compiler.reset()      # its limit of recompilations counts those of the cases before
     compiled, session = torch.compile(s.model), artifact.load(1)
     inputs = {n: s.at(batch=n) for n in sorted({artifact.batch.min, artifact.batch.opt})}
@@ -167,9 +167,9 @@ def run(name: str, folder: Path, say: Callable[[str], None] = print) -> tuple[Ar
     artifact = compile_model(case.model, case.example, "all", case.batch, path=folder / name, progress=lambda step: say(f"  · {step}"), **case.options)
     eager = artifact.report["eager_ms"]
     say("  eager " + ", ".join(f"{ms:.1f} ms at batch {n}" for n, ms in eager.items()))
-    say(table(["engine", *(f"batch {n}" for n in eager), "maxdiff", "top-1", ""], list(rows(artifact))))
+    say(table(["backend", *(f"batch {n}" for n in eager), "maxdiff", "top-1", ""], list(rows(artifact))))
     ms = against_torch_compile(case, artifact)
-    say("  once more, in turns: " + "; ".join(f"batch {n}: eager {ms['eager'][n]:.1f} ms, torch.compile {ms['torch.compile'][n]:.1f}, {artifact.engine} {artifact.precision} {ms['artifact'][n]:.1f}" for n in ms["eager"]))
+    say("  once more, in turns: " + "; ".join(f"batch {n}: eager {ms['eager'][n]:.1f} ms, torch.compile {ms['torch.compile'][n]:.1f}, {artifact.backend} {artifact.precision} {ms['artifact'][n]:.1f}" for n in ms["eager"]))
     return artifact, ms
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #main
@@ -180,4 +180,4 @@ def main():
     with tempfile.TemporaryDirectory() as tmp: done = {name: run(name, Path(tmp)) for name in names}
     print("\nTensorRT was not run: it needs an NVIDIA GPU.")
     for name, (artifact, ms) in done.items():
-        if name == "lite0": print(f"lite0 chosen={artifact.engine}-{artifact.precision} speedup={ms['eager']['1'] / ms['artifact']['1']:.2f} maxdiff={artifact.parity['max_abs_diff']:.1e}")
+        if name == "lite0": print(f"lite0 chosen={artifact.backend}-{artifact.precision} speedup={ms['eager']['1'] / ms['artifact']['1']:.2f} maxdiff={artifact.parity['max_abs_diff']:.1e}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ..archive.packing import archive
+from ..archive.packing import pack
 from ..compile.compiler import compile_model
 from ..errors import ToolkitError
 from zztoolkit.samples import (
@@ -31,48 +31,54 @@ def requests_per_second(
     bodies: Sequence[bytes], # sent in turn
     clients: int = 8,
     seconds: float = 4,
-) -> float: # answers with status 200 in a second
-    "A closed loop of `clients` for `seconds`. Raises `ToolkitError` if any request fails"
-    answered, failed, end = [0] * clients, [], time.perf_counter() + seconds
-    turns = itertools.count()
+) -> float: # responses with status 200 in a second
+    "Run a closed loop of `clients` for `seconds`. Raise `ToolkitError` if a request fails"
+    counts, errors, turns = [0] * clients, [], itertools.count()
+    start = time.perf_counter()
+
+    def send(k: int):
+        while time.perf_counter() < start + seconds and not errors:
+            r = endpoint.post(bodies[next(turns) % len(bodies)])
+            if r.status_code != 200: return errors.append(r.text)
+            counts[k] += 1
 
     def client(k: int):
-        try:
-            while time.perf_counter() < end:
-                r = endpoint.post(bodies[next(turns) % len(bodies)])
-                if r.status_code != 200: return failed.append(r.text)
-                answered[k] += 1
-        except Exception as e: failed.append(str(e))
+        try: send(k)
+        except Exception as e: errors.append(str(e))
 
-    start = time.perf_counter()
     threads = [threading.Thread(target=client, args=(k,)) for k in range(clients)]
     for t in threads: t.start()
     for t in threads: t.join()
-    if failed: raise ToolkitError(f"{endpoint.name} failed under load", found=failed[0])
-    return sum(answered) / (time.perf_counter() - start)
+    if errors: raise ToolkitError(f"{endpoint.name} failed under load", found=errors[0])
+    return sum(counts) / (time.perf_counter() - start)
 
 # %% ../../nbs/benchmarks/01_demo.ipynb #side-by-side
-def side_by_side(sides: dict[str, Endpoint], bodies: Sequence[bytes], rounds: int = 3, say: Callable[[str], None] = print) -> dict[str, float]:
-    "Median requests per second of each side, their rounds alternated"
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for e in sides.values(): requests_per_second(e, bodies, seconds=1)    # warm up
-    for r in range(rounds):
-        for name, e in sides.items(): found[name].append(requests_per_second(e, bodies))
-        say(f"  round {r + 1} of {rounds}: " + ", ".join(f"{name} {v[-1]:.1f}/s" for name, v in found.items()))
-    return {name: statistics.median(v) for name, v in found.items()}
+def side_by_side(
+    endpoints: dict[str, Endpoint],
+    bodies: Sequence[bytes],
+    rounds: int = 3,
+    say: Callable[[str], None] = print,
+) -> dict[str, float]:
+    "Return the median requests per second of each endpoint, measured in turns"
+    rates: dict[str, list[float]] = {name: [] for name in endpoints}
+    for e in endpoints.values(): requests_per_second(e, bodies, seconds=1)    # warm up
+    for r in range(1, rounds + 1):
+        for name, e in endpoints.items(): rates[name].append(requests_per_second(e, bodies))
+        last = ", ".join(f"{name} {values[-1]:.1f}/s" for name, values in rates.items())
+        say(f"  round {r} of {rounds}: {last}")
+    return {name: statistics.median(values) for name, values in rates.items()}
 
 # %% ../../nbs/benchmarks/01_demo.ipynb #handler-module
 HANDLERS = Path(__file__).parents[2] / "handlers" if "__file__" in globals() else Path.cwd().parents[1] / "handlers"
 
 def handler_module(stem: str) -> ModuleType:
-    "A handler file of this repository, imported as a module"
+    "Import a handler file of this repository"
     from importlib.util import module_from_spec, spec_from_file_location
     spec = spec_from_file_location(stem, HANDLERS / f"{stem}.py")
     assert spec and spec.loader
-    spec.loader.exec_module(module := module_from_spec(spec))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
-
-def _bar(value: float, most: float, width: int = 40) -> str: return "█" * max(1, round(width * value / most))
 
 # %% ../../nbs/benchmarks/01_demo.ipynb #serve-ours
 def serve_ours(server: LocalServer, say: Callable[[str], None]) -> Endpoint:
@@ -80,36 +86,50 @@ def serve_ours(server: LocalServer, say: Callable[[str], None]) -> Endpoint:
     chain: Chain = handler_module("imagenet_classifier").chain
     artifact = compile_model(efficientnet_lite0(), chain.example())
     say(f"  {artifact!r}")
-    say(f"  on one thread {artifact.engine} takes " + ", ".join(f"1/{times:.1f} of eager's time at batch {n}" for n, times in artifact.speedup.items()))
-    mar = archive("imagenet_classifier", HANDLERS / "imagenet_classifier.py", artifact, extra_files=[imagenet_labels()],
-                  batchSize=4, maxBatchDelay=2, minWorkers=usable_cores())
+    speedups = ", ".join(f"1/{times:.1f} of eager's time at batch {n}" for n, times in artifact.speedup.items())
+    say(f"  on one thread {artifact.backend} takes {speedups}")
+    mar = pack(
+        "imagenet_classifier", HANDLERS / "imagenet_classifier.py", artifact,
+        extra_files=[imagenet_labels()], batchSize=4, maxBatchDelay=2, minWorkers=usable_cores())
     say(f"  {mar}")
     return deploy(server, mar, lambda step: say(f"  {step} …"))
 
 def serve_stock(server: LocalServer) -> Endpoint:
     "Serve the same weights the stock way: `handlers/stock_classifier.py`, as many workers, TorchServe's batch of 1"
-    mar = archive("stock_classifier", HANDLERS / "stock_classifier.py", lite_weights(), extra_files=[imagenet_labels()], example=sample_photo(),
-                  minWorkers=usable_cores())
+    mar = pack(
+        "stock_classifier", HANDLERS / "stock_classifier.py", lite_weights(),
+        extra_files=[imagenet_labels()], example=sample_photo(), minWorkers=usable_cores())
     return deploy(server, mar)
 
 # %% ../../nbs/benchmarks/01_demo.ipynb #main
 def main(say: Callable[[str], None] = lambda s: print(s, flush=True)):
-    "The main job on real input, then ours against the stock way"
-    started = time.perf_counter()
-    clock = lambda what: say(f"[{time.perf_counter() - started:5.1f} s] {what}")
-    clock("photographs")
+    "Serve and predict on real input, then compare with the stock way"
+    start = time.perf_counter()
+    def step(name: str): say(f"[{time.perf_counter() - start:5.1f} s] {name}")
+    step("photographs")
     photos = photographs(lambda s: say(f"  {s}"))
-    clock("TorchServe")
+    step("TorchServe")
     with LocalServer() as server:
-        clock("compile, pack and serve EfficientNet-Lite0")
+        step("compile, pack and serve EfficientNet-Lite0")
         ours = serve_ours(server, say)
-        clock("predict")
-        for p, answer in zip(photos, ours.predict(photos)): say(f"  {p.stem[:34]:<34} {answer[0]['label']:<24} {answer[0]['probability']:.2f}")
-        clock("the stock way beside it: eager PyTorch, Pillow and NumPy")
-        sides = {"stock": serve_stock(server), "zztoolkit": ours}
-        clock(f"requests per second, 8 clients, {usable_cores()} workers each, {len(photos)} photographs in turn")
-        rates = side_by_side(sides, [p.read_bytes() for p in photos], say=say)
-        for name, rate in rates.items(): say(f"  {name:<10} {rate:6.1f}/s  {_bar(rate, max(rates.values()))}")
-        say(f"  {rates['zztoolkit'] / rates['stock']:.1f} times the stock way, on this machine, in this run")
-        clock("stop")
-    clock("done, nothing is left running")
+        step("predict")
+        _show_predictions(ours, photos, say)
+        step("the stock way beside it: eager PyTorch, Pillow and NumPy")
+        endpoints = {"stock": serve_stock(server), "zztoolkit": ours}
+        step(f"requests per second, 8 clients, {usable_cores()} workers each, {len(photos)} photographs in turn")
+        _show_rates(side_by_side(endpoints, [p.read_bytes() for p in photos], say=say), say)
+        step("stop")
+    step("done, nothing is left running")
+
+# %% ../../nbs/benchmarks/01_demo.ipynb #show
+def _show_predictions(endpoint: Endpoint, photos: Sequence[Path], say: Callable[[str], None]):
+    for photo, classes in zip(photos, endpoint.predict(photos)):
+        best = classes[0]
+        say(f"  {photo.stem[:34]:<34} {best['label']:<24} {best['probability']:.2f}")
+
+def _show_rates(rates: dict[str, float], say: Callable[[str], None]):
+    highest = max(rates.values())
+    for name, rate in rates.items():
+        bar = "█" * max(1, round(40 * rate / highest))
+        say(f"  {name:<10} {rate:6.1f}/s  {bar}")
+    say(f"  {rates['zztoolkit'] / rates['stock']:.1f} times the stock way, on this machine, in this run")

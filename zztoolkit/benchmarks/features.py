@@ -18,7 +18,7 @@ from ..features.ops.scale import LogOp, MinMax, Normalize
 from ..features.ops.sequences import DateParts
 from ..features.ops.target import TargetEncoding
 from ..samples import movielens
-from ..system import ending, installed
+from ..system import describe_exit, installed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -178,7 +178,7 @@ def peak_memory(run: Side, df: pd.DataFrame) -> float:
     os.close(write)
     with os.fdopen(read) as f: told = f.read()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code: raise ToolkitError("memory cannot be measured: the call failed", found=f"{told}\n{ending(code)}")
+    if code: raise ToolkitError("memory cannot be measured: the call failed", found=f"{told}\n{describe_exit(code)}")
     return float(told)
 
 # %% ../../nbs/benchmarks/04_features.ipynb #report-peak

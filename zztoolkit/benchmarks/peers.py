@@ -18,7 +18,7 @@ from .demo import handler_module
 from ..errors import ToolkitError
 from ..measure.connections import Target
 from ..samples import imagenet_labels, lite_weights
-from ..serving.torchserve.metrics import Counted
+from ..serving.torchserve.metrics import ModelMetrics
 from ..system import environment_without_secrets
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ class Peer:
         return self.log.read().decode(errors="replace")[-1500:].strip()
 
     def processes(self) -> dict[str, list[int]]: return {"workers": [p.pid for p in self._tree()]}
-    def counted(self) -> Counted: return Counted()
+    def read_metrics(self) -> ModelMetrics: return ModelMetrics()
 
     def _tree(self) -> list[psutil.Process]:
         "Its processes: those of its session, which are known even when the first has ended, and the children of that one"

@@ -14,12 +14,12 @@ from typing import Any, TYPE_CHECKING
 
 from .demo import serve_ours
 from ..display import figure
-from ..measure.benchmark import bench
-from ..measure.levels import target_of, Window, window
-from ..measure.load import Load
-from ..measure.profile import open_loop, payloads
-from ..measure.resources import Sampler
-from ..measure.results import load_record, save_record
+from ..measure.benchmarking import benchmark
+from ..measure.levels import resolve_target, summarize_window, Window
+from ..measure.load import LoadGenerator
+from ..measure.profile import open_loop, read_payloads
+from ..measure.resources import ResourceMonitor
+from ..measure.records import load_record, save_record
 from ..samples import large_photographs
 from ..serving.endpoint import Endpoint
 from ..serving.torchserve.server import LocalServer
@@ -114,18 +114,18 @@ def soak(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Soak:
     "Press for long at a share of the capacity. Raises `ToolkitError` if nothing is answered"
-    capacity = bench(endpoint, inputs, clients, seconds=10, progress=progress).levels[0].total.rate
+    capacity = benchmark(endpoint, inputs, clients, seconds=10, progress=progress).levels[0].total.rate
     plan = open_loop(share * capacity, poisson=True)
     of = endpoint.processes()
     groups = {f"worker {n}": [pid] for n, pid in enumerate(of["workers"], 1)} | {"frontend": of["frontend"]}
-    with Load(target_of(endpoint), payloads(inputs), plan) as load, Sampler(groups, every=1) as sampler:
+    with LoadGenerator(resolve_target(endpoint), read_payloads(inputs), plan) as load, ResourceMonitor(groups, every=1) as sampler:
         begun, windows = time.monotonic(), list[Window]()
         for n in range(1, max(1, round(minutes)) + 1):
             load.wait(begun + 60 * n)
-            load.wait_for(begun + 60 * n)
-            windows.append(window(load.answers(), begun + 60 * (n - 1), begun + 60 * n))
+            load.wait_reported(begun + 60 * n)
+            windows.append(summarize_window(load.responses(), begun + 60 * (n - 1), begun + 60 * n))
             progress(f"minute {n} of {minutes:g}: {windows[-1].rate:.0f}/s, p99 {windows[-1].p99:.0f} ms, errors {windows[-1].errors}")
-        errors, samples = load.answers().between(begun, begun + 60 * n).errors, sampler.samples
+        errors, samples = load.responses().between(begun, begun + 60 * n).errors, sampler.samples
     return Soak(plan.rate, capacity, tuple(windows), errors, tuple(s.at - begun for s in samples), {name: tuple(s.memory[name] for s in samples) for name in groups},
                 about={"measured": time.strftime("%Y-%m-%d", time.gmtime()), "workers": len(of["workers"])})
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ..archive.mar import Mar
-from ..archive.packing import archive
+from ..archive.packing import pack
 from .demo import HANDLERS
-from ..compile.backends.base import hardware
+from ..compile.backends.base import describe_hardware
 from ..compile.compiler import compile_model
-from ..measure.profile import payloads
-from ..measure.tuning.result import Tuning
-from ..measure.tuning.runner import Stand
-from ..measure.tuning.space import Knob, Space, space_of
-from ..measure.tuning.trials import best_of, Costs, costs_of, Tried
+from ..measure.profile import read_payloads
+from ..measure.tuning.result import TuneResult
+from ..measure.tuning.runner import TrialRunner
+from ..measure.tuning.space import Parameter, SearchSpace, build_space
+from ..measure.tuning.trials import best_trials, Costs, estimate_costs, Trial
 from ..measure.tuning.tuner import tune
 from ..samples import efficientnet_lite0, imagenet_labels, sample_photo
 from ..serving.torchserve.server import LocalServer
@@ -35,35 +35,35 @@ __all__ = []
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #service
 CLIENTS, SLO, SECONDS, PATIENCE = 8, 0.12, 6, 40
-KNOBS = (Knob("maxBatchDelay", (0, 5)),)      # fewer than by default: the grid is to end today
+PARAMETERS = (Parameter("max_batch_delay", (0, 5)),)      # fewer than by default: the grid is to end today
 
 def service(folder: Path) -> Mar:
     chain = Chain(Decode(), Resize(256), CenterCrop(224), Normalize(mean=(127 / 255,) * 3, std=(128 / 255,) * 3))
     artifact = compile_model(efficientnet_lite0(), chain.example(), progress=lambda step: None)
-    return archive("imagenet_classifier", HANDLERS / "imagenet_classifier.py", artifact, store=folder, extra_files=[imagenet_labels()], maxBatchDelay=0)
+    return pack("imagenet_classifier", HANDLERS / "imagenet_classifier.py", artifact, store=folder, extra_files=[imagenet_labels()], maxBatchDelay=0)
 
-def space(mar: Mar) -> Space: return space_of(mar.config, 32, CLIENTS, SLO, knobs=KNOBS)
+def space(mar: Mar) -> SearchSpace: return build_space(mar.config, 32, CLIENTS, SLO, parameters=PARAMETERS)
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #grid
-def grid(stand: Stand, of: Space, file: Path, say: Callable[[str], None]) -> tuple[Tuning, Costs]:
+def grid(stand: TrialRunner, of: SearchSpace, file: Path, say: Callable[[str], None]) -> tuple[TuneResult, Costs]:
     "Every setting measured; those that the file has already are not measured again"
     kept = json.loads(file.read_text()) if file.exists() else {"costs": None, "tried": []}
     for s in of.settings[len(kept["tried"]):]:
         found = stand.measure(stand.serve(s), s, CLIENTS, lambda line: None)
         if not kept["tried"]:
             assert stand.level
-            kept["costs"] = asdict(costs_of(stand.level, s["minWorkers"], s["threads"], s["batchSize"], CLIENTS, of.cores))
+            kept["costs"] = asdict(estimate_costs(stand.level, s["workers"], s["threads"], s["batch_size"], CLIENTS, of.cores))
         kept["tried"].append(asdict(found))
         file.write_text(json.dumps(kept))
-        say(f"  {len(kept['tried']):>3} of {len(of.settings)}  {of.words(s):<46} {found.rate:6.1f}/s  p99 {found.p99:4.0f} ms" + (f"  others took {found.crowd:.1f} cores" if found.crowd > 0.25 else ""))
-    return Tuning(stand.mar.name, stand.mar.digest, of, CLIENTS, SLO, 0, tuple(Tried(**t) for t in kept["tried"]), asked=len(of.settings)), Costs(**kept["costs"])
+        say(f"  {len(kept['tried']):>3} of {len(of.settings)}  {of.describe(s):<46} {found.rate:6.1f}/s  p99 {found.p99:4.0f} ms" + (f"  others took {found.other_cores:.1f} cores" if found.other_cores > 0.25 else ""))
+    return TuneResult(of, CLIENTS, SLO, 0, tuple(Trial(**t) for t in kept["tried"]), name=stand.mar.name, digest=stand.mar.digest, requested_trials=len(of.settings)), Costs(**kept["costs"])
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #duel
-def duel(stand: Stand, settings: Sequence[Mapping[str, Any]], of: Space, say: Callable[[str], None], rounds: int = 5) -> dict[str, list[float]]:
+def duel(stand: TrialRunner, settings: Sequence[Mapping[str, Any]], of: SearchSpace, say: Callable[[str], None], rounds: int = 5) -> dict[str, list[float]]:
     "Rates of some settings, each served and measured anew in every round"
-    found: dict[str, list[float]] = {of.words(s): [] for s in settings}
+    found: dict[str, list[float]] = {of.describe(s): [] for s in settings}
     for r in range(rounds):
-        for s in settings: found[of.words(s)].append(stand.measure(stand.serve(s), s, CLIENTS, lambda line: None).rate)
+        for s in settings: found[of.describe(s)].append(stand.measure(stand.serve(s), s, CLIENTS, lambda line: None).rate)
         say(f"  round {r + 1} of {rounds}: " + "; ".join(f"{words}: {rates[-1]:.1f}/s" for words, rates in found.items()))
     return found
 
@@ -73,7 +73,7 @@ def ratio(found: Mapping[str, Sequence[float]], tuner: str, best: Sequence[str])
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #machine
 def _machine() -> dict[str, Any]:
-    return {"day": time.strftime("%Y-%m-%d", time.gmtime()), "cores": usable_cores(), "hardware": hardware("cpu"),
+    return {"day": time.strftime("%Y-%m-%d", time.gmtime()), "cores": usable_cores(), "hardware": describe_hardware("cpu"),
             "versions": {d: installed(d) for d in ("torch", "onnxruntime", "torchserve", "optuna", "zztoolkit")}}
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #main
@@ -82,20 +82,20 @@ def main(say: Callable[[str], None] = partial(print, flush=True)):
     home.mkdir(parents=True, exist_ok=True)
     record = HANDLERS.parent / "nbs" / "records" / "tune_grid.json"
     with tempfile.TemporaryDirectory() as work, LocalServer() as server:
-        mar, bodies = service(home), payloads(sample_photo())
-        of, stand = space(mar), Stand(server, mar, bodies, CLIENTS, SLO, SECONDS, Path(work), patience=PATIENCE)
+        mar, bodies = service(home), read_payloads(sample_photo())
+        of, stand = space(mar), TrialRunner(server, mar, bodies, CLIENTS, SLO, SECONDS, Path(work), patience=PATIENCE)
         say(f"EfficientNet-Lite0, {CLIENTS} clients, p99 within {1000 * SLO:g} ms, {of.cores} cores: {len(of.settings)} settings one by one")
         every, costs = grid(stand, of, home / "grid.json", say)
         for name in server.management.models(): server.endpoint(name).remove()
         trials = len(of.settings) // 4
         say(f"the tuner, with {trials} trials")
-        tuned = tune(mar, sample_photo(), CLIENTS, SLO, trials, folder=home / "tuner", knobs=KNOBS, sweep=(CLIENTS,), seconds=SECONDS, patience=PATIENCE)
+        tuned = tune(mar, sample_photo(), CLIENTS, SLO, trials, folder=home / "tuner", parameters=PARAMETERS, sweep=(CLIENTS,), seconds=SECONDS, patience=PATIENCE)
         say(str(tuned))
-        best = [t.setting for t in best_of(every.tried, SLO, 0, 2)]
+        best = [t.setting for t in best_trials(every.trials, SLO, 0, 2)]
         say("the tuner's pick and the grid's best two, in turns")
         rates = duel(stand, [*best, *[s for s in [tuned.best.setting] if s not in best]], of, say)
-    r = ratio(rates, of.words(tuned.best.setting), [of.words(s) for s in best])
+    r = ratio(rates, of.describe(tuned.best.setting), [of.describe(s) for s in best])
     record.write_text(json.dumps({"machine": _machine(), "costs": asdict(costs), "grid": asdict(every), "tuner": asdict(tuned), "duel": rates, "ratio": round(r, 3)}) + "\n")
     shutil.rmtree(home)
-    say(f"grid's best: {of.words(best[0])}; the tuner's: {of.words(tuned.best.setting)}")
-    say(f"tuner/grid={r:.2f} trials={len(tuned.tried)}/{len(every.tried)}")
+    say(f"grid's best: {of.describe(best[0])}; the tuner's: {of.describe(tuned.best.setting)}")
+    say(f"tuner/grid={r:.2f} trials={len(tuned.trials)}/{len(every.trials)}")

@@ -11,122 +11,192 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-from .application import command
+from .application import command, shared_option
 from ..errors import ToolkitError
+from ..notebook.arguments import BENCH, INPUTS, TUNE
 
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/cli/06_measuring.ipynb #bench
-@command
-def bench(
-    model: Annotated[str, typer.Argument(help="a .mar, which is served meanwhile, or the name of a model that a running `zz serve` has")],
-    inputs: Annotated[Path, typer.Argument(help="what to send: a folder, or a file")],
-    concurrency: Annotated[str, typer.Option("--concurrency", "-c", help="clients that send as soon as they have their answers, one level each")] = "1,4,16",
-    rate: Annotated[Optional[str], typer.Option("--rate", "-r", help="instead: requests due in a second, one level each")] = None,
-    poisson: Annotated[bool, typer.Option("--poisson", help="due at random times")] = False,
-    slo: Annotated[Optional[str], typer.Option(help="what 99 of 100 answers may take: 50ms")] = None,
-    seconds: Annotated[float, typer.Option("--seconds", "-s", help="of a level, at most")] = 12,
-    grpc: Annotated[bool, typer.Option("--grpc", help="over gRPC instead of HTTP")] = False,
-    save: Annotated[Optional[Path], typer.Option(help="JSON file to keep the result in")] = None,
-    picture: Annotated[Optional[Path], typer.Option(help="PNG file for the pictures")] = None,
-    against: Annotated[Optional[Path], typer.Option(help="an earlier result: what changed, and is it more than noise?")] = None,
-):
-    "Press on a served model level by level: rates, latencies, who was busy, and what bounds it"
-    from zztoolkit.measure.benchmark import bench as press
-    from zztoolkit.measure.compare import compare
-    from zztoolkit.measure.levels import numbers_of
-    from zztoolkit.measure.results import Benchmark
-    from zztoolkit.display import Steps, png_of
-    if not inputs.exists(): raise ToolkitError(f"nothing at {inputs}", do="give a folder of payloads, or a file")
-    before, steps = Benchmark.load(against) if against else None, Steps()
-    with _served(model, steps) as endpoint:
-        steps("press on it")
-        found = press(endpoint, inputs, numbers_of(concurrency), numbers_of(rate, float) if rate else None, poisson, slo, seconds, grpc=grpc, progress=steps.update)
-    steps.done("measured")
-    typer.echo(str(found))
-    if save: found.save(save)
-    if picture: picture.write_bytes(png_of(found.show()))
-    if before: typer.echo(f"against {against}:\n{compare(before, found)!r}")
-
 # %% ../../nbs/cli/06_measuring.ipynb #served
 @contextmanager
 def _served(model: str, steps: Callable[[str], None]) -> Iterator[Any]:
-    "The endpoint of an archive, served meanwhile, or of a model that a server of this user has already"
+    "Serve an archive meanwhile, or find the model on a running server; yield the endpoint"
     from zztoolkit.serving.rollout import deploy
     from zztoolkit.serving.torchserve.server import LocalServer
     if model.endswith(".mar"):
         with LocalServer() as server: yield deploy(server, model, steps)
-        return
-    yield _running(model)
+    else: yield _find_running(model)
 
-def _running(model: str) -> Any:
-    "The endpoint of a model that a server of this user has"
+def _find_running(model: str) -> Any:
+    "Return the endpoint of a model on a server of this user. Raise `ToolkitError` if it is not clear which"
     from zztoolkit.serving.torchserve.running import running_servers
-    have = {s: s.management.models() for s in running_servers()}
-    those = [s for s, names in have.items() if model in names]
-    if len(those) == 1: return those[0].endpoint(model)
-    found = f"served: {', '.join(sorted(n for names in have.values() for n in names)) or 'nothing'}"
-    raise ToolkitError(f"{'no running server has' if not those else 'more than one running server has'} a model {model!r}", found=found, do="zz serve it, or give its .mar")
+    models = {server: server.management.models() for server in running_servers()}
+    matching = [server for server, names in models.items() if model in names]
+    if len(matching) == 1: return matching[0].endpoint(model)
+    served = sorted(name for names in models.values() for name in names)
+    who = "more than one running server has" if matching else "no running server has"
+    found = f"served: {', '.join(served) or 'nothing'}"
+    raise ToolkitError(f"{who} a model {model!r}", found, "zz serve it, or give its .mar")
+
+def _check_inputs(path: Path):
+    if path.exists(): return
+    raise ToolkitError(f"nothing at {path}", do="give a folder of payloads, or a file")
+
+# %% ../../nbs/cli/06_measuring.ipynb #show-result
+PICTURE = typer.Option("--picture", help="PNG file for the charts")
+
+def _show_result(result: Any, save: Optional[Path], picture: Optional[Path]):
+    "Print a result, and write its files"
+    from zztoolkit.display import png_of
+    typer.echo(str(result))
+    if save: result.save(save)
+    if picture: picture.write_bytes(png_of(result.show()))
+
+# %% ../../nbs/cli/06_measuring.ipynb #bench
+@command
+def bench(
+    model: Annotated[str, typer.Argument(
+        help="a .mar, which is served meanwhile, or the name of a model that a running `zz "
+             "serve` has",
+    )],
+    inputs: Annotated[Path, typer.Argument(help=INPUTS.help)],
+    concurrency: Annotated[str, shared_option(
+        BENCH["concurrency"],
+    )] = BENCH["concurrency"].default,
+    rate: Annotated[Optional[str], shared_option(BENCH["rate"])] = None,
+    poisson: Annotated[bool, shared_option(BENCH["poisson"])] = False,
+    slo: Annotated[Optional[str], shared_option(BENCH["slo"])] = None,
+    seconds: Annotated[float, shared_option(BENCH["seconds"])] = BENCH["seconds"].default,
+    grpc: Annotated[bool, shared_option(BENCH["grpc"])] = False,
+    save: Annotated[Optional[Path], shared_option(BENCH["save"])] = None,
+    picture: Annotated[Optional[Path], PICTURE] = None,
+    against: Annotated[Optional[Path], typer.Option(
+        help="an earlier result: what changed, and is it more than noise?",
+    )] = None,
+):
+    "Benchmark a served model at rising load and name its bottleneck"
+    from zztoolkit.display import Steps
+    from zztoolkit.measure.benchmarking import benchmark
+    from zztoolkit.measure.comparison import compare
+    from zztoolkit.measure.levels import parse_numbers
+    from zztoolkit.measure.results import Benchmark
+    _check_inputs(inputs)
+    before, steps = Benchmark.load(against) if against else None, Steps()
+    rates = parse_numbers(rate, float) if rate else None
+    with _served(model, steps) as endpoint:
+        steps("benchmark")
+        result = benchmark(
+            endpoint, inputs, parse_numbers(concurrency), rates, poisson, slo, seconds,
+            grpc=grpc, progress=steps.update,
+        )
+    steps.done("measured")
+    _show_result(result, save, picture)
+    if before: typer.echo(f"against {against}:\n{compare(before, result)!r}")
 
 # %% ../../nbs/cli/06_measuring.ipynb #tune-command
 @command
 def tune(
-    model: Annotated[str, typer.Argument(help="a .mar, or the name of a model that a running `zz serve` has; that goes on undisturbed")],
-    inputs: Annotated[Path, typer.Argument(help="what to send: a folder, or a file")],
-    concurrency: Annotated[int, typer.Option("--concurrency", "-c", help="clients that send as soon as they have their answers")] = 8,
-    slo: Annotated[Optional[str], typer.Option(help="what 99 of 100 answers may take: 50ms")] = None,
-    trials: Annotated[int, typer.Option("--trials", "-n", min=1, help="settings to try, the archive's own among them; 20 of 6 s take up to 10 min, and the progress line says how much is left")] = 20,
-    memory: Annotated[Optional[str], typer.Option(help="that workers and frontend may take: 2GB")] = None,
-    folder: Annotated[Optional[Path], typer.Option(help="keeps the trials: the same command goes on with a tuning that was ended")] = None,
-    knob: Annotated[Optional[list[str]], typer.Option("--knob", "-k", help="key of model-config.yaml and its values: threads=1,2; may be repeated")] = None,
-    artifact: Annotated[Optional[list[Path]], typer.Option("--artifact", "-a", help="folder of another artifact of the model to try; may be repeated")] = None,
-    seconds: Annotated[float, typer.Option("--seconds", "-s", help="of a measurement, at most")] = 6,
-    store: Annotated[Optional[Path], typer.Option(help="folder for the archive with the best setting [default: --folder]")] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="put the best setting on the running service, without a failed request")] = False,
-    save: Annotated[Optional[Path], typer.Option(help="JSON file to keep the result in")] = None,
-    picture: Annotated[Optional[Path], typer.Option(help="PNG file for the pictures")] = None,
+    model: Annotated[str, typer.Argument(
+        help="a .mar, or the name of a model that a running `zz serve` has; it is not disturbed",
+    )],
+    inputs: Annotated[Path, typer.Argument(help=INPUTS.help)],
+    concurrency: Annotated[int, shared_option(
+        TUNE["concurrency"],
+    )] = TUNE["concurrency"].default,
+    slo: Annotated[Optional[str], shared_option(TUNE["slo"])] = None,
+    trials: Annotated[int, shared_option(TUNE["trials"], min=1)] = TUNE["trials"].default,
+    memory: Annotated[Optional[str], shared_option(TUNE["memory"])] = None,
+    folder: Annotated[Optional[Path], shared_option(TUNE["folder"])] = None,
+    knob: Annotated[Optional[list[str]], shared_option(TUNE["knob"])] = None,
+    artifact: Annotated[Optional[list[Path]], shared_option(TUNE["artifact"])] = None,
+    seconds: Annotated[float, shared_option(TUNE["seconds"])] = TUNE["seconds"].default,
+    store: Annotated[Optional[Path], typer.Option(
+        help="folder for the archive with the best setting [default: --folder]",
+    )] = None,
+    apply: Annotated[bool, shared_option(TUNE["apply"])] = False,
+    save: Annotated[Optional[Path], shared_option(TUNE["save"])] = None,
+    picture: Annotated[Optional[Path], PICTURE] = None,
 ):
-    "Find the workers, threads, batches and engine with the highest rate within an objective; Ctrl-C gives what was found"
+    "Find the workers, threads, batches and backend with the highest throughput; Ctrl-C ends the search early"
     from zztoolkit.archive.mar import open_mar
-    from zztoolkit.display import Steps, png_of
-    from zztoolkit.measure.tuning.space import knob_of
+    from zztoolkit.display import Steps
+    from zztoolkit.measure.tuning.space import parse_parameter
     from zztoolkit.measure.tuning.tuner import tune as search
-    if not inputs.exists(): raise ToolkitError(f"nothing at {inputs}", do="give a folder of payloads, or a file")
+    _check_inputs(inputs)
     mar, steps = open_mar(model) if model.endswith(".mar") else None, Steps()
-    running: Any = None if mar and not apply else _running(mar.name if mar else model)
+    needs_running = apply or not mar
+    running: Any = _find_running(mar.name if mar else model) if needs_running else None
     steps("try settings")
-    found = search(mar or running, inputs, concurrency, slo, trials, memory, folder, [knob_of(k) for k in knob or []], artifact or [], seconds=seconds, progress=steps.update)
+    result = search(
+        mar or running, inputs, concurrency, slo, trials, memory, folder,
+        [parse_parameter(k) for k in knob or []], artifact or [],
+        seconds=seconds, progress=steps.update,
+    )
     steps.done("tuned")
-    typer.echo(str(found))
-    if save: found.save(save)
-    if picture: picture.write_bytes(png_of(found.show()))
-    if apply: typer.echo(repr(found.apply(running, store or folder, lambda step: typer.echo(f"{step} …"))))
-    elif keep := store or folder:
-        with tempfile.TemporaryDirectory() as work: typer.echo(f"with the best setting: {found.write(mar or running.archive(work), keep)}")
+    _show_result(result, save, picture)
+    if apply: _apply(result, running, store or folder)
+    elif keep := store or folder: _keep_archive(result, mar or running, keep)
+
+# %% ../../nbs/cli/06_measuring.ipynb #use-result
+def _apply(result: Any, running: Any, store: Optional[Path]):
+    "Put the best setting on the running service"
+    endpoint = result.apply(running, store, lambda step: typer.echo(f"{step} …"))
+    typer.echo(repr(endpoint))
+
+def _keep_archive(result: Any, source: Any, store: Path):
+    "Write the archive with the best setting; `source` is an archive, or an endpoint that has one"
+    with tempfile.TemporaryDirectory() as work:
+        is_endpoint = hasattr(source, "archive")
+        mar = source.archive(work) if is_endpoint else source
+        typer.echo(f"with the best setting: {result.write(mar, store)}")
 
 # %% ../../nbs/cli/06_measuring.ipynb #ladder-command
 @command
 def ladder(
-    rounds: Annotated[int, typer.Option("--rounds", "-r", min=1, help="in each of which every side has a turn")] = 5,
-    seconds: Annotated[float, typer.Option("--seconds", "-s", min=4, help="of a turn")] = 5,
-    clients: Annotated[int, typer.Option("--clients", "-c", min=0, help="that send as soon as they have their answers [default: four for each core]")] = 0,
-    photos: Annotated[Optional[Path], typer.Option(help="folder of photographs [default: Debian's, of 4 to 16 megapixels]")] = None,
-    peer: Annotated[Optional[list[str]], typer.Option("--peer", "-p", help="LitServe, mosec, BentoML, Ray Serve or Triton; may be repeated [default: those that are installed]")] = None,
-    no_peers: Annotated[bool, typer.Option("--no-peers", help="the rungs and the ceilings only")] = False,
-    paces: Annotated[bool, typer.Option("--paces", help="instead of the rungs and the peers: ways to keep the cores busy, numbers of workers, threads and batches")] = False,
-    save: Annotated[Optional[Path], typer.Option(help="JSON file to keep the result in")] = None,
-    picture: Annotated[Optional[Path], typer.Option(help="PNG file for the pictures")] = None,
+    rounds: Annotated[int, typer.Option(
+        "--rounds", "-r", min=1, help="in each, every contender has a turn",
+    )] = 5,
+    seconds: Annotated[float, typer.Option(
+        "--seconds", "-s", min=4, help="duration of a turn",
+    )] = 5,
+    clients: Annotated[int, typer.Option(
+        "--clients", "-c", min=0,
+        help="concurrent (closed-loop) clients [default: four for each core]",
+    )] = 0,
+    photos: Annotated[Optional[Path], typer.Option(
+        help="folder of images [default: Debian's, of 4 to 16 megapixels]",
+    )] = None,
+    peer: Annotated[Optional[list[str]], typer.Option(
+        "--peer", "-p",
+        help="LitServe, mosec, BentoML, Ray Serve or Triton; may be repeated [default: those "
+             "that are installed]",
+    )] = None,
+    no_peers: Annotated[bool, typer.Option(
+        "--no-peers", help="the rungs and the ceilings only",
+    )] = False,
+    paces: Annotated[bool, typer.Option(
+        "--paces",
+        help="instead of the rungs and the peers: numbers of workers, threads and batches",
+    )] = False,
+    save: Annotated[Optional[Path], shared_option(BENCH["save"])] = None,
+    picture: Annotated[Optional[Path], PICTURE] = None,
 ):
-    "The stock way, a compiled model, a chain, a tuned service, the ceiling and other servers, in turns"
-    from zztoolkit.display import Steps, png_of
+    "Benchmark stock TorchServe, each step to a tuned service, the ceiling and other servers, in turns"
+    from zztoolkit.benchmarks.ladder import RUNGS, ladder as climb, paces as variants
+    from zztoolkit.display import Steps
     from zztoolkit.system import usable_cores
-    from zztoolkit.benchmarks.ladder import RUNGS, ladder as climb, paces as ways
-    if photos and not (found := sorted(p for p in photos.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))): raise ToolkitError(f"no photographs in {photos}", do="a folder of .jpg or .png files")
+    images = _images(photos) if photos else ()
     steps = Steps()
     steps("climb")
-    result = climb(found if photos else (), rounds, seconds, clients, [] if no_peers or paces else peer or None, ways(usable_cores()) if paces else RUNGS, steps.update)
+    peers = [] if no_peers or paces else peer or None
+    rungs = variants(usable_cores()) if paces else RUNGS
+    result = climb(images, rounds, seconds, clients, peers, rungs, steps.update)
     steps.done("measured")
-    typer.echo(str(result))
-    if save: result.save(save)
-    if picture: picture.write_bytes(png_of(result.show()))
+    _show_result(result, save, picture)
+
+def _images(folder: Path) -> list[Path]:
+    "Return the images of a folder. Raise `ToolkitError` if there are none"
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if found: return found
+    raise ToolkitError(f"no images in {folder}", do="give a folder of .jpg or .png files")

@@ -1,5 +1,5 @@
 "Kubernetes: the pod's process, its proxy, its image, the chart and its checks"
-import lazy_loader
+from ..moved import attach_names
 
 # The names are those of __init__.pyi; each is imported when it is first used.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_names(__name__, __file__)

@@ -5,15 +5,15 @@
 # %% ../../nbs/deploy/12_checks.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..archive.mar import open_mar
 from ..archive.signing import signature_of
-from .helm import find_helm, helm, Release, told
-from .rendering import told_image
-from ..diagnosis import Finding, Report
+from .helm import describe_model, find_helm, helm, Release
+from .rendering import image_reference
+from ..diagnosis import Check, Report
 from ..errors import ToolkitError
 from ..system import installed
 
@@ -21,73 +21,103 @@ from ..system import installed
 __all__ = ['check']
 
 # %% ../../nbs/deploy/12_checks.ipynb #archives
-def _archives(release: Release) -> Finding:
-    wrong = []
-    for m in release.models:
-        for place in ("archives", "container/models")[:1 + (release.folder / "container").is_dir()]:
-            try: mar = open_mar(release.folder / place / m["file"])
-            except ToolkitError as e: wrong.append(e.problem)
-            else: wrong += [f"{place}/{m['file']} is {mar.digest[:12]}, the values pin {m['sha256'][:12]}"] * (mar.digest != m["sha256"])
-    return Finding("archives", not wrong, "; ".join(wrong) or ", ".join(map(told, release.models)), "zz deploy render it again", required=True)
+def _check_archives(release: Release) -> Check:
+    "Compare every archive with the digest in the values"
+    places = ["archives"]
+    if (release.folder / "container").is_dir(): places.append("container/models")
+    problems = list(filter(None, (_archive_problem(release, m, place) for m in release.models for place in places)))
+    models = ", ".join(map(describe_model, release.models))
+    return Check("archives", not problems, "; ".join(problems) or models, "zz deploy render it again", required=True)
 
-def _signed(release: Release) -> list[Finding]:
-    "Report whether the archives are signed, where pods ask for it; nothing where they do not"
-    if not release.section("signatures").get("existingConfigMap"): return []
-    without = [m["file"] for m in release.models if not signature_of(release.folder / "archives" / m["file"]).exists()]
-    return [Finding("signatures", not without, f"none of {', '.join(without)}: no pod would start them" if without else "every archive has one; pods compare it with their keys", "zz sign ARCHIVE --key NAME.key, and zz deploy render it again", required=True)]
+def _archive_problem(release: Release, model: Mapping[str, Any], place: str) -> str:
+    "Return what is wrong with an archive, '' if nothing is"
+    file = f"{place}/{model['file']}"
+    try: mar = open_mar(release.folder / file)
+    except ToolkitError as e: return e.problem
+    if mar.digest == model["sha256"]: return ""
+    return f"{file} is {mar.digest[:12]}, the values pin {model['sha256'][:12]}"
 
-_MEND = "mend it in a file of your own, and zz deploy render it again with --values FILE"
+# %% ../../nbs/deploy/12_checks.ipynb #signatures
+def _check_signatures(release: Release) -> Iterator[Check]:
+    "Check that the archives are signed, if pods require signatures"
+    if not release.section("signatures").get("existingConfigMap"): return
+    files = [m["file"] for m in release.models]
+    unsigned = [f for f in files if not signature_of(release.folder / "archives" / f).exists()]
+    detail = "every archive has one; pods compare it with their keys"
+    if unsigned: detail = f"none of {', '.join(unsigned)}: no pod would start them"
+    remedy = "zz sign ARCHIVE --key NAME.key, and zz deploy render it again"
+    yield Check("signatures", not unsigned, detail, remedy, required=True)
+
+# %% ../../nbs/deploy/12_checks.ipynb #lint
+_CORRECT = "correct it in a file of your own, and zz deploy render it again with --values FILE"
+
+def _check_chart(release: Release) -> Check:
+    try: helm("lint", "--strict", *release.args)
+    except ToolkitError as e: return Check("helm lint", False, e.found, _CORRECT, required=True)
+    return Check("helm lint", True, "strict", required=True)
 
 # %% ../../nbs/deploy/12_checks.ipynb #schema-errors
-def _lint(release: Release) -> Finding:
-    try: helm("lint", "--strict", *release.args)
-    except ToolkitError as e: return Finding("helm lint", False, e.found, _MEND, required=True)
-    return Finding("helm lint", True, "strict", required=True)
-
 def schema_errors(objects: Sequence[Mapping[str, Any]], version: str) -> tuple[list[str], set[str]]:
-    "What does not fit Kubernetes `version`, and the kinds that it has no schema for"
+    "Return the errors of objects by the schemas of Kubernetes `version`, and the kinds without a schema"
     import kubernetes_validate as kv
-    wrong, unknown = [], set()
+    errors, unknown = [], set()
     for o in objects:
         try: kv.validate(dict(o), version, strict=True)
         except kv.SchemaNotFoundError: unknown.add(o["kind"])
-        except kv.ValidationError as e: wrong.append(f"{o['kind']}/{o['metadata']['name']}: {'.'.join(map(str, e.path))}: {e.message}")
-    return wrong, unknown
+        except kv.ValidationError as e:
+            place = ".".join(map(str, e.path))
+            errors.append(f"{o['kind']}/{o['metadata']['name']}: {place}: {e.message}")
+    return errors, unknown
 
-# %% ../../nbs/deploy/12_checks.ipynb #schemas
 def newest_minors(n: int = 3) -> list[str]:
-    "The newest Kubernetes versions that kubernetes-validate knows"
+    "Return the newest Kubernetes versions that kubernetes-validate has schemas of"
     import kubernetes_validate as kv
-    versions = sorted({tuple(map(int, p.name.split("-")[0].lstrip("v").split(".")[:2])) for p in (Path(kv.__file__).parent / "kubernetes-json-schema").glob("v*-local-strict")})
+    folders = (Path(kv.__file__).parent / "kubernetes-json-schema").glob("v*-local-strict")
+    numbers = (f.name.split("-")[0].lstrip("v").split(".") for f in folders)
+    versions = sorted({(int(major), int(minor)) for major, minor, *_ in numbers})
     return [f"{major}.{minor}.0" for major, minor in versions[-n:]]
 
-def _schemas(release: Release) -> Finding:
+# %% ../../nbs/deploy/12_checks.ipynb #objects
+def _check_objects(release: Release) -> Check:
+    "Compare every object with Kubernetes' schemas"
     try: objects = release.objects()
-    except ToolkitError as e: return Finding("objects", False, e.found, _MEND, required=True)
-    if not installed("kubernetes-validate"): return Finding("objects", False, f"{len(objects)} render, not compared with Kubernetes' schemas", "pip install 'zztoolkit[deploy]'")
+    except ToolkitError as e: return Check("objects", False, e.found, _CORRECT, required=True)
+    if not installed("kubernetes-validate"):
+        detail = f"{len(objects)} render, not compared with Kubernetes' schemas"
+        return Check("objects", False, detail, "pip install 'zztoolkit[deploy]'")
     versions = newest_minors()
     results = [schema_errors(objects, v) for v in versions]
-    wrong, unknown = sorted({w for r in results for w in r[0]}), sorted({k for r in results for k in r[1]})
-    said = f"{len(objects)} fit Kubernetes {', '.join(v.rpartition('.')[0] for v in versions)}" + (f"; of other makers, not compared: {', '.join(unknown)}" if unknown else "")
-    return Finding("objects", not wrong, "; ".join(wrong) or said, _MEND, required=True)
+    errors = sorted({e for found, _ in results for e in found})
+    unknown = sorted({kind for _, kinds in results for kind in kinds})
+    minors = ", ".join(v.rpartition(".")[0] for v in versions)
+    detail = f"{len(objects)} fit Kubernetes {minors}"
+    if unknown: detail += f"; from other projects, not compared: {', '.join(unknown)}"
+    return Check("objects", not errors, "; ".join(errors) or detail, _CORRECT, required=True)
 
+# %% ../../nbs/deploy/12_checks.ipynb #example-and-image
 NO_EXAMPLE = "an archive keeps one unless it was given --example, or was packed before archives kept them"
 
-def untested(release: Release) -> list[str]: return [m["name"] for m in release.models if "example" not in m]
+def models_without_example(release: Release) -> list[str]:
+    "Return the names of models without a request for `helm test`"
+    return [m["name"] for m in release.models if "example" not in m]
 
-# %% ../../nbs/deploy/12_checks.ipynb #tested
-def _tested(release: Release) -> Finding:
-    without = untested(release)
+def _check_examples(release: Release) -> Check:
+    without = models_without_example(release)
     detail = f"no request for {', '.join(without)}: {NO_EXAMPLE}" if without else "has a request for every model"
-    return Finding("helm test", not without, detail, "zz deploy render it again with --example NAME=FILE")
+    return Check("helm test", not without, detail, "zz deploy render it again with --example NAME=FILE")
 
-def _pinned(release: Release) -> Finding:
+def _check_image(release: Release) -> Check:
     image = release.section("image")
-    return Finding("image", bool(image.get("digest")), told_image(image) + ("" if image.get("digest") else ", by a tag: other bytes may get its name"), "--image NAME@sha256:DIGEST, once it is built")
+    is_pinned = bool(image.get("digest"))
+    warning = "" if is_pinned else ", by a tag, which can move to other bytes"
+    remedy = "--image NAME@sha256:DIGEST, once it is built"
+    return Check("image", is_pinned, image_reference(image) + warning, remedy)
 
 # %% ../../nbs/deploy/12_checks.ipynb #check
 def check(release: Release) -> Report:
-    "Report whether a rendered folder is fit to be applied. Raise `ToolkitError` without helm"
+    "Report whether a rendered folder can be applied. Raise `ToolkitError` without helm"
     find_helm()
-    lint = _lint(release)
-    return Report((_archives(release), *_signed(release), lint, *([_schemas(release)] if lint.ok else []), _tested(release), _pinned(release)))
+    chart = _check_chart(release)
+    checks = [_check_archives(release), *_check_signatures(release), chart]
+    if chart.ok: checks.append(_check_objects(release))
+    return Report([*checks, _check_examples(release), _check_image(release)])

@@ -17,109 +17,192 @@ __all__ = []
 # %% ../../nbs/deploy/15_dashboard.ipynb #panel
 @dataclass(frozen=True)
 class Panel:
-    "A picture of one or more queries"
+    "A chart of one or more queries"
     title: str
-    unit: str                   # Grafana's word for it
+    unit: str                   # in Grafana's notation
     queries: dict[str, str]     # by legend
     stacked: bool = False
     about: str = ""
     width: int = 8              # of 24
-    most: float | None = None   # the axis ends there
+    most: float | None = None   # upper end of the axis
 
 _OF = 'namespace="$namespace",service="$service",pod=~"$pod"'
 _POD = 'namespace="$namespace",pod=~"$pod",container=~"server|kserve-container"'
-_GPU = '$GPU_NAMESPACE="$namespace",$GPU_POD=~"$pod"'       # the chart puts in the labels that this cluster's exporter uses
+_GPU = '$GPU_NAMESPACE="$namespace",$GPU_POD=~"$pod"'       # the chart inserts the labels of this cluster's exporter
 
-# %% ../../nbs/deploy/15_dashboard.ipynb #mean
-def _mean(total: str, count: str = "ts_inference_requests_total", by: str = "", scale: str = "") -> str:
-    "Of a request: what two counters grew by, divided"
-    grew = lambda metric: f"sum{f' by ({by})' if by else ''} (rate({metric}{{{_OF}}}[$__rate_interval]))"
-    return f"{grew(total)} / {grew(count)}{scale}"
+# %% ../../nbs/deploy/15_dashboard.ipynb #queries
+def _rate(metric: str, by: str = "", where: str = "") -> str:
+    "Return the growth of a counter in a second, summed over the replicas"
+    grouping = f" by ({by})" if by else ""
+    filters = f"{_OF},{where}" if where else _OF
+    return f"sum{grouping} (rate({metric}{{{filters}}}[$__rate_interval]))"
 
-def _stage(stage: str) -> str:
-    grew = lambda part: f'sum (rate(zz_stage_seconds_{part}{{{_OF},stage="{stage}"}}[$__rate_interval]))'
-    return f"{grew('sum')} / {grew('count')}"
+def _ratio(total: str, count: str, by: str = "", where: str = "", scale: str = "") -> str:
+    "Return the growth of one counter for each unit of another"
+    return f"{_rate(total, by, where)} / {_rate(count, by, where)}{scale}"
 
-def _quantile(q: float, buckets: str, by: str) -> str: return f"histogram_quantile({q:g}, sum by (le, {by}) (rate({buckets}{{{_OF}}}[$__rate_interval])))"
+def _mean_latency(metric: str, by: str = "") -> str:
+    "Return seconds of a mean request, of a counter of TorchServe in microseconds"
+    return _ratio(metric, "ts_inference_requests_total", by, scale=" / 1e6")
 
-_LATENCY, _QUEUE = _mean("ts_inference_latency_microseconds", scale=" / 1e6"), _mean("ts_queue_latency_microseconds", scale=" / 1e6")
+def _mean_stage(stage: str) -> str:
+    return _ratio("zz_stage_seconds_sum", "zz_stage_seconds_count", where=f'stage="{stage}"')
 
-# %% ../../nbs/deploy/15_dashboard.ipynb #panels
+def _quantile(q: float, buckets: str, by: str) -> str:
+    return f"histogram_quantile({q:g}, {_rate(buckets, f'le, {by}')})"
+
+# %% ../../nbs/deploy/15_dashboard.ipynb #callers
+def _caller_panels() -> list[Panel]:
+    quantiles = {f"{{{{model_name}}}} p{q}": _quantile(q / 100, "zz_request_seconds_bucket", "model_name") for q in (50, 99)}
+    in_queue = {"{{model_name}} mean in the queue": _mean_latency("ts_queue_latency_microseconds", "model_name")}
+    failed = _rate("zz_responses_total", where='code="5xx"')
+    counted = _rate("zz_responses_total", where='code=~"2xx|5xx"')
+    replicas = {
+        "ready": f"count (min by (pod) (zz_ready_workers{{{_OF}}}) > 0) or vector(0)",
+        "draining": f"sum (zz_draining{{{_OF}}})",
+        "all": f"count (up{{{_OF}}} == 1) / 2",
+    }
+    return [
+        Panel("Responses", "reqps", {"{{code}}": _rate("zz_responses_total", "code")}, stacked=True,
+              about="by class of status, at the proxy that every request passes"),
+        Panel("Failed", "percentunit", {"5xx": f"{failed} / {counted}"}),
+        Panel("Latency", "s", quantiles | in_queue,
+              about="from the first byte of a request to the last of its response, at the proxy"),
+        Panel("In flight", "short", {"{{pod}}": f"zz_requests_in_flight{{{_OF}}}"},
+              about="accepted, without a response yet"),
+        Panel("Waiting for a worker", "short", {"{{pod}} {{model_name}}": f"zz_queued_requests{{{_OF}}}"}),
+        Panel("Replicas", "short", replicas, about="a replica is ready when each of its models has a worker"),
+    ]
+
+# %% ../../nbs/deploy/15_dashboard.ipynb #time
+def _time_panels() -> list[Panel]:
+    latency = _mean_latency("ts_inference_latency_microseconds")
+    queue = _mean_latency("ts_queue_latency_microseconds")
+    stages = {s: _mean_stage(s) for s in STAGES}
+    known = " + ".join(f"({query})" for query in stages.values())
+    rest = f"clamp_min({latency} - {queue} - ({known}), 0)"
+    busy = f"{_rate('zz_stage_seconds_sum', 'model_name')} / sum by (model_name) (zz_ready_workers{{{_OF}}})"
+    batches = _rate("zz_stage_seconds_count", "model_name", f'stage="{STAGES[0]}"')
+    batch_size = f"{_rate('ts_inference_requests_total', 'model_name')} / {batches}"
+    exits = f"sum by (pod, code) (increase(zz_worker_exits_total{{{_OF}}}[15m]))"
+    return [
+        Panel("Stages, mean", "s", {"queue": queue, **stages, "the rest": rest}, stacked=True, width=12,
+              about="a request takes as long as its batch; the rest is TorchServe, and the way to the worker and back"),
+        Panel("Stages, 99th percentile of batches", "s",
+              {"{{stage}}": _quantile(0.99, "zz_stage_seconds_bucket", "stage")}, width=12),
+        Panel("Requests in a batch", "short", {"{{model_name}}": batch_size},
+              about="near 1 under load: batches do not fill, and the batch delay is only a delay"),
+        Panel("Workers busy", "percentunit", {"{{model_name}}": busy}, most=1,
+              about="share of the time that a worker has a batch"),
+        Panel("Workers that ended", "short", {"{{pod}} code {{code}}": exits},
+              about="in 15 minutes, by exit code: 137 is out of memory"),
+    ]
+
+# %% ../../nbs/deploy/15_dashboard.ipynb #resources
+def _served_panels() -> list[Panel]:
+    by_version = "sum by (model_name, model_version)"
+    workers = {
+        "{{model_name}} {{model_version}} ready": f"{by_version} (zz_ready_workers{{{_OF}}})",
+        "{{model_name}} {{model_version}} wanted": f"{by_version} (zz_wanted_workers{{{_OF}}})",
+    }
+    archives = f"count by (model_name, model_version, digest) (zz_model_info{{{_OF}}})"
+    return [
+        Panel("Workers", "short", workers, width=12),
+        Panel("Replicas by archive", "short", {"{{model_name}} {{model_version}} {{digest}}": archives},
+              stacked=True, width=12, about="a rollout is one colour that replaces another"),
+    ]
+
+def _machine_panels() -> list[Panel]:
+    def of_limit(used: str, resource: str) -> str:
+        return f'sum by (pod) ({used}) / sum by (pod) (kube_pod_container_resource_limits{{{_POD},resource="{resource}"}})'
+    cpu = of_limit(f"rate(container_cpu_usage_seconds_total{{{_POD}}}[$__rate_interval])", "cpu")
+    memory = of_limit(f"container_memory_working_set_bytes{{{_POD}}}", "memory")
+    return [
+        Panel("CPU of the limit", "percentunit", {"{{pod}}": cpu}, width=12, most=1),
+        Panel("Memory of the limit", "percentunit", {"{{pod}}": memory}, width=12, most=1),
+    ]
+
+# %% ../../nbs/deploy/15_dashboard.ipynb #gpu
+def _gpu_panels() -> list[Panel]:
+    def dcgm(title: str, unit: str, query: str, most: float | None = None, about: str = "", legend: str = "") -> Panel:
+        return Panel(title, unit, {"{{$GPU_POD}}" + legend: query}, about=about, most=most)
+    def field(name: str) -> str: return f"DCGM_FI_{name}{{{_GPU}}}"
+    busy = f"{field('PROF_GR_ENGINE_ACTIVE')} or {field('DEV_GPU_UTIL')} / 100"
+    used, free = field("DEV_FB_USED"), field("DEV_FB_FREE")
+    return [
+        dcgm("Busy", "percentunit", busy, most=1, about="the first works under MIG too"),
+        dcgm("Memory", "percentunit", f"{used} / ({used} + {free})", most=1),
+        dcgm("Power", "watt", field("DEV_POWER_USAGE")),
+        dcgm("Decoder", "percentunit", f"{field('DEV_DEC_UTIL')} / 100", most=1, about="the video decoder's engine"),
+        dcgm("Temperature", "celsius", field("DEV_GPU_TEMP")),
+        dcgm("Errors", "short", field("DEV_XID_ERRORS"), about="the last XID; 0 is none", legend=" XID"),
+    ]
+
 def panels() -> dict[str, list[Panel]]:
-    "The rows of the dashboard by their titles"
+    "Return the rows of the dashboard by their titles"
     return {
-        "What callers feel": [
-            Panel("Answers", "reqps", {"{{code}}": f"sum by (code) (rate(zz_responses_total{{{_OF}}}[$__rate_interval]))"}, stacked=True, about="by class of status, at the front that every request passes"),
-            Panel("Failed", "percentunit", {"5xx": f'sum (rate(zz_responses_total{{{_OF},code="5xx"}}[$__rate_interval])) / sum (rate(zz_responses_total{{{_OF},code=~"2xx|5xx"}}[$__rate_interval]))'}),
-            Panel("A request", "s", {f"{{{{model_name}}}} p{q}": _quantile(q / 100, "zz_request_seconds_bucket", "model_name") for q in (50, 99)} | {"{{model_name}} mean in the queue": _mean("ts_queue_latency_microseconds", by="model_name", scale=" / 1e6")}, about="from its first byte to the last of its answer, at the front"),
-            Panel("In flight", "short", {"{{pod}}": f"zz_requests_in_flight{{{_OF}}}"}, about="let in and not answered"),
-            Panel("Waiting for a worker", "short", {"{{pod}} {{model_name}}": f"zz_queued_requests{{{_OF}}}"}),
-            Panel("Replicas that serve", "short", {"ready": f"count (min by (pod) (zz_ready_workers{{{_OF}}}) > 0) or vector(0)", "draining": f"sum (zz_draining{{{_OF}}})", "all": f"count (up{{{_OF}}} == 1) / 2"}, about="a replica is ready when each of its models has a worker"),
-        ],
-        "Where the time of a request goes": [
-            Panel("Stages, in the mean", "s", {"queue": _QUEUE} | {s: _stage(s) for s in STAGES} | {"the rest": f"clamp_min({_LATENCY} - {_QUEUE} - ({' + '.join(f'({_stage(s)})' for s in STAGES)}), 0)"},
-                  stacked=True, width=12, about="a request takes as long as its batch; the rest is TorchServe, and the way to the worker and back"),
-            Panel("Stages, 99th percentile of batches", "s", {"{{stage}}": _quantile(0.99, "zz_stage_seconds_bucket", "stage")}, width=12),
-            Panel("Requests in a batch", "short", {"{{model_name}}": f'sum by (model_name) (rate(ts_inference_requests_total{{{_OF}}}[$__rate_interval])) / sum by (model_name) (rate(zz_stage_seconds_count{{{_OF},stage="{STAGES[0]}"}}[$__rate_interval]))'}, about="near 1 under load: batches do not fill, and the batch delay is only waited for"),
-            Panel("Workers busy", "percentunit", {"{{model_name}}": f"sum by (model_name) (rate(zz_stage_seconds_sum{{{_OF}}}[$__rate_interval])) / sum by (model_name) (zz_ready_workers{{{_OF}}})"}, about="share of the time that a worker has a batch", most=1),
-            Panel("Workers that ended", "short", {"{{pod}} code {{code}}": f"sum by (pod, code) (increase(zz_worker_exits_total{{{_OF}}}[15m]))"}, about="in 15 minutes, by exit code: 137 is out of memory"),
-        ],
-        "What is served": [
-            Panel("Workers", "short", {"{{model_name}} {{model_version}} ready": f"sum by (model_name, model_version) (zz_ready_workers{{{_OF}}})", "{{model_name}} {{model_version}} wanted": f"sum by (model_name, model_version) (zz_wanted_workers{{{_OF}}})"}, width=12),
-            Panel("Replicas by archive", "short", {"{{model_name}} {{model_version}} {{digest}}": f"count by (model_name, model_version, digest) (zz_model_info{{{_OF}}})"}, stacked=True, width=12, about="a rollout is one colour taking the place of another"),
-        ],
-        "CPU and memory": [
-            Panel("CPU of the limit", "percentunit", {"{{pod}}": f'sum by (pod) (rate(container_cpu_usage_seconds_total{{{_POD}}}[$__rate_interval])) / sum by (pod) (kube_pod_container_resource_limits{{{_POD},resource="cpu"}})'}, width=12, most=1),
-            Panel("Memory of the limit", "percentunit", {"{{pod}}": f'sum by (pod) (container_memory_working_set_bytes{{{_POD}}}) / sum by (pod) (kube_pod_container_resource_limits{{{_POD},resource="memory"}})'}, width=12, most=1),
-        ],
-        "GPU (dcgm-exporter)": [
-            Panel("Busy", "percentunit", {"{{$GPU_POD}}": f"DCGM_FI_PROF_GR_ENGINE_ACTIVE{{{_GPU}}} or DCGM_FI_DEV_GPU_UTIL{{{_GPU}}} / 100"}, most=1, about="the first is there under MIG too"),
-            Panel("Memory", "percentunit", {"{{$GPU_POD}}": f"DCGM_FI_DEV_FB_USED{{{_GPU}}} / (DCGM_FI_DEV_FB_USED{{{_GPU}}} + DCGM_FI_DEV_FB_FREE{{{_GPU}}})"}, most=1),
-            Panel("Power", "watt", {"{{$GPU_POD}}": f"DCGM_FI_DEV_POWER_USAGE{{{_GPU}}}"}),
-            Panel("Decoder", "percentunit", {"{{$GPU_POD}}": f"DCGM_FI_DEV_DEC_UTIL{{{_GPU}}} / 100"}, most=1, about="the video decoder's engine"),
-            Panel("Temperature", "celsius", {"{{$GPU_POD}}": f"DCGM_FI_DEV_GPU_TEMP{{{_GPU}}}"}),
-            Panel("Errors", "short", {"{{$GPU_POD}} XID": f"DCGM_FI_DEV_XID_ERRORS{{{_GPU}}}"}, about="the last XID; 0 is none"),
-        ]}
+        "What callers experience": _caller_panels(),
+        "Where the time of a request goes": _time_panels(),
+        "What is served": _served_panels(),
+        "CPU and memory": _machine_panels(),
+        "GPU (dcgm-exporter)": _gpu_panels(),
+    }
 
-# %% ../../nbs/deploy/15_dashboard.ipynb #panel-2
+# %% ../../nbs/deploy/15_dashboard.ipynb #build-panel
 def _source() -> Any:
-    "The Prometheus that is chosen above the dashboard"
+    "Return the Prometheus that is selected above the dashboard"
     from grafana_foundation_sdk.models.dashboard import DataSourceRef
     return DataSourceRef("prometheus", "${datasource}")
 
-def _panel(p: Panel) -> Any: # a builder of Grafana's SDK
+def _build_panel(p: Panel) -> Any: # a builder of Grafana's SDK
     from grafana_foundation_sdk.builders import common, prometheus, timeseries
-    from grafana_foundation_sdk.models import common as words
-    made = timeseries.Panel().title(p.title).description(p.about).unit(p.unit).span(p.width).height(8).min(0).datasource(_source())
-    made = made.fill_opacity(60 if p.stacked else 10).line_width(1).tooltip(common.VizTooltipOptions().mode(words.TooltipDisplayMode("multi"))).legend(common.VizLegendOptions().show_legend(True).display_mode(words.LegendDisplayMode.LIST).placement(words.LegendPlacement.BOTTOM))
-    if p.stacked: made = made.stacking(common.StackingConfig().mode(words.StackingMode("normal")).group("A"))
-    if p.most is not None: made = made.max(p.most)
-    for i, (legend, query) in enumerate(p.queries.items()): made = made.with_target(prometheus.Dataquery().expr(query).legend_format(legend).ref_id(chr(ord("A") + i)))
-    return made
+    from grafana_foundation_sdk.models import common as models
+    legend = (common.VizLegendOptions().show_legend(True)
+        .display_mode(models.LegendDisplayMode.LIST).placement(models.LegendPlacement.BOTTOM))
+    tooltip = common.VizTooltipOptions().mode(models.TooltipDisplayMode("multi"))
+    builder = (timeseries.Panel().title(p.title).description(p.about).unit(p.unit)
+        .span(p.width).height(8).min(0).datasource(_source())
+        .fill_opacity(60 if p.stacked else 10).line_width(1).tooltip(tooltip).legend(legend))
+    if p.stacked:
+        builder = builder.stacking(common.StackingConfig().mode(models.StackingMode("normal")).group("A"))
+    if p.most is not None: builder = builder.max(p.most)
+    for i, (name, query) in enumerate(p.queries.items()):
+        target = prometheus.Dataquery().expr(query).legend_format(name).ref_id(chr(ord("A") + i))
+        builder = builder.with_target(target)
+    return builder
 
-# %% ../../nbs/deploy/15_dashboard.ipynb #variable
-def _variable(name: str, label: str, query: str, many: bool = False) -> Any:
+# %% ../../nbs/deploy/15_dashboard.ipynb #build-variable
+def _build_variable(name: str, label: str, query: str, many: bool = False) -> Any:
     from grafana_foundation_sdk.builders import dashboard
     from grafana_foundation_sdk.models import dashboard as models
-    made = dashboard.QueryVariable(name).label(label).query(query).refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
-    made = made.datasource(_source())
-    return made.multi(True).include_all(True) if many else made
+    builder = (dashboard.QueryVariable(name).label(label).query(query)
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(models.VariableSort.ALPHABETICAL_ASC).datasource(_source()))
+    return builder.multi(True).include_all(True) if many else builder
+
+def _variables() -> list[Any]:
+    workers = 'zz_ready_workers{namespace="$namespace"}'
+    of_release = 'zz_ready_workers{namespace="$namespace",service="$service"}'
+    return [
+        _build_variable("namespace", "Namespace", "label_values(zz_ready_workers, namespace)"),
+        _build_variable("service", "Release", f"label_values({workers}, service)"),
+        _build_variable("pod", "Replica", f"label_values({of_release}, pod)", many=True),
+    ]
 
 # %% ../../nbs/deploy/15_dashboard.ipynb #dashboard-json
 def dashboard_json() -> str:
-    "The dashboard as Grafana imports it"
+    "Return the dashboard as Grafana imports it"
     from grafana_foundation_sdk.builders import dashboard
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
-    made = dashboard.Dashboard("zztoolkit: model servers").uid("zztoolkit").tags(["zztoolkit"]).editable().refresh("30s").time("now-1h", "now").timezone("browser")
-    made = made.with_variable(dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
-    made = made.with_variable(_variable("namespace", "Namespace", "label_values(zz_ready_workers, namespace)"))
-    made = made.with_variable(_variable("service", "Release", 'label_values(zz_ready_workers{namespace="$namespace"}, service)'))
-    made = made.with_variable(_variable("pod", "Replica", 'label_values(zz_ready_workers{namespace="$namespace",service="$service"}, pod)', many=True))
-    for title, has in panels().items():
-        made = made.with_row(dashboard.Row(title))
-        for p in has: made = made.with_panel(_panel(p))
-    return JSONEncoder(sort_keys=True, indent=1).encode(made.build()) + "\n"
+    builder = (dashboard.Dashboard("zztoolkit: model servers").uid("zztoolkit").tags(["zztoolkit"])
+        .editable().refresh("30s").time("now-1h", "now").timezone("browser")
+        .with_variable(dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus")))
+    for variable in _variables(): builder = builder.with_variable(variable)
+    for title, row in panels().items():
+        builder = builder.with_row(dashboard.Row(title))
+        for p in row: builder = builder.with_panel(_build_panel(p))
+    return JSONEncoder(sort_keys=True, indent=1).encode(builder.build()) + "\n"
 
 def main():
-    "Write it into the chart"
+    "Write the dashboard into the chart"
     (chart_folder() / "files" / "dashboard.json").write_text(dashboard_json())

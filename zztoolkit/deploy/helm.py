@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .values import own_values
+from .values import read_own_values
 from ..errors import ToolkitError
 from ..system import find_program
 
@@ -20,19 +20,28 @@ __all__ = ['Release']
 
 # %% ../../nbs/deploy/10_helm.ipynb #helm
 def find_helm() -> str:
-    "Return helm's path. Raise `ToolkitError` without one"
-    if found := find_program("helm"): return found
+    "Return helm's path. Raise `ToolkitError` if it is not installed"
+    if path := find_program("helm"): return path
     raise ToolkitError("helm is not installed", do="pip install 'zztoolkit[deploy]'")
 
 def helm(
     *args: str, # of its command line
-) -> str: # what it printed
-    "Run helm. Raises `ToolkitError` with its own words"
+) -> str: # its output
+    "Run helm. Raise `ToolkitError` with its messages if it fails"
     done = subprocess.run([find_helm(), *args], capture_output=True, text=True)
     if not done.returncode: return done.stdout
-    said = "\n".join(l for l in (done.stdout + done.stderr).splitlines() if l and not l.startswith(("Use --debug", "==>", "engine.go", "[INFO]")))
-    if "cluster unreachable" in said.lower(): raise ToolkitError("no Kubernetes cluster answers", found=said, do="name one: KUBECONFIG=FILE, or kubectl config use-context NAME")
-    raise ToolkitError(f"helm {args[0]} failed", found=said)
+    messages = _messages(done.stdout + done.stderr)
+    if "cluster unreachable" in messages.lower():
+        raise ToolkitError(
+            "no Kubernetes cluster answers",
+            found=messages,
+            do="name one: KUBECONFIG=FILE, or kubectl config use-context NAME")
+    raise ToolkitError(f"helm {args[0]} failed", found=messages)
+
+_NOISE = ("Use --debug", "==>", "engine.go", "[INFO]")
+
+def _messages(output: str) -> str:
+    return "\n".join(line for line in output.splitlines() if line and not line.startswith(_NOISE))
 
 # %% ../../nbs/deploy/10_helm.ipynb #release
 @dataclass(frozen=True)
@@ -43,44 +52,56 @@ class Release:
 
     @classmethod
     def open(cls, folder: str | Path) -> Release:
-        "What `render` wrote there"
-        try: return cls(Path(folder), json.loads(Path(folder, "release.json").read_text())["name"])
-        except (OSError, ValueError, KeyError) as e: raise ToolkitError(f"{folder} holds no release", found=f"{type(e).__name__}: {e}", do="zz deploy render ARCHIVE --to FOLDER") from None
+        "Read what `render` wrote. Raise `ToolkitError`"
+        folder = Path(folder)
+        try: return cls(folder, json.loads((folder / "release.json").read_text())["name"])
+        except (OSError, ValueError, KeyError) as e:
+            raise ToolkitError(
+                f"{folder} is not a release",
+                found=f"{type(e).__name__}: {e}",
+                do="zz deploy render ARCHIVE --to FOLDER") from None
 
     @property
     def values(self) -> dict[str, Any]:
-        "What was written from the archives"
+        "Values that were written from the archives"
         import yaml
         return yaml.safe_load((self.folder / "values.yaml").read_text())
 
     @property
     def own(self) -> dict[str, Any]:
-        "What was given besides"
+        "Values that the user gave"
         file = self.folder / "own-values.yaml"
-        return own_values(file) if file.exists() else {}
-
-    def section(self, name: str) -> dict[str, Any]:
-        "Of the values, as the chart takes it: what was given goes before what was rendered"
-        return self.values.get(name, {}) | self.own.get(name, {})
+        return read_own_values(file) if file.exists() else {}
 
     @property
-    def models(self) -> list[dict[str, Any]]: return self.values["models"]
+    def models(self) -> list[dict[str, Any]]:
+        "Values of each model"
+        return self.values["models"]
 
     @property
     def args(self) -> list[str]:
-        "Chart and values, as helm takes them"
-        files = [f for n in ("values.yaml", "own-values.yaml") if (f := self.folder / n).exists()]
-        return [str(self.folder / "chart"), *(a for f in files for a in ("-f", str(f)))]
+        "Chart and values on helm's command line"
+        files = [self.folder / name for name in ("values.yaml", "own-values.yaml")]
+        options = [option for f in files if f.exists() for option in ("-f", str(f))]
+        return [str(self.folder / "chart"), *options]
+
+    def section(self, name: str) -> dict[str, Any]:
+        "Return a section of the values; the user's override those of the archives"
+        return self.values.get(name, {}) | self.own.get(name, {})
 
     def objects(self, namespace: str = "default") -> list[dict]:
-        "Every object of Kubernetes that it stands for, tests too. Raises `ToolkitError` where values are wrong"
+        "Return every Kubernetes object of the release, tests included. Raise `ToolkitError` if values are wrong"
         return objects_in(helm("template", self.name, *self.args, "-n", namespace))
 
-    def __str__(self) -> str: return f"{self.name} in {self.folder}: {', '.join(map(told, self.models))}"
+    def __str__(self) -> str:
+        return f"{self.name} in {self.folder}: {', '.join(map(describe_model, self.models))}"
 
 # %% ../../nbs/deploy/10_helm.ipynb #objects-in
-def told(model: Mapping[str, Any]) -> str: return f"{model['name']} {model['version']} ({model['sha256'][:12]})"
-
 def objects_in(manifest: str) -> list[dict]:
+    "Return the Kubernetes objects of a manifest"
     import yaml
     return [o for o in yaml.safe_load_all(manifest) if o]
+
+def describe_model(model: Mapping[str, Any]) -> str:
+    "Return name, version and digest of a model's values"
+    return f"{model['name']} {model['version']} ({model['sha256'][:12]})"

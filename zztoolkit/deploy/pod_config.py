@@ -17,103 +17,139 @@ from ..serving.torchserve.config import Settings
 from ..system import environment_without_secrets
 
 # %% auto #0
-__all__ = ['Ports', 'Pod']
+__all__ = ['Ports', 'PodConfig']
 
-# %% ../../nbs/deploy/01_pod_config.ipynb #wanted
+# %% ../../nbs/deploy/01_pod_config.ipynb #model-ref
 @dataclass(frozen=True)
-class Wanted:
+class ModelRef:
     "A model to serve"
-    file: str          # in the store
-    name: str = ""     # '': as its archive says
-    digest: str = ""   # SHA-256 it must have; '': whatever vouches for it
+    file: str          # name of its archive in the store
+    name: str = ""     # under which it is served; '': the archive's
+    digest: str = ""   # SHA-256 it must have; '': a `.sha256` file or a signature verifies it
 
-def wanted(
-    text: str, # name=file.mar@sha256:DIGEST, joined by commas; name and digest may be left out
-) -> list[Wanted]:
-    "The models that a line names. Raises `ToolkitError`"
-    found = []
-    for part in filter(None, map(str.strip, text.split(","))):
-        m = re.fullmatch(r"(?:([^=@/]+)=)?([^=@/]+\.mar)(?:@sha256:([0-9a-f]{64}))?", part)
-        if not m: raise ToolkitError("no model to serve", found=part, do="name=file.mar, file.mar, or name=file.mar@sha256:DIGEST (64 digits); the file stands in the store itself")
-        found.append(Wanted(m[2], check_name(m[1]) if m[1] else "", m[3] or ""))
-    return found
+# %% ../../nbs/deploy/01_pod_config.ipynb #parse-models
+_MODEL = r"(?:([^=@/]+)=)?([^=@/]+\.mar)(?:@sha256:([0-9a-f]{64}))?"
+
+def parse_models(
+    text: str, # name=file.mar@sha256:DIGEST, joined by commas; name and digest are optional
+) -> list[ModelRef]:
+    "Parse a list of models. Raise `ToolkitError` if an entry is invalid"
+    parts = filter(None, map(str.strip, text.split(",")))
+    return [_parse_model(part) for part in parts]
+
+def _parse_model(text: str) -> ModelRef:
+    match = re.fullmatch(_MODEL, text)
+    if not match:
+        raise ToolkitError(
+            "invalid model",
+            found=text,
+            do="name=file.mar, file.mar, or name=file.mar@sha256:DIGEST (64 digits); the file is directly in the store")
+    name, file, digest = match.groups()
+    return ModelRef(file, check_name(name) if name else "", digest or "")
 
 # %% ../../nbs/deploy/01_pod_config.ipynb #ports
 @dataclass(frozen=True)
 class Ports:
     "Ports of a pod"
-    front: int = 8000
+    front: int = 8000       # the proxy's
     inference: int = 8080
     management: int = 8081
     metrics: int = 8082
     probes: int = 8083
 
     def __post_init__(self):
-        found = [*asdict(self).values()]
-        if len({*found}) < 5 or not all(0 < p < 65536 for p in found): raise ToolkitError("ports are five different numbers up to 65535", found=", ".join(map(str, found)))
+        ports = list(asdict(self).values())
+        are_valid = all(0 < p < 65536 for p in ports)
+        if are_valid and len(set(ports)) == len(ports): return
+        raise ToolkitError(
+            "ports are five different numbers up to 65535",
+            found=", ".join(map(str, ports)))
 
-# %% ../../nbs/deploy/01_pod_config.ipynb #pod
+# %% ../../nbs/deploy/01_pod_config.ipynb #pod-config
 @dataclass(frozen=True)
-class Pod:
+class PodConfig:
     "What a pod serves, and how"
-    store: Path
-    models: Sequence[Wanted] = ()   # none: every archive of the store
-    keys: Path | None = None        # public keys, one of which must have signed every archive
-    tokens: Path | None = None      # file of the tokens that the front asks for
-    tls: Path | None = None         # folder of tls.crt and tls.key: the front speaks HTTPS
-    token_auth: bool = True         # TorchServe's own tokens, if `tokens` is None
-    front: bool = True
-    host: str = "127.0.0.1"         # of what may be reached from outside
+    store: Path                        # folder of the archives
+    models: Sequence[ModelRef] = ()    # none: every archive of the store
+    keys: Path | None = None           # public keys, one of which must have signed every archive
+    tokens: Path | None = None         # file of the tokens that callers show to the proxy
+    tls: Path | None = None            # folder of tls.crt and tls.key: the proxy speaks HTTPS
+    token_auth: bool = True            # TorchServe's own tokens, if `tokens` is None
+    front: bool = True                 # a proxy in front of TorchServe
+    host: str = "127.0.0.1"            # address of the ports that may be reached from outside
     ports: Ports = Ports()
-    work: Path | None = None        # where TorchServe's folder is made anew; None: a temporary one
-    endpoint_wait: float = 10       # seconds from the signal in which requests are let in
+    work: Path | None = None           # folder for TorchServe's files, emptied at the start; None: a temporary one
+    endpoint_wait: float = 10          # seconds after SIGTERM in which new requests are accepted
     settings: Settings = Settings(drain_timeout=30)
-    env: Sequence[str] = ()         # names of variables that handlers get besides the usual ones
+    env: Sequence[str] = ()            # names of further environment variables for handlers
 
     def __post_init__(self):
-        if (self.tokens or self.tls) and not self.front: raise ToolkitError("tokens and TLS are the front's", found="--tokens or --tls with --no-front", do="leave one of them out")
-        if not self.store.is_dir(): raise ToolkitError(f"no folder {self.store}", do="give the folder of the archives")
+        if not self.front and (self.tokens or self.tls):
+            raise ToolkitError(
+                "tokens and TLS need the proxy",
+                found="--tokens or --tls with --no-front",
+                do="leave one of them out")
+        if not self.store.is_dir():
+            raise ToolkitError(f"{self.store} is not a folder", do="give the folder of the archives")
 
     @property
     def own_tokens(self) -> bool:
-        "Whether callers show TorchServe its own keys"
+        "Whether callers show TorchServe's own keys"
         return self.token_auth and not self.tokens
 
     @property
     def hidden_key(self) -> bool:
-        "Whether the front shows TorchServe a key that callers never see"
+        "Whether the proxy shows TorchServe a key that callers never see"
         return self.front and not self.own_tokens
 
-# %% ../../nbs/deploy/01_pod_config.ipynb #allowed
-_USUAL = """PATH HOME USER LOGNAME SHELL HOSTNAME TERM PWD LANG LANGUAGE TZ TMPDIR TEMP TMP JAVA_HOME VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH LD_PRELOAD
+# %% ../../nbs/deploy/01_pod_config.ipynb #allowed-environment
+_ALLOWED = """PATH HOME USER LOGNAME SHELL HOSTNAME TERM PWD LANG LANGUAGE TZ TMPDIR TEMP TMP
+JAVA_HOME VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH LD_PRELOAD
 SSL_CERT_FILE SSL_CERT_DIR XDG_CACHE_HOME XDG_CONFIG_HOME""".split()
-_USUAL_BEGIN = ("LC_", "PYTHON", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "MALLOC_", "TORCH", "PYTORCH_", "TRITON_", "ORT_", "OPENCV_")
+_ALLOWED_PREFIXES = tuple("""LC_ PYTHON CUDA_ NVIDIA_ NCCL_ OMP_ MKL_ KMP_ GOMP_ OPENBLAS_ MALLOC_
+TORCH PYTORCH_ TRITON_ ORT_ OPENCV_""".split())
 
-def usual_pattern() -> str:
-    "The supervisor's usual variables, as a pattern of a shell's `case`"
-    return "|".join([*_USUAL, *(f"{p}*" for p in (*_USUAL_BEGIN, "ZZ_"))])
-
-def allowed(
-    names: Sequence[str] = (),      # that pass, whatever they are called
+def allowed_environment(
+    names: Sequence[str] = (),      # of further variables, even if they look like secrets
 ) -> dict[str, str]:
-    "Of our environment, what a process needs to run, without what looks like a secret; and what is named"
-    usual = {k: v for k, v in environment_without_secrets().items() if k in _USUAL or k.startswith(_USUAL_BEGIN)}
+    "Return the environment variables that a process needs to run, without secrets, and those in `names`"
+    plain = environment_without_secrets()
+    usual = {k: v for k, v in plain.items() if k in _ALLOWED or k.startswith(_ALLOWED_PREFIXES)}
     return usual | {k: os.environ[k] for k in names if k in os.environ}
 
-def report_forgotten(names: Iterable[str]):
-    "Print the names, never the values, of variables that are not passed on"
-    known = sorted(n for n in names if re.fullmatch(r"\w+", n))
-    if known: say(f"environment variables that handlers do not get (--env NAME passes one): {' '.join(known)}")
+def usual_pattern() -> str:
+    "Return the supervisor's usual variables as a pattern of a shell's `case`"
+    prefixes = (*_ALLOWED_PREFIXES, "ZZ_")
+    return "|".join([*_ALLOWED, *(f"{p}*" for p in prefixes)])
 
 # %% ../../nbs/deploy/01_pod_config.ipynb #forget-environment
 def forget_environment(names: Sequence[str] = ()):
-    "Begin this process anew if it was started with more than it needs: /proc shows to every process of this user what another was started with"
-    keep = {k: v for k, v in os.environ.items() if k.startswith("ZZ_")} | allowed(names)
-    report_forgotten({*os.environ} - {*keep})
-    given = set[str]()
-    with suppress(OSError): given = {os.fsdecode(v.partition(b"=")[0]) for v in Path("/proc/self/environ").read_bytes().split(b"\0") if v}
-    if given - {*keep}: os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], keep)
+    """Drop all environment variables that this process does not need.
+
+    If it was started with any, it starts itself again without them: /proc shows every process of this user
+    the environment that another was started with.
+    """
+    own = {k: v for k, v in os.environ.items() if k.startswith("ZZ_")}
+    keep = own | allowed_environment(names)
+    report_dropped({*os.environ} - {*keep})
+    if _initial_variables() - {*keep}:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], keep)
     for name in {*os.environ} - {*keep}: del os.environ[name]
 
-# %% ../../nbs/deploy/01_pod_config.ipynb #server
-def say(text: str): print(f"zz run: {text}", flush=True)
+def _initial_variables() -> set[str]:
+    "Return the names of the variables that this process was started with"
+    with suppress(OSError):
+        entries = Path("/proc/self/environ").read_bytes().split(b"\0")
+        return {os.fsdecode(e.partition(b"=")[0]) for e in entries if e}
+    return set()
+
+# %% ../../nbs/deploy/01_pod_config.ipynb #say
+def report_dropped(names: Iterable[str]):
+    "Print the names, never the values, of variables that handlers do not get"
+    printable = sorted(n for n in names if re.fullmatch(r"\w+", n))
+    if printable:
+        say(f"environment variables that handlers do not get (--env NAME passes one): {' '.join(printable)}")
+
+def say(text: str):
+    "Print a line of the pod's log"
+    print(f"zz run: {text}", flush=True)

@@ -7,90 +7,127 @@ from __future__ import annotations
 
 import json, threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from .proxy import Front
-from .server import Server, Workers
+from .proxy import count_requests, Proxy
+from .server import Server
 from ..errors import ToolkitError
-from ..serving.torchserve.config import exit_codes
+from ..serving.torchserve.config import read_exit_codes
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/deploy/05a_probes.ipynb #family
-def _family(kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, about: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+Labels = tuple[str, ...]
+
+def _family(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    name: str,
+    about: str,
+    labels: Sequence[str],
+    values: Mapping[Labels, float],     # by the labels' values
+) -> Metric:
     family = kind(name, about, labels=labels)
     for of, value in values.items(): family.add_metric(of, value)
     return family
 
 _gauge, _counter = partial(_family, GaugeMetricFamily), partial(_family, CounterMetricFamily)
 
-# %% ../../nbs/deploy/05a_probes.ipynb #collected
-class Collected:
-    "What TorchServe does not tell, gathered when Prometheus asks"
+# %% ../../nbs/deploy/05a_probes.ipynb #metrics-of-server
+_VERSION = ("model_name", "model_version")
+
+def _server_metrics(server: Server) -> Iterator[Metric]:
+    in_service = server.was_ready and not server.is_draining
+    archives = {(a.name, a.mar.version, a.mar.digest, a.signed_by): 1 for a in server.archives}
+    exits = Counter(read_exit_codes(server.folder / "exits").values())
+    yield _gauge("zz_draining", "1 from SIGTERM on", (), {(): server.is_draining})
+    yield _gauge("zz_in_service", "1 from the first time it was ready to SIGTERM", (), {(): in_service})
+    yield _gauge("zz_model_info", "archives that are served", (*_VERSION, "digest", "signed_by"), archives)
+    yield _counter("zz_worker_exits", "workers that ended, by exit code", ("code",),
+                   {(str(code),): n for code, n in sorted(exits.items())})
+
+# %% ../../nbs/deploy/05a_probes.ipynb #metrics-of-workers
+def _worker_metrics(server: Server) -> Iterator[Metric]:
+    workers = []
+    with suppress(ToolkitError): workers = server.workers()
+    by_version = lambda field: {(w.name, w.version): getattr(w, field) for w in workers}
+    yield _gauge("zz_ready_workers", "workers that can take a request", _VERSION, by_version("ready"))
+    yield _gauge("zz_wanted_workers", "workers there should be", _VERSION, by_version("wanted"))
+    yield _gauge("zz_queued_requests", "requests that wait for a worker", _VERSION, by_version("queued"))
+
+def _proxy_metrics(proxy: Proxy) -> Iterator[Metric]:
+    with suppress(OSError, KeyError):
+        counts = count_requests(proxy)
+        responses = {(c,): counts[c] for c in ("2xx", "4xx", "5xx")}
+        yield _gauge("zz_requests_in_flight", "requests without a response yet", (), {(): counts["in_flight"]})
+        yield _counter("zz_responses", "responses of the proxy by class of status", ("code",), responses)
+
+# %% ../../nbs/deploy/05a_probes.ipynb #collector
+class ServerCollector:
+    "Metrics of a pod that TorchServe lacks, collected when Prometheus asks"
     def __init__(self, server: Server): self.server = server
 
     def collect(self) -> Iterator[Metric]:
-        server, states, of = self.server, list[Workers](), ("model_name", "model_version")
-        with suppress(ToolkitError): states = server.workers()
-        yield _gauge("zz_draining", "1 from SIGTERM on", (), {(): server.draining})
-        yield _gauge("zz_in_service", "1 from the first time it was ready to SIGTERM", (), {(): server.served and not server.draining})
-        yield _gauge("zz_model_info", "what is served", (*of, "digest", "signed_by"), {(t.name, t.mar.version, t.mar.digest, t.signed_by): 1 for t in server.taken})
-        yield _counter("zz_worker_exits", "workers that ended, by exit code", ("code",), {(str(c),): n for c, n in sorted(Counter(exit_codes(server.folder / "exits").values()).items())})
-        yield _gauge("zz_ready_workers", "workers that can take a request", of, {(w.name, w.version): w.ready for w in states})
-        yield _gauge("zz_wanted_workers", "workers there should be", of, {(w.name, w.version): w.wanted for w in states})
-        yield _gauge("zz_queued_requests", "requests that wait for a worker", of, {(w.name, w.version): w.queued for w in states})
-        if server.front: yield from self._of_front(server.front)
+        server = self.server
+        yield from _server_metrics(server)
+        yield from _worker_metrics(server)
+        if server.proxy:
+            yield from server.latency.histogram.collect()
+            yield from _proxy_metrics(server.proxy)
 
-    def _of_front(self, front: Front) -> Iterator[Metric]:
-        yield from self.server.latency.histogram.collect()
-        with suppress(OSError, KeyError):
-            numbers = front.numbers()
-            yield _gauge("zz_requests_in_flight", "requests that were let in and are not answered", (), {(): numbers["in_flight"]})
-            yield _counter("zz_responses", "answers of the front by class of status", ("code",), {(c,): numbers[c] for c in ("2xx", "4xx", "5xx")})
-
-# %% ../../nbs/deploy/05a_probes.ipynb #metrics
 def metrics(server: Server) -> str:
-    "What `/metrics` answers"
+    "Return the text of `/metrics`"
     registry = CollectorRegistry()
-    registry.register(Collected(server))
+    registry.register(ServerCollector(server))
     return generate_latest(registry).decode()
+
+# %% ../../nbs/deploy/05a_probes.ipynb #responder
+Response = tuple[int, str]      # status and text
+PATHS = ("/livez", "/readyz", "/metrics")
+
+def _respond(server: Server, path: str) -> Response:
+    "Return the response to a GET"
+    if path == "/metrics": return 200, metrics(server)
+    if path not in PATHS: return 404, " ".join(PATHS) + "\n"
+    is_well = server.is_live if path == "/livez" else server.is_ready
+    return (200, "yes\n") if is_well else (503, "no\n")
+
+class _Responder(BaseHTTPRequestHandler):
+    timeout = 10        # seconds that a client may send nothing
+    server_of_pod: Server
+
+    def do_GET(self):
+        status, text = _respond(self.server_of_pod, self.path.partition("?")[0])
+        self._send(status, text, "text/plain; version=0.0.4; charset=utf-8")
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None):
+        "Respond in JSON to an invalid request; the message may quote what the client sent"
+        phrase, about = self.responses.get(code, ("Error", ""))
+        body = {"code": code, "type": phrase.replace(" ", ""), "message": message or explain or about}
+        self.close_connection = True
+        self._send(code, json.dumps(body) + "\n", "application/json")
+
+    def _send(self, status: int, text: str, kind: str):
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_): pass
 
 # %% ../../nbs/deploy/05a_probes.ipynb #probes
 @contextmanager
-def probes(server: Server, host: str, port: int) -> Iterator[None]:
-    "Answer `/livez`, `/readyz` and `/metrics` meanwhile"
-    def said(yes: bool) -> tuple[int, str]: return (200, "yes\n") if yes else (503, "no\n")
-    routes: dict[str, Callable[[], tuple[int, str]]] = {"/livez": lambda: said(server.live), "/readyz": lambda: said(server.ready), "/metrics": lambda: (200, metrics(server))}
-
-    class Answers(BaseHTTPRequestHandler):
-        timeout = 10        # of a client that says nothing
-        def do_GET(self):
-            status, text = routes.get(self.path.partition("?")[0], lambda: (404, " ".join(routes) + "\n"))()
-            self._send(status, text, "text/plain; version=0.0.4; charset=utf-8")
-
-        def _send(self, status: int, text: str, kind: str):
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def send_error(self, code: int, message: str | None = None, explain: str | None = None):
-            "Answer in JSON what is no request of ours; the message may quote what the client sent"
-            phrase, about = self.responses.get(code, ("Error", ""))
-            body = {"code": code, "type": phrase.replace(" ", ""), "message": message or explain or about}
-            self.close_connection = True
-            self._send(code, json.dumps(body) + "\n", "application/json")
-
-        def log_message(self, *_): pass
-
-    http = ThreadingHTTPServer((host, port), Answers)
+def serve_probes(server: Server, host: str, port: int) -> Iterator[None]:
+    "Respond to `/livez`, `/readyz` and `/metrics` inside the block"
+    responder = type("Responder", (_Responder,), {"server_of_pod": server})
+    http = ThreadingHTTPServer((host, port), responder)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     try: yield
     finally:

@@ -16,22 +16,38 @@ __all__ = []
 
 # %% ../../nbs/deploy/03_proxy_config.ipynb #tokens
 def read_tokens(path: Path) -> list[str]:
-    "The tokens of a file, one a line; empty lines and those that begin with # count for nothing. Raises `ToolkitError`"
-    try: lines = [l.strip() for l in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as e: raise ToolkitError(f"no tokens at {path}", found=type(e).__name__, do="mount the Secret there: one token a line") from None
-    tokens = [l for l in lines if l and not l.startswith("#")]
-    if any(len(t) < 16 or not re.fullmatch(r"[\x21-\x7e]+", t) for t in tokens):
-        raise ToolkitError(f"a line of {path} is no token", found="it is not shown here", do="16 characters or more, ASCII and without spaces: openssl rand -hex 24")
-    return tokens
+    "Return the tokens of a file, one a line; empty lines and lines that begin with # are skipped. Raise `ToolkitError`"
+    try: lines = [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise ToolkitError(
+            f"no tokens at {path}",
+            found=type(e).__name__,
+            do="mount the Secret there: one token a line") from None
+    tokens = [line for line in lines if line and not line.startswith("#")]
+    if all(_is_token(t) for t in tokens): return tokens
+    raise ToolkitError(
+        f"{path} contains an invalid token",
+        found="it is not shown here",
+        do="16 characters or more, ASCII and without spaces: openssl rand -hex 24")
 
-def hashed(tokens: list[str]) -> list[str]: return [hashlib.sha256(t.encode()).hexdigest() for t in tokens]
+def _is_token(text: str) -> bool:
+    return len(text) >= 16 and bool(re.fullmatch(r"[\x21-\x7e]+", text))
+
+def hash_tokens(tokens: list[str]) -> list[str]:
+    "Return the hexadecimal SHA-256 of each token"
+    return [hashlib.sha256(t.encode()).hexdigest() for t in tokens]
 
 # %% ../../nbs/deploy/03_proxy_config.ipynb #certificate
 def read_certificate(folder: Path) -> str:
-    "Certificate and key of a folder as one PEM. Raises `ToolkitError`"
+    "Return certificate and key of a folder as one PEM. Raise `ToolkitError`"
     try: parts = [(folder / name).read_text() for name in ("tls.crt", "tls.key")]
-    except (OSError, UnicodeDecodeError) as e: raise ToolkitError(f"no certificate in {folder}", found=type(e).__name__, do="mount a Secret of type kubernetes.io/tls there") from None
-    return "\n".join(l for l in "\n".join(parts).splitlines() if l.strip()) + "\n"      # an empty line would end it on haproxy's socket
+    except (OSError, UnicodeDecodeError) as e:
+        raise ToolkitError(
+            f"no certificate in {folder}",
+            found=type(e).__name__,
+            do="mount a Secret of type kubernetes.io/tls there") from None
+    lines = "\n".join(parts).splitlines()
+    return "\n".join(filter(str.strip, lines)) + "\n"      # an empty line would end it on haproxy's socket
 
 # %% ../../nbs/deploy/03_proxy_config.ipynb #config
 _CONFIG = """global
@@ -81,32 +97,63 @@ _ACCESS = """  acl one_header req.fhdr_cnt(authorization) eq 1
   http-request del-header authorization
   http-request del-header describe
 """
-# what TorchServe itself asks for; the supervisor puts it in by the socket, so that no file holds it
+# TorchServe's own key; the supervisor sends it over the socket, so that no file holds it
 _KEY = """  http-request set-var(txn.key) str(inference),map_str({folder}/front.key)
   http-request return status 503 content-type application/json string '{not_up}' unless {{ var(txn.key) -m found }}
   http-request set-header authorization "Bearer %[var(txn.key)]"
 """
 
-def _told(code: int, kind: str, message: str) -> str:
-    "Return an error as TorchServe words its own, to stand between single quotes of haproxy's configuration"
-    return json.dumps({"code": code, "type": kind, "message": message}).replace("'", r"'\''")
+# %% ../../nbs/deploy/03_proxy_config.ipynb #errors
+def _error_body(code: int, kind: str, message: str) -> str:
+    "Return an error in TorchServe's format, quoted for haproxy's configuration"
+    body = json.dumps({"code": code, "type": kind, "message": message})
+    return body.replace("'", r"'\''")
 
-# %% ../../nbs/deploy/03_proxy_config.ipynb #front-config
-# not what cannot be parsed at all: its 400 is a page compiled into haproxy (h1_send_error), which a configuration can only silence
-_ERRORS = {400: ("BadRequest", "the request is no valid HTTP"), 405: ("MethodNotAllowed", "send it with POST or PUT"), 408: ("RequestTimeout", "the request did not come to its end"),
-           413: ("PayloadTooLarge", "the request is too large"), 500: ("InternalError", "the front failed"), 501: ("NotImplemented", "the front cannot do that"),
-           502: ("BadGateway", "the model server broke off"), 503: ("ServiceUnavailable", "the model server is not up"), 504: ("GatewayTimeout", "no answer in time")}
-_NO_FORM = _told(415, "UnsupportedMediaType", "the body is no form, which is what curl calls it unless told: send it with Content-Type: application/octet-stream, or application/json")
-_NO_TOKEN = _told(401, "Unauthorized", "give one token, in one header: Authorization: Bearer TOKEN")
-_NO_METHOD, _NOT_UP = _told(405, *_ERRORS[405]), _told(503, *_ERRORS[503])
+# A request that cannot be parsed at all is missing here: its 400 is a page compiled into haproxy (h1_send_error),
+# which a configuration can only silence.
+_ERRORS = {
+    400: ("BadRequest", "the request is not valid HTTP"),
+    405: ("MethodNotAllowed", "send it with POST or PUT"),
+    408: ("RequestTimeout", "the request did not arrive completely in time"),
+    413: ("PayloadTooLarge", "the request is too large"),
+    500: ("InternalError", "the proxy failed"),
+    501: ("NotImplemented", "the proxy does not support this"),
+    502: ("BadGateway", "the model server closed the connection"),
+    503: ("ServiceUnavailable", "the model server is not up"),
+    504: ("GatewayTimeout", "no response in time"),
+}
+_NO_FORM = ("forms are not supported, and curl sends one by default: "
+            "send it with Content-Type: application/octet-stream, or application/json")
+_NO_TOKEN = "give one token, in one header: Authorization: Bearer TOKEN"
 
-def _connections() -> int:
-    "How many clients the limit on open files leaves room for: each costs two"
-    return max(16, min(10_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100) // 2))
+# %% ../../nbs/deploy/03_proxy_config.ipynb #proxy-config
+def _max_connections() -> int:
+    "Return how many clients the limit on open files allows: each needs two"
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(16, min(10_000, (files - 100) // 2))
 
-def front_config(folder: Path, host: str, port: int, target: int, timeout: int, tokens: bool, tls: bool = False, key: bool = False) -> str:
-    "haproxy.cfg: from `host`:`port` to TorchServe's inference port on this machine; `timeout` seconds for an answer; `key`: TorchServe asks for one"
-    errors = "\n".join(f"  http-error status {code} content-type application/json string '{_told(code, *said)}'" for code, said in _ERRORS.items())
-    return _CONFIG.format(folder=folder, errors=errors, no_form=_NO_FORM, no_method=_NO_METHOD, host=host, port=port, target=target, timeout=timeout, connections=_connections(), threads=min(4, usable_cores()),
-                          tls=f" ssl crt {folder}/front.pem alpn http/1.1" if tls else "", access=_ACCESS.format(folder=folder, no_token=_NO_TOKEN) if tokens else "",
-                          key=_KEY.format(folder=folder, not_up=_NOT_UP) if key else "")
+def haproxy_config(
+    folder: Path,       # of haproxy's files
+    host: str,          # address to listen on
+    port: int,
+    target: int,        # TorchServe's inference port on this machine
+    timeout: int,       # seconds for a response
+    tokens: bool,       # callers show a token
+    tls: bool = False,
+    key: bool = False,  # TorchServe requires a key of its own
+) -> str:
+    "Return haproxy.cfg"
+    not_up = _error_body(503, *_ERRORS[503])
+    errors = [f"  http-error status {code} content-type application/json string '{_error_body(code, *words)}'"
+              for code, words in _ERRORS.items()]
+    access = _ACCESS.format(folder=folder, no_token=_error_body(401, "Unauthorized", _NO_TOKEN))
+    return _CONFIG.format(
+        folder=folder, host=host, port=port, target=target, timeout=timeout,
+        connections=_max_connections(),
+        threads=min(4, usable_cores()),
+        errors="\n".join(errors),
+        no_form=_error_body(415, "UnsupportedMediaType", _NO_FORM),
+        no_method=_error_body(405, *_ERRORS[405]),
+        tls=f" ssl crt {folder}/front.pem alpn http/1.1" if tls else "",
+        access=access if tokens else "",
+        key=_KEY.format(folder=folder, not_up=not_up) if key else "")

@@ -9,8 +9,8 @@ import base64, difflib, hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .checks import check, NO_EXAMPLE, untested
-from .helm import helm, objects_in, Release, told
+from .checks import check, models_without_example, NO_EXAMPLE
+from .helm import describe_model, helm, objects_in, Release
 from ..errors import ToolkitError
 
 # %% auto #0
@@ -18,51 +18,73 @@ __all__ = ['diff', 'apply']
 
 # %% ../../nbs/deploy/13_releasing.ipynb #lines
 def _lines(o: Mapping[str, Any]) -> list[str]:
-    "An object as lines of YAML; a text of many lines stays one"
+    "Return an object as lines of YAML; multi-line text stays readable"
     import yaml
     class Dumper(yaml.SafeDumper): pass
-    Dumper.add_representer(str, lambda d, text: d.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None))
+    def dump_text(dumper: yaml.SafeDumper, text: str):
+        style = "|" if "\n" in text else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+    Dumper.add_representer(str, dump_text)
     return yaml.dump(o, Dumper=Dumper, width=1000).splitlines()
 
-def _short(o: Mapping[str, Any]) -> Mapping[str, Any]:
-    "With digests in the place of bytes that nobody can read"
-    told = {k: f"sha256 {hashlib.sha256(base64.b64decode(v)).hexdigest()[:12]}" for k, v in (o.get("binaryData") or {}).items()}
-    return {**o, "binaryData": told} if told else o
+def _shorten(o: Mapping[str, Any]) -> Mapping[str, Any]:
+    "Replace binary data by its digest"
+    digest = lambda text: hashlib.sha256(base64.b64decode(text)).hexdigest()[:12]
+    digests = {k: f"sha256 {digest(v)}" for k, v in (o.get("binaryData") or {}).items()}
+    return {**o, "binaryData": digests} if digests else o
 
-def _keyed(objects: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    "Objects as lines, by kind and name; what helm runs only on demand is left out, since a cluster does not keep it"
-    return {f"{o['kind']}/{o['metadata']['name']}": _lines(_short(o)) for o in objects if "helm.sh/hook" not in o["metadata"].get("annotations", {})}
+def _by_name(objects: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    "Return objects as lines, by kind and name; helm's hooks are left out, since a cluster does not keep them"
+    def is_hook(o): return "helm.sh/hook" in o["metadata"].get("annotations", {})
+    return {f"{o['kind']}/{o['metadata']['name']}": _lines(_shorten(o)) for o in objects if not is_hook(o)}
 
-# %% ../../nbs/deploy/13_releasing.ipynb #diff-models
+# %% ../../nbs/deploy/13_releasing.ipynb #diff-objects
 def diff_objects(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> str:
-    "A unified diff of each object that differs, '' if none does"
-    a, b = _keyed(old), _keyed(new)
-    parts = ["\n".join(difflib.unified_diff(a.get(k, []), b.get(k, []), f"{k} (now)" if k in a else "nothing", f"{k} (then)" if k in b else "nothing", n=1, lineterm="")) for k in sorted({*a, *b})]
+    "Return a unified diff of each object that differs, '' if none does"
+    before, after = _by_name(old), _by_name(new)
+    parts = (_diff_lines(name, before.get(name), after.get(name)) for name in sorted({*before, *after}))
     return "\n".join(filter(None, parts))
 
-def diff_models(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
-    "What happens to each model, in words"
-    by = lambda models: {n: [m for m in models if m["name"] == n] for n in dict.fromkeys(m["name"] for m in models)}
-    a, b, lines = by(old), by(new), []
-    for n in dict.fromkeys([*a, *b]):
-        was, then = ", ".join(told(m).partition(" ")[2] for m in a.get(n, [])), ", ".join(told(m).partition(" ")[2] for m in b.get(n, []))
-        if was == then: lines += [f"  {n} stays {was}"]
-        else: lines += [f"+ {n} {then}" if not was else f"- {n} {was}" if not then else f"~ {n} {was} → {then}"]
-    return lines
+def _diff_lines(name: str, before: list[str] | None, after: list[str] | None) -> str:
+    old = "nothing" if before is None else f"{name} (now)"
+    new = "nothing" if after is None else f"{name} (then)"
+    return "\n".join(difflib.unified_diff(before or [], after or [], old, new, n=1, lineterm=""))
+
+# %% ../../nbs/deploy/13_releasing.ipynb #diff-models
+Models = Sequence[Mapping[str, Any]]
+
+def diff_models(old: Models, new: Models) -> list[str]:
+    "Return a line for each model: added, removed, changed, or unchanged"
+    before, after = _versions(old), _versions(new)
+    return [_describe_change(n, before.get(n, ""), after.get(n, "")) for n in {**before, **after}]
+
+def _versions(models: Models) -> dict[str, str]:
+    "Return the versions of each model, in words"
+    versions: dict[str, list[str]] = {}
+    for m in models:
+        versions.setdefault(m["name"], []).append(describe_model(m).partition(" ")[2])
+    return {name: ", ".join(v) for name, v in versions.items()}
+
+def _describe_change(name: str, before: str, after: str) -> str:
+    if before == after: return f"  {name} stays {before}"
+    if not before: return f"+ {name} {after}"
+    if not after: return f"- {name} {before}"
+    return f"~ {name} {before} → {after}"
 
 # %% ../../nbs/deploy/13_releasing.ipynb #diff
 def diff(
     release: Release,
-    against: Release | None = None,  # rendered before; None: what helm has put into the cluster
+    against: Release | None = None,  # rendered before; None: the one in the cluster
     namespace: str = "default",
 ) -> str:
-    "What would change. Raises `ToolkitError` where no cluster answers"
-    if against is None: return diff_objects(objects_in(_in_cluster(release.name, namespace)), release.objects(namespace))
-    return "\n".join(filter(None, [*diff_models(against.models, release.models), diff_objects(against.objects(namespace), release.objects(namespace))]))
+    "Return what applying a release would change. Raise `ToolkitError` if no cluster responds"
+    objects = release.objects(namespace)
+    if against is None: return diff_objects(objects_in(_manifest(release.name, namespace)), objects)
+    models = diff_models(against.models, release.models)
+    return "\n".join(filter(None, [*models, diff_objects(against.objects(namespace), objects)]))
 
-# %% ../../nbs/deploy/13_releasing.ipynb #in-cluster
-def _in_cluster(name: str, namespace: str) -> str:
-    "The manifest of a release as helm keeps it, '' for one that it does not know"
+def _manifest(name: str, namespace: str) -> str:
+    "Return the manifest of a release in the cluster, '' if there is none"
     try: return helm("get", "manifest", name, "-n", namespace)
     except ToolkitError as e:
         if "release: not found" in e.found: return ""
@@ -72,30 +94,44 @@ def _in_cluster(name: str, namespace: str) -> str:
 def apply(
     release: Release,
     namespace: str = "default",
-    timeout: str = "20m",   # for the new pods to get ready; helm's words
+    timeout: str = "20m",   # for the new pods to become ready, in helm's notation
     test: bool = True,      # predict with every model afterwards
-) -> str: # what helm said
-    "Put a release into the cluster. Raises `ToolkitError` if it is not fit, no cluster answers, it does not get ready, or does not predict"
-    if not (found := check(release)).ok: raise ToolkitError(f"{release.folder} is not fit to be applied", found=str(found), do="zz deploy render it again")
-    if test and (without := untested(release)):
+) -> str: # helm's output
+    "Apply a release to the cluster. Raise `ToolkitError` if a check fails, no cluster responds, pods do not become ready, or a prediction fails"
+    _check_fit(release, test)
+    is_update = bool(_manifest(release.name, namespace))
+    output = helm("upgrade", "--install", release.name, *release.args, "-n", namespace,
+                  "--create-namespace", "--atomic", "--timeout", timeout)
+    if test: output += _test(release.name, namespace, timeout, is_update)
+    return output
+
+def _check_fit(release: Release, test: bool):
+    report = check(release)
+    if not report.ok:
+        raise ToolkitError(
+            f"{release.folder} cannot be applied",
+            found=str(report),
+            do="zz deploy render it again")
+    without = models_without_example(release) if test else []
+    if without:
         raise ToolkitError(
             f"{release.folder} has nothing to test {', '.join(without)} with",
             found=NO_EXAMPLE,
             do="zz deploy render it again with --example NAME=FILE, or apply it with --no-test")
-    before = _in_cluster(release.name, namespace)
-    said = helm("upgrade", "--install", release.name, *release.args, "-n", namespace, "--create-namespace", "--atomic", "--timeout", timeout)
-    return said + (_predicts(release.name, namespace, timeout, bool(before)) if test else "")
 
-# %% ../../nbs/deploy/13_releasing.ipynb #predicts
-def _predicts(name: str, namespace: str, timeout: str, go_back: bool) -> str:
-    "Run helm's test; where it fails and there is a release to go back to, that serves again. Raises `ToolkitError`"
+# %% ../../nbs/deploy/13_releasing.ipynb #test
+def _test(name: str, namespace: str, timeout: str, is_update: bool) -> str:
+    "Run helm's test; if it fails, roll back to the release before. Raise `ToolkitError`"
     try: return helm("test", name, "-n", namespace, "--logs")
     except ToolkitError as e:
-        then = _back(name, namespace, timeout) if go_back else "It is the first release, and stays for you to look at."
-        raise ToolkitError(f"{name} does not predict", found=f"{e.found}\n{then}", do="the server's log has the handler's traceback: kubectl logs deployment/NAME") from None
+        outcome = "It is the first release, and stays for you to look at."
+        if is_update: outcome = _roll_back(name, namespace, timeout)
+        raise ToolkitError(
+            f"{name} does not predict",
+            found=f"{e.found}\n{outcome}",
+            do="the server's log has the handler's traceback: kubectl logs deployment/NAME") from None
 
-def _back(name: str, namespace: str, timeout: str) -> str: # what came of it
-    "Go back to the revision before"
+def _roll_back(name: str, namespace: str, timeout: str) -> str: # outcome, in words
     try: helm("rollback", name, "-n", namespace, "--wait", "--timeout", timeout)
-    except ToolkitError as e: return f"It still serves: going back failed too.\n{e.found}"
+    except ToolkitError as e: return f"It still serves: the rollback failed too.\n{e.found}"
     return "The revision before it is back."

@@ -9,162 +9,221 @@ import hashlib, json, os, re, shutil, tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..archive.mar import copy_mar, default_store, Mar
+from ..archive.mar import copy_mar, Mar
 from ..archive.signing import public_keys, signature_of, verify
+from ..archive.store import default_store
 from .helm import Release
-from .image import image_context
+from .image import write_image_context
 from zztoolkit.deploy.values import (
-    _examples, chart_folder, check_examples, find_archive, model_values, own_values,
-    resources, stored_name, work_size,
+    chart_folder, check_examples, Example, examples_of, find_archive, model_values,
+    read_own_values, resources, stored_name, work_size,
 )
 from ..errors import ToolkitError
 
 # %% auto #0
 __all__ = ['render']
 
-# %% ../../nbs/deploy/11_rendering.ipynb #image-values
-def set_of(models: Sequence[Mapping[str, Any]]) -> str:
-    "A name of a set of archives, equal for equal archives; the chart computes the same"
-    return hashlib.sha256("".join(f"{m['sha256']}  {m['file']}\n" for m in models).encode()).hexdigest()[:12]
+# %% ../../nbs/deploy/11_rendering.ipynb #parse-image
+_IMAGE = r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?"
 
-def image_values(image: str) -> dict[str, str]:
-    "`registry/name:tag` or `registry/name@sha256:...` as the chart's `image`"
-    if not re.fullmatch(r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", image): raise ToolkitError("not an image", found=image, do="registry/name@sha256:DIGEST with all its 64 digits, or registry/name:tag")
+def parse_image(image: str) -> dict[str, str]:
+    "Return `registry/name:tag` or `registry/name@sha256:...` as the chart's `image`. Raise `ToolkitError`"
+    if not re.fullmatch(_IMAGE, image):
+        raise ToolkitError(
+            "not an image",
+            found=image,
+            do="registry/name@sha256:DIGEST with all its 64 digits, or registry/name:tag")
     name, _, digest = image.partition("@")
     if digest: return dict(repository=name, digest=digest)
     repository, colon, tag = name.rpartition(":")
-    if not colon or "/" in tag: raise ToolkitError("an image has no tag", found=image, do="registry/name:tag, or better registry/name@sha256:DIGEST")
-    return dict(repository=repository, tag=tag)
+    if colon and "/" not in tag: return dict(repository=repository, tag=tag)
+    raise ToolkitError(
+        "an image has no tag",
+        found=image,
+        do="registry/name:tag, or better registry/name@sha256:DIGEST")
 
-def told_image(values: Mapping[str, str]) -> str:
-    "The chart's `image` as podman names it"
-    return f"{values['repository']}@{values['digest']}" if values.get("digest") else f"{values['repository']}:{values.get('tag') or 'VERSION-OF-THE-CHART'}"
+def image_reference(values: Mapping[str, str]) -> str:
+    "Return the chart's `image` in podman's notation"
+    if values.get("digest"): return f"{values['repository']}@{values['digest']}"
+    return f"{values['repository']}:{values.get('tag') or 'VERSION-OF-THE-CHART'}"
 
-# %% ../../nbs/deploy/11_rendering.ipynb #chart
-def _different(mars: list[Mar]) -> list[Mar]:
-    "The same archives. Raises `ToolkitError` for none, or two of one version"
+# %% ../../nbs/deploy/11_rendering.ipynb #archive-set-digest
+def archive_set_digest(models: Sequence[Mapping[str, Any]]) -> str:
+    "Return a name for a set of archives, equal for equal archives; the chart computes the same"
+    lines = (f"{m['sha256']}  {m['file']}\n" for m in models)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+
+# %% ../../nbs/deploy/11_rendering.ipynb #check-versions
+def _check_versions(mars: Sequence[Mar]):
+    "Raise `ToolkitError` for no archive, or two of one version"
     if not mars: raise ToolkitError("nothing to render", do="give one or more archives")
-    twice = [k for k, n in Counter((m.name, m.version) for m in mars).items() if n > 1]
-    if twice: raise ToolkitError("two archives are one version of a model", found=", ".join(f"{n} {v}" for n, v in twice), do="give one of them another version")
-    return mars
+    counts = Counter((m.name, m.version) for m in mars)
+    twice = [f"{name} {version}" for (name, version), n in counts.items() if n > 1]
+    if twice:
+        raise ToolkitError(
+            "two archives are one version of a model",
+            found=", ".join(twice),
+            do="give one of them another version")
 
-def _chart(folder: Path, models: list[dict], examples: Mapping[str, tuple[bytes, str]]):
-    "The chart with the examples in it; `models` are told where theirs is"
-    shutil.copytree(chart_folder(), folder)
-    (folder / "files" / "examples").mkdir()
-    for m in models:
-        if not (e := examples.get(key := f"{m['name']}-{m['version']}")): continue
-        (folder / "files" / "examples" / key).write_bytes(e[0])
-        m["example"] = {"file": f"files/examples/{key}", "contentType": e[1]}
+def _check_name(name: str):
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?", name):
+        raise ToolkitError(
+            "invalid name of a release",
+            found=name,
+            do="--name, with a-z, 0-9 and -, a letter first, 53 at most: Kubernetes accepts no others")
 
-# %% ../../nbs/deploy/11_rendering.ipynb #take-copy
-def take_copy(what: str | Path, stores: Sequence[Path], folder: Path, keys: Sequence[Path]) -> Mar:
-    "Copy the archive that is meant into a folder, with its digest and its signature, and verify the copy. Raise `ToolkitError` if nobody vouches for it"
-    meant = find_archive(what, stores)
+# %% ../../nbs/deploy/11_rendering.ipynb #copy-verified
+def copy_verified(what: str | Path, stores: Sequence[Path], folder: Path, keys: Sequence[Path]) -> Mar:
+    "Copy an archive into a new folder, with its digest and signature, and verify the copy. Raise `ToolkitError` if nothing vouches for it"
+    original = find_archive(what, stores)
     folder.mkdir()
-    mar, signature = copy_mar(meant, folder), signature_of(meant.path)
-    if signature.is_file(): shutil.copyfile(signature, signature_of(mar.path))
-    if keys: verify(mar, keys)
-    elif "@sha256:" not in str(what) and not meant.path.with_name(meant.path.name + ".sha256").exists():
-        raise ToolkitError(f"nothing vouches for {meant.path}", found="no .sha256 beside it, no digest given, no keys", do="zz archive writes the .sha256; zz sign signs, and --keys names who is believed; NAME@sha256:DIGEST pins")
-    return mar
+    copy, signature = copy_mar(original, folder), signature_of(original.path)
+    if signature.is_file(): shutil.copyfile(signature, signature_of(copy.path))
+    if keys:
+        verify(copy, keys)
+        return copy
+    has_checksum = original.path.with_name(original.path.name + ".sha256").exists()
+    if has_checksum or "@sha256:" in str(what): return copy
+    raise ToolkitError(
+        f"nothing vouches for {original.path}",
+        found="no .sha256 beside it, no digest given, no keys",
+        do="zz archive writes the .sha256; zz sign signs, and --keys names the trusted keys; NAME@sha256:DIGEST pins")
 
-# %% ../../nbs/deploy/11_rendering.ipynb #keep
 def _keep(mar: Mar, folder: Path):
-    "Put an archive, a copy that was verified, under its name in a release, with its digest, and its signature if it has one"
+    "Move a verified copy into a release's archives, with its digest, and its signature if it has one"
     file = folder / stored_name(mar)
     if signature_of(mar.path).exists(): os.replace(signature_of(mar.path), signature_of(file))
     os.replace(mar.path, file)
     file.with_name(file.name + ".sha256").write_text(f"{mar.digest}  {file.name}\n")
-    for made in folder.glob(f"{file.name}*"): made.chmod(0o644)      # a pod's user reads them, whoever packed them
+    for part in folder.glob(f"{file.name}*"): part.chmod(0o644)      # a pod's user reads them, whoever packed them
 
+# %% ../../nbs/deploy/11_rendering.ipynb #models-dockerfile
 _MODELS_IMAGE = """# The archives alone, for `store.image`: podman build -f models.Dockerfile -t NAME archives
-# BASE has the `sh` and the `cp` that copy them out; `scratch` will do where they are mounted as an image volume.
+# BASE has the `sh` and the `cp` that copy them out; `scratch` suffices where they are mounted as an image volume.
 ARG BASE=busybox:stable
 FROM ${BASE}
 COPY FILES /models/
 """
 
-# %% ../../nbs/deploy/11_rendering.ipynb #values
 def _models_dockerfile(archives: Path, models: Sequence[Mapping[str, Any]]) -> str:
-    "Builds an image of this release's archives, and of none that the folder keeps from earlier ones"
+    "Return the Dockerfile of an image of this release's archives, without those of earlier ones in the folder"
     files = [p.name for m in models for p in sorted(archives.glob(f"{m['file']}*"))]
     return _MODELS_IMAGE.replace("FILES", " ".join(files))
 
-def _values(name: str, image: str, models_image: str, mars: Sequence[Mar], models: list[dict]) -> str:
-    "values.yaml of a release"
+# %% ../../nbs/deploy/11_rendering.ipynb #chart
+def _write_chart(folder: Path, models: Sequence[dict], examples: Mapping[str, Example]):
+    "Copy the chart, add the examples, and name each model's example in its values"
+    shutil.copytree(chart_folder(), folder)
+    (folder / "files" / "examples").mkdir()
+    for m in models:
+        key = f"{m['name']}-{m['version']}"
+        if key not in examples: continue
+        body, content_type = examples[key]
+        (folder / "files" / "examples" / key).write_bytes(body)
+        m["example"] = {"file": f"files/examples/{key}", "contentType": content_type}
+
+# %% ../../nbs/deploy/11_rendering.ipynb #options
+@dataclass(frozen=True)
+class RenderOptions:
+    "How a release is rendered"
+    name: str                       # of the release
+    image: str = ""
+    values: Path | None = None
+    examples: Mapping[str, Any] = field(default_factory=dict)
+    build: bool = True              # write a container build
+    packages: Sequence[str] = ()
+    models_image: str = ""
+    progress: Callable[[str], None] = lambda step: None
+
+# %% ../../nbs/deploy/11_rendering.ipynb #values
+def _format_values(options: RenderOptions, mars: Sequence[Mar], models: Sequence[dict]) -> str:
+    "Return values.yaml of a release"
     import yaml
-    values = dict(image=image_values(image or f"{name}:{set_of(models)}"), models=models, resources=resources(mars), server={"workSize": work_size(mars)})
-    if models_image: values["store"] = {"image": models_image}
-    if any(a.get("device") == "cuda" for m in mars for a in m.artifacts.values()): values["gpu"] = {"count": 1}
-    return f"# Written by `zz deploy render`. What is yours goes into a file of its own: --values FILE.\n{yaml.safe_dump(values, sort_keys=False)}"
+    image = options.image or f"{options.name}:{archive_set_digest(models)}"
+    values = dict(
+        image=parse_image(image), models=list(models), resources=resources(mars),
+        server={"workSize": work_size(mars)})
+    if options.models_image: values["store"] = {"image": options.models_image}
+    devices = {a.get("device") for m in mars for a in m.artifacts.values()}
+    if "cuda" in devices: values["gpu"] = {"count": 1}
+    head = "# Written by `zz deploy render`. Your own values go into another file: --values FILE.\n"
+    return head + yaml.safe_dump(values, sort_keys=False)
 
 # %% ../../nbs/deploy/11_rendering.ipynb #render
 def render(
-    archives: Sequence[str | Path],           # as `find_archive` takes them
-    to: str | Path = "deploy",                # folder; one that was rendered before is replaced, but keeps its archives
-    name: str = "",                           # of the release; default: the first model's
-    image: str = "",                          # default: name:SET, a tag of its own for every set of archives
-    values: str | Path | None = None,         # YAML of your own, which goes before what the archives say
+    archives: Sequence[str | Path],             # files, or names as `find_archive` takes them
+    to: str | Path = "deploy",                  # folder; its earlier release is replaced, its archives stay
+    name: str = "",                             # of the release; default: the first model's
+    image: str = "",                            # default: name:DIGEST, a tag of its own for every set of archives
+    values: str | Path | None = None,           # a file of your own values, which override those of the archives
     examples: Mapping[str, Any] | None = None,  # by model: what `helm test` sends, as `Endpoint.predict` takes it
-    build: bool | None = None,                # write a container build; default: unless an image is named
-    packages: Sequence[str] = (),             # that handlers import, for that build, as pip takes them
-    models_image: str = "",                   # that models.Dockerfile made of an earlier render, by digest: where the pods get the archives that are not in `image`
-    keys: str | Path | None = None,           # a public key or a folder of them, one of which must have signed every archive
+    build: bool | None = None,                  # write a container build; default: unless an image is given
+    packages: Sequence[str] = (),               # that handlers import, for that build, as pip takes them
+    models_image: str = "",                     # built from models.Dockerfile earlier, with its digest
+    keys: str | Path | None = None,             # a public key, or a folder of them: every archive must be signed with one
     progress: Callable[[str], None] = lambda step: None,
 ) -> Release:
-    "Write a container build and a chart for these archives. Each is copied and the copy verified before it is read; nothing of it runs"
+    "Write a container build and a chart for archives. Each is copied and the copy verified first; nothing of it runs"
     to = Path(to)
-    kept, stores, believed = to / "archives", [default_store(), to / "archives"], public_keys(Path(keys)) if keys else []
-    meant = _different([find_archive(a, stores) for a in archives])
-    if values: own_values(Path(values))
-    check_examples(meant, examples or {})
-    name = _release_name(name or meant[0].name.lower().replace("_", "-").replace(".", "-"))
-    if image: image_values(image)
-    with _work_folder(to) as work:
-        mars = _different([take_copy(a, stores, Path(work, str(i)), believed) for i, a in enumerate(archives)])
-        models, found = [model_values(m) for m in mars], _examples(mars, examples or {})
-        _chart(Path(work, "chart"), models, found)
-        settings = _values(name, image, models_image, mars, models)
-        kept.mkdir(exist_ok=True)
-        for mar in mars: _keep(mar, kept)
-        for i in range(len(mars)): shutil.rmtree(Path(work, str(i)))
-        if build or (build is None and not image):
-            progress("finding the digests of all packages for the container build")
-            image_context(Path(work, "container"), [kept / m["file"] for m in models], packages)
-        Path(work, "models.Dockerfile").write_text(_models_dockerfile(kept, models))
-        Path(work, "values.yaml").write_text(settings)
-        if values: shutil.copyfile(values, Path(work, "own-values.yaml"))
-        Path(work, "release.json").write_text(json.dumps({"name": name}) + "\n")
-        _replace(Path(work), to)
+    stores, trusted = [default_store(), to / "archives"], public_keys(Path(keys)) if keys else []
+    originals = [find_archive(a, stores) for a in archives]
+    _check_versions(originals)
+    check_examples(originals, examples or {})
+    if values: read_own_values(Path(values))
+    if image: parse_image(image)
+    name = name or re.sub("[_.]", "-", originals[0].name.lower())
+    _check_name(name)
+    options = RenderOptions(
+        name, image, Path(values) if values else None, examples or {},
+        not image if build is None else build, packages, models_image, progress)
+    with _build_folder(to) as folder:
+        mars = [copy_verified(a, stores, folder / str(i), trusted) for i, a in enumerate(archives)]
+        _check_versions(mars)
+        _write_release(folder, to, mars, options)
+        _replace(folder, to)
     return Release(to, name)
 
-# %% ../../nbs/deploy/11_rendering.ipynb #work-folder
+# %% ../../nbs/deploy/11_rendering.ipynb #write-release
+def _write_release(folder: Path, to: Path, mars: Sequence[Mar], options: RenderOptions):
+    "Write everything into `folder`, except the archives, which go into the release at once"
+    models = [model_values(m) for m in mars]
+    _write_chart(folder / "chart", models, examples_of(mars, options.examples))
+    settings = _format_values(options, mars, models)
+    kept = to / "archives"
+    kept.mkdir(exist_ok=True)
+    for mar in mars:
+        _keep(mar, kept)
+        shutil.rmtree(mar.path.parent)
+    if options.build:
+        options.progress("finding the digests of all packages for the container build")
+        write_image_context(folder / "container", [kept / m["file"] for m in models], options.packages)
+    (folder / "models.Dockerfile").write_text(_models_dockerfile(kept, models))
+    (folder / "values.yaml").write_text(settings)
+    if options.values: shutil.copyfile(options.values, folder / "own-values.yaml")
+    (folder / "release.json").write_text(json.dumps({"name": options.name}) + "\n")
+
+# %% ../../nbs/deploy/11_rendering.ipynb #build-folder
 @contextmanager
-def _work_folder(to: Path) -> Iterator[str]:
-    "A folder in `to`, which is made if need be, and is gone again if it was and nothing came of it"
-    new = not to.exists()
+def _build_folder(to: Path) -> Iterator[Path]:
+    "Make a temporary folder inside `to`; if `to` was new and stays empty, it is removed again"
+    is_new = not to.exists()
     try:
         to.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=".rendering-", dir=to)
-    except OSError as e: raise ToolkitError(f"{to} is no folder to render into", found=str(e)) from None
+    except OSError as e: raise ToolkitError(f"cannot render into {to}", found=str(e)) from None
     try:
-        with folder as work: yield work
+        with folder as path: yield Path(path)
     finally:
-        if new:
+        if is_new:
             with suppress(OSError): to.rmdir()
 
-# %% ../../nbs/deploy/11_rendering.ipynb #render-2
-def _release_name(name: str) -> str:
-    if re.fullmatch(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?", name): return name
-    raise ToolkitError("no name for a release", found=name, do="--name, with a-z, 0-9 and -, a letter first, 53 at most: Kubernetes takes no others")
-
-def _replace(made: Path, to: Path):
-    "What was made takes the place of what stands in `to`, all but its archives"
+def _replace(new: Path, to: Path):
+    "Replace the earlier release in `to`, except its archives, by the new one"
     for old in to.iterdir():
         if old.name in ("chart", "container"): shutil.rmtree(old)
         elif old.name in ("values.yaml", "own-values.yaml", "release.json", "models.Dockerfile"): old.unlink()
-    for new in made.iterdir(): new.rename(to / new.name)
+    for part in new.iterdir(): part.rename(to / part.name)

@@ -12,13 +12,13 @@ from pathlib import Path
 from prometheus_client import Histogram
 from typing import TYPE_CHECKING
 
-from .pod_config import allowed, Pod
-from .proxy import Front
-from .verifying import Taken
+from .pod_config import allowed_environment, PodConfig
+from .proxy import Proxy, use_key
+from .verifying import VerifiedArchive
 from ..errors import ToolkitError
-from ..serving.torchserve.api import Management
-from ..serving.torchserve.config import free_ports, lay_out, properties
-from ..serving.torchserve.logs import tail
+from ..serving.torchserve.api import count_queued, count_ready, ManagementClient
+from ..serving.torchserve.config import format_properties, free_ports, write_server_files
+from ..serving.torchserve.logs import tail_log
 from ..serving.torchserve.process import start_child
 
 if TYPE_CHECKING:
@@ -28,94 +28,124 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/deploy/05_server.ipynb #latency
-_SECONDS = (.005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 1.5, 2, 3, 5, 10, 30)
+_BUCKETS = (.005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 1.5, 2, 3, 5, 10, 30)      # seconds
+_ABOUT = "from the first byte of a request to the last of its response, of responses with a 2xx"
 
 class Latency:
-    "How long answers took, by model"
+    "A histogram of the time of successful responses, by model"
     def __init__(self, models: Sequence[str]):
-        self.histogram = Histogram("zz_request_seconds", "from the first byte of a request to the last of its answer, of answers with a 2xx", ["model_name"], buckets=_SECONDS, registry=None)
-        self.of = {m: self.histogram.labels(m) for m in models}
+        self.histogram = Histogram("zz_request_seconds", _ABOUT, ["model_name"], buckets=_BUCKETS, registry=None)
+        self.by_model = {m: self.histogram.labels(m) for m in models}
 
-    def answered(self, model: str, status: int, seconds: float):
-        "Count an answer, if it went well; what callers make up as a model's name makes no series"
-        if model in self.of and status < 300: self.of[model].observe(seconds)
+    def observe(self, model: str, status: int, seconds: float):
+        "Count a response if it succeeded; a model's name that a caller invents makes no series"
+        if model in self.by_model and status < 300: self.by_model[model].observe(seconds)
 
-# %% ../../nbs/deploy/05_server.ipynb #server
+# %% ../../nbs/deploy/05_server.ipynb #worker-status
 @dataclass(frozen=True)
-class Workers:
-    "How a version of a model stands"
+class WorkerStatus:
+    "The workers of a model's version"
     name: str
     version: str
-    ready: int = 0
-    wanted: int = 0     # 0: TorchServe does not know the version
+    ready: int = 0      # that can take a request
+    wanted: int = 0     # that there should be; 0: TorchServe does not know the version
     queued: int = 0     # requests that wait for a worker
 
-_YEARS = 20 * 366 * 24 * 60    # minutes: a key that only this process knows need not be renewed
+# %% ../../nbs/deploy/05_server.ipynb #last-warnings
+def last_warnings(folder: Path) -> str:
+    "Return the last warnings and errors of TorchServe's log"
+    lines = [line for line in tail_log(folder / "logs" / "ts_log.log") if "[WARN" in line or "[ERROR" in line]
+    return "\n".join(lines[-15:])
 
-# %% ../../nbs/deploy/05_server.ipynb #complaints
-def complaints(folder: Path) -> str:
-    "What TorchServe has warned of last"
-    return "\n".join([l for l in tail(folder / "logs" / "ts_log.log") if "[WARN" in l or "[ERROR" in l][-15:])
-
-# %% ../../nbs/deploy/05_server.ipynb #server-2
+# %% ../../nbs/deploy/05_server.ipynb #server
 class Server:
-    "TorchServe and the front before it"
-    def __init__(self, pod: Pod, folder: Path):
+    "TorchServe in a pod, and the proxy in front of it"
+    def __init__(self, pod: PodConfig, folder: Path):
         self.pod, self.folder = pod, folder
-        self.taken: list[Taken] = []
-        self.served = self.draining = False     # was it ever ready; is it to end
+        self.archives: list[VerifiedArchive] = []
+        self.was_ready = self.is_draining = False
         self.java: subprocess.Popen | None = None
-        self.management = Management(folder, f"http://127.0.0.1:{pod.ports.management}", pod.own_tokens or pod.hidden_key, timeout=5)
-        self.front = Front(folder, pod.host, pod.ports.front, pod.ports.inference, pod.tokens, pod.settings.response_timeout + 10, pod.tls, pod.hidden_key) if pod.front else None
+        self.management = _management(pod, folder)
+        self.proxy = _proxy(pod, folder) if pod.front else None
         self.latency = Latency([])
-        self.exits_told, self.news = 0, set[str]()     # what `say` has said already
 
-    def start(self, taken: list[Taken]):
-        "Start both. Raises `ToolkitError` if the front does not come up; what becomes of TorchServe, `look_after` tells"
-        self.taken = taken
-        plan = lay_out(self.folder, self._properties(), echo=True)
-        own = {k: plan["environment"][k] for k in ("TMPDIR", "TEMP", "LOG_LOCATION", "METRICS_LOCATION", "JAVA_HOME")}
-        self.java = start_child(plan["command"], cwd=self.folder, env=allowed(self.pod.env) | own)
-        self.latency = Latency(list({t.name for t in taken}))
-        if self.front: self.front.start(self.latency.answered)
+    def start(self, archives: list[VerifiedArchive]):
+        "Start TorchServe and the proxy. Raise `ToolkitError` if the proxy does not come up"
+        self.archives = archives
+        self.java = _start_java(self)
+        self.latency = Latency(list({a.name for a in archives}))
+        if self.proxy: self.proxy.start(self.latency.observe)
 
-    def _properties(self) -> str:
-        pod, p = self.pod, self.pod.ports
-        inference = "127.0.0.1" if pod.front else pod.host
-        settings = replace(pod.settings, token_minutes=_YEARS) if pod.hidden_key else pod.settings
-        return properties(settings, (p.inference, p.management, p.metrics, *free_ports(2)), self.folder / "store", enable_model_api="false",
-            disable_token_authorization=str(not (pod.own_tokens or pod.hidden_key)).lower(), inference_address=f"http://{inference}:{p.inference}",
-            metrics_address=f"http://{pod.host}:{p.metrics}", load_models=",".join(f"{t.name}={t.mar.path.name}" for t in self.taken))
-
-    def hide_key(self):
-        "Take TorchServe's keys from its file, which goes, and give the front the one for inference. Raises `ToolkitError` or `OSError`"
-        if not (self.front and self.pod.hidden_key): return
-        key = self.management.tokens.bearer("inference")["Authorization"].split()[1]
-        self.management.tokens.file.unlink(missing_ok=True)
-        self.front.use_key(key)
-
-    def _workers(self, t: Taken) -> Workers:
-        d = next((v for v in self.management.versions(t.name) if v["modelVersion"] == t.mar.version), None)
-        if not d: return Workers(t.name, t.mar.version)
-        ready = sum(w["status"] == "READY" for w in d["workers"])
-        return Workers(t.name, t.mar.version, ready, d["minWorkers"], d.get("jobQueueStatus", {}).get("pendingRequests", 0))
-
-    def workers(self) -> list[Workers]:
-        "Every version as it stands. Raises `ToolkitError` if TorchServe does not answer"
-        return [self._workers(t) for t in self.taken]
+    def workers(self) -> list[WorkerStatus]:
+        "Return the status of every version. Raise `ToolkitError` if TorchServe does not respond"
+        return [_status(self.management, a) for a in self.archives]
 
     @property
-    def live(self) -> bool:
-        "Whether TorchServe runs, and answers"
-        if self.java is None: return True       # archives are being checked
+    def is_live(self) -> bool:
+        "Whether TorchServe and the proxy run and respond"
+        if self.java is None: return True       # archives are being verified
         if self.java.poll() is not None: return False
-        if self.served and not self.draining and self.front and not self.front.responds: return False
+        in_service = self.was_ready and not self.is_draining
+        if in_service and self.proxy and not self.proxy.responds: return False
         with suppress(ToolkitError): return bool(self.management.models())
-        return not self.served      # it does not answer before it is up
+        return not self.was_ready      # it does not respond before it is up
 
     @property
-    def ready(self) -> bool:
-        "Whether every version has a worker, and requests may come"
-        if not self.served or self.draining or (self.front and not self.front.serves): return False
+    def is_ready(self) -> bool:
+        "Whether every version has a worker, and the proxy accepts requests"
+        if not self.was_ready or self.is_draining: return False
+        if self.proxy and not self.proxy.serves: return False
         with suppress(ToolkitError): return all(w.ready for w in self.workers())
         return False
+
+# %% ../../nbs/deploy/05_server.ipynb #parts
+def _management(pod: PodConfig, folder: Path) -> ManagementClient:
+    address = f"http://127.0.0.1:{pod.ports.management}"
+    return ManagementClient(folder, address, pod.own_tokens or pod.hidden_key, timeout=5)
+
+def _proxy(pod: PodConfig, folder: Path) -> Proxy:
+    timeout = pod.settings.response_timeout + 10
+    ports = pod.ports
+    return Proxy(folder, pod.host, ports.front, ports.inference, pod.tokens, timeout, pod.tls, pod.hidden_key)
+
+def _status(management: ManagementClient, archive: VerifiedArchive) -> WorkerStatus:
+    name, version = archive.name, archive.mar.version
+    for v in management.versions(name):
+        if v["modelVersion"] == version:
+            return WorkerStatus(name, version, count_ready(v), v["minWorkers"], count_queued(v))
+    return WorkerStatus(name, version)
+
+# %% ../../nbs/deploy/05_server.ipynb #start-java
+_YEARS = 20 * 366 * 24 * 60    # minutes: a key that only this process knows need not be renewed
+
+def _start_java(server: Server) -> subprocess.Popen:
+    plan = write_server_files(server.folder, _properties(server), echo=True)
+    own_names = ("TMPDIR", "TEMP", "LOG_LOCATION", "METRICS_LOCATION", "JAVA_HOME")
+    own = {k: plan["environment"][k] for k in own_names}
+    environment = allowed_environment(server.pod.env) | own
+    return start_child(plan["command"], cwd=server.folder, env=environment)
+
+def _properties(server: Server) -> str:
+    "Return TorchServe's config.properties"
+    pod, ports = server.pod, server.pod.ports
+    needs_token = pod.own_tokens or pod.hidden_key
+    settings = replace(pod.settings, token_minutes=_YEARS) if pod.hidden_key else pod.settings
+    inference_host = "127.0.0.1" if pod.front else pod.host
+    return format_properties(
+        settings,
+        (ports.inference, ports.management, ports.metrics, *free_ports(2)),
+        server.folder / "store",
+        enable_model_api="false",
+        disable_token_authorization="false" if needs_token else "true",
+        inference_address=f"http://{inference_host}:{ports.inference}",
+        metrics_address=f"http://{pod.host}:{ports.metrics}",
+        load_models=",".join(f"{a.name}={a.mar.path.name}" for a in server.archives))
+
+# %% ../../nbs/deploy/05_server.ipynb #hide-key
+def hide_key(server: Server):
+    "Give TorchServe's key for inference to the proxy, and delete the file that holds its keys. Raise `ToolkitError` or `OSError`"
+    if not (server.proxy and server.pod.hidden_key): return
+    tokens = server.management.tokens
+    key = tokens.bearer("inference")["Authorization"].split()[1]
+    tokens.file.unlink(missing_ok=True)
+    use_key(server.proxy, key)

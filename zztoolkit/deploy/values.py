@@ -11,96 +11,134 @@ from pathlib import Path
 from typing import Any
 
 from ..archive.mar import Mar, open_mar
-from ..archive.members import open_zip
 from ..errors import ToolkitError
-from ..handler.wire import to_body
+from ..handler.wire import encode_request
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/deploy/09_values.ipynb #find-archive
 def find_archive(
-    what: str | Path,         # file, name, or name@sha256:DIGEST (some of its first digits will do)
-    stores: Sequence[Path],   # folders to look through
+    what: str | Path,         # a file, a name, or name@sha256:DIGEST (its first digits suffice)
+    stores: Sequence[Path],   # folders to search
 ) -> Mar:
-    "The one archive that is meant. Raises `ToolkitError` for none, or more than one"
+    "Return the archive that a file, name or digest identifies. Raise `ToolkitError` for none, or more than one"
     if str(what).endswith(".mar"): return open_mar(what)
     name, _, digest = str(what).partition("@sha256:")
-    if "/" in name: raise ToolkitError(f"{what} is no archive", do="give a .mar, or the name of a model")
-    have = {m.digest: m for store in stores for p in sorted(store.glob("*.mar")) if (m := open_mar(p)).name == name}
-    meant = [m for d, m in have.items() if d.startswith(digest)]
-    if len(meant) == 1: return meant[0]
-    raise ToolkitError(f"{'no' if not meant else 'more than one'} archive is {what}", found="\n".join(map(str, have.values())) or f"nothing named {name} in {', '.join(map(str, stores))}",
-                       do="zz archive makes one" if not have else "name@sha256:DIGEST, with digits of one of these")
+    if "/" in name: raise ToolkitError(f"{what} is not an archive", do="give a .mar, or the name of a model")
+    named = _archives_named(name, stores)
+    matching = [m for m in named if m.digest.startswith(digest)]
+    if len(matching) == 1: return matching[0]
+    places = ", ".join(map(str, stores))
+    raise ToolkitError(
+        f"more than one archive matches {what}" if matching else f"no archive matches {what}",
+        found="\n".join(map(str, named)) or f"nothing named {name} in {places}",
+        do="name@sha256:DIGEST, with digits of one of these" if named else "zz archive makes one")
+
+def _archives_named(name: str, stores: Sequence[Path]) -> list[Mar]:
+    "Return the archives of a model, each digest once"
+    archives = (open_mar(p) for store in stores for p in sorted(store.glob("*.mar")))
+    return list({m.digest: m for m in archives if m.name == name}.values())
 
 # %% ../../nbs/deploy/09_values.ipynb #model-values
-GIB = 1 << 30
-FRONTEND_BYTES, WORKER_BYTES = 3 * GIB // 2, 6 * GIB // 10    # TorchServe and proxy; Python and the libraries of one worker
-
 def stored_name(mar: Mar) -> str:
-    "Its file's name in a release: other bytes have another name"
+    "Return the name of an archive's file in a release: other bytes have another name"
     return f"{mar.name}-{mar.version}-{mar.digest[:12]}.mar"
 
 def model_values(mar: Mar) -> dict[str, Any]:
-    "What the chart's `models` says of an archive"
-    return dict(name=mar.name, version=mar.version, file=stored_name(mar), sha256=mar.digest, workers=mar.whole("minWorkers", 1),
-                batchSize=mar.whole("batchSize", 1), maxBatchDelay=mar.whole("maxBatchDelay", 100))
-
-def cores(mar: Mar) -> int:
-    "That its workers' threads use"
-    return mar.whole("minWorkers", 1) * (mar.whole("threads", 0) or 1)
-
-def unpacked(mar: Mar) -> int:
-    "Bytes of its files"
-    with open_zip(mar.path) as z: return sum(i.file_size for i in z.infolist())
+    "Return an archive's entry in the chart's `models`"
+    sizes = mar.sizes
+    return dict(
+        name=mar.name, version=mar.version, file=stored_name(mar), sha256=mar.digest,
+        workers=sizes.workers, batchSize=sizes.batch_size, maxBatchDelay=sizes.max_batch_delay)
 
 # %% ../../nbs/deploy/09_values.ipynb #resources
-def worker_memory(mar: Mar) -> int:
-    "Bytes that its workers need, by the rule of thumb"
-    return mar.whole("minWorkers", 1) * (WORKER_BYTES + 3 * unpacked(mar))
+GIB = 1 << 30
+FRONTEND_BYTES = 3 * GIB // 2     # of TorchServe's frontend and the proxy
+WORKER_BYTES = 6 * GIB // 10      # of Python and the libraries of one worker
 
-def work_size(mars: Sequence[Mar]) -> str:
-    "Of the folder where a pod writes: its archives packed and unpacked, and 2 GiB for logs and what handlers keep"
-    return f"{2 + math.ceil(sum(m.path.stat().st_size + unpacked(m) for m in mars) / GIB)}Gi"
+def worker_threads(mar: Mar) -> int:
+    "Return the number of threads of all its workers"
+    return mar.sizes.workers * (mar.sizes.threads or 1)
+
+def worker_memory(mar: Mar) -> int:
+    "Return the bytes that its workers need, by a rule of thumb"
+    return mar.sizes.workers * (WORKER_BYTES + 3 * mar.unpacked_size)
 
 def resources(mars: Sequence[Mar]) -> dict[str, Any]:
-    "Requests of the server, which are its limits too"
+    "Return the server's requests, which are its limits too"
     memory = FRONTEND_BYTES + sum(map(worker_memory, mars))
-    size = {"cpu": str(1 + sum(map(cores, mars))), "memory": f"{math.ceil(2 * memory / GIB) * 512}Mi"}
+    half_gibs = math.ceil(2 * memory / GIB)
+    size = {"cpu": str(1 + sum(map(worker_threads, mars))), "memory": f"{half_gibs * 512}Mi"}
     return {"requests": size, "limits": dict(size)}
 
+def work_size(mars: Sequence[Mar]) -> str:
+    "Return the size of a pod's work folder: the archives packed and unpacked, and 2 GiB for logs and handlers"
+    archives = sum(m.path.stat().st_size + m.unpacked_size for m in mars)
+    return f"{2 + math.ceil(archives / GIB)}Gi"
+
 # %% ../../nbs/deploy/09_values.ipynb #examples
-def example_of(mar: Mar) -> tuple[bytes, str] | None:
-    "A request that its handler answers, and its content type, as the archive keeps it; None if only its engineer knows one. Nothing of the archive runs"
+MAX_EXAMPLES = 700 << 10    # bytes in a ConfigMap, which may have 1 MiB; base64 takes a third more
+
+Example = tuple[bytes, str]     # body and content type
+
+def example_of(mar: Mar) -> Example | None:
+    "Return the request that an archive keeps, None without one. Nothing of the archive runs"
     return mar.example
 
-_MOST = 700 << 10    # bytes of a ConfigMap's examples; it may have a MiB, and base64 takes a third more
-
 def check_examples(mars: Sequence[Mar], given: Mapping[str, Any]):
-    if odd := set(given) - {m.name for m in mars}: raise ToolkitError("an example for a model that is not rendered", found=", ".join(sorted(odd)))
+    "Raise `ToolkitError` for an example of a model that is not rendered"
+    if unknown := set(given) - {m.name for m in mars}:
+        raise ToolkitError("an example for a model that is not rendered", found=", ".join(sorted(unknown)))
 
-def _examples(mars: Sequence[Mar], given: Mapping[str, Any]) -> dict[str, tuple[bytes, str]]:
-    "The request of each archive, by the name of its file in the chart"
+def examples_of(mars: Sequence[Mar], given: Mapping[str, Any]) -> dict[str, Example]:
+    "Return the request of each archive, given or its own, by the name of its file in the chart"
     check_examples(mars, given)
-    found = {f"{m.name}-{m.version}": to_body(given[m.name]) if m.name in given else example_of(m) for m in mars}
-    known = {k: v for k, v in found.items() if v}
-    if (size := sum(len(body) for body, _ in known.values())) > _MOST: raise ToolkitError("the examples are too large for a ConfigMap", found=f"{size >> 10} KiB of {_MOST >> 10}", do="--example NAME=FILE, with a smaller one")
-    return known
+    examples = {}
+    for m in mars:
+        example = encode_request(given[m.name]) if m.name in given else example_of(m)
+        if example: examples[f"{m.name}-{m.version}"] = example
+    size = sum(len(body) for body, _ in examples.values())
+    if size <= MAX_EXAMPLES: return examples
+    raise ToolkitError(
+        "the examples are too large for a ConfigMap",
+        found=f"{size >> 10} KiB of {MAX_EXAMPLES >> 10}",
+        do="--example NAME=FILE, with a smaller one")
 
-# %% ../../nbs/deploy/09_values.ipynb #render
+# %% ../../nbs/deploy/09_values.ipynb #chart-folder
 def chart_folder() -> Path:
-    "The chart that comes with the package"
+    "Return the folder of the chart, which is part of this package"
     import zztoolkit
     return Path(zztoolkit.__file__).parent / "deploy" / "chart"
 
-# %% ../../nbs/deploy/09_values.ipynb #render-2
-def own_values(file: Path) -> dict[str, Any]:
-    "Values that a person wrote. Raises `ToolkitError` for what is not YAML of the chart's kind, and for models: these come from the archives"
-    import yaml
-    try: own = yaml.safe_load(file.read_text()) or {}
-    except (OSError, ValueError, yaml.YAMLError) as e: raise ToolkitError(f"no values in {file}", found=str(e), do="YAML, as the chart's values.yaml has it") from None
-    if not isinstance(own, dict): raise ToolkitError(f"no values in {file}", found=f"a {type(own).__name__}", do="YAML, as the chart's values.yaml has it")
-    chart = yaml.safe_load((chart_folder() / "values.yaml").read_text())
-    if odd := [k for k, v in own.items() if isinstance(chart.get(k), dict) and not isinstance(v, dict)]: raise ToolkitError(f"{file} has a section without its values", found=", ".join(map(str, odd)), do="name them under it, as the chart's values.yaml does, or leave it out")
-    if "models" in own: raise ToolkitError(f"{file} names models", do="leave `models` out: they are what the archives say, and are compared with them")
+# %% ../../nbs/deploy/09_values.ipynb #read-own-values
+def read_own_values(file: Path) -> dict[str, Any]:
+    "Return the values in a user's file. Raise `ToolkitError` if they do not fit the chart, or name models"
+    own = _read_yaml(file)
+    _check_sections(file, own)
+    if "models" in own:
+        raise ToolkitError(
+            f"{file} names models",
+            do="leave `models` out: it is written from the archives, and compared with them")
     return own
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+    found = ""
+    try: own = yaml.safe_load(file.read_text()) or {}
+    except (OSError, ValueError, yaml.YAMLError) as e: own, found = None, str(e)
+    if isinstance(own, dict): return own
+    raise ToolkitError(
+        f"no values in {file}",
+        found=found or f"a {type(own).__name__}",
+        do="YAML with the keys of the chart's values.yaml")
+
+def _check_sections(file: Path, own: Mapping[str, Any]):
+    import yaml
+    chart = yaml.safe_load((chart_folder() / "values.yaml").read_text())
+    wrong = [k for k, v in own.items() if isinstance(chart.get(k), dict) and not isinstance(v, dict)]
+    if wrong:
+        raise ToolkitError(
+            f"{file} has a section without its values",
+            found=", ".join(map(str, wrong)),
+            do="nest them in it, as the chart's values.yaml does, or leave it out")

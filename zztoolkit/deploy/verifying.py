@@ -13,52 +13,80 @@ from pathlib import Path
 
 from ..archive.mar import Mar, open_mar
 from ..archive.signing import public_keys, signature_of, verify
-from .pod_config import Pod, Wanted
+from .pod_config import PodConfig, ModelRef
 from ..errors import ToolkitError
 
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/deploy/02_verifying.ipynb #taken
+# %% ../../nbs/deploy/02_verifying.ipynb #verified-archive
 @dataclass(frozen=True)
-class Taken:
-    "An archive that was checked"
+class VerifiedArchive:
+    "A copy of an archive that was verified"
     mar: Mar           # the copy
     name: str          # under which it is served
-    signed_by: str     # name of the public key, '' if none was asked for
+    signed_by: str     # name of the public key, '' if no signature was required
 
-    def __str__(self) -> str: return f"{self.name} version {self.mar.version}, sha256 {self.mar.digest}" + (f", signed with {self.signed_by}" if self.signed_by else ", signature not asked for")
+    def __str__(self) -> str:
+        signature = f"signed with {self.signed_by}" if self.signed_by else "signature not required"
+        return f"{self.name} version {self.mar.version}, sha256 {self.mar.digest}, {signature}"
 
-def _copied(file: Path, folder: Path) -> Path:
-    "A copy of an archive, with what stands beside it"
-    if not file.is_file(): raise ToolkitError(f"no archive at {file}", found=", ".join(sorted(p.name for p in file.parent.glob("*.mar"))) or "the store is empty", do="put it there, or name another")
-    for beside in (file, file.with_name(file.name + ".sha256"), signature_of(file)):
-        try:
-            if beside.is_file(): shutil.copyfile(beside, folder / beside.name)
-        except OSError as e: raise ToolkitError(f"{beside.name} cannot be copied", found=str(e), do="let this user read it, and give --work room for the archives twice: packed and unpacked") from None
+# %% ../../nbs/deploy/02_verifying.ipynb #copy
+def _copy(file: Path, folder: Path) -> Path:
+    "Copy an archive with its `.sha256` and `.sig` into a folder. Return the copy's path"
+    if not file.is_file():
+        raise ToolkitError(
+            f"no archive at {file}",
+            found=", ".join(sorted(p.name for p in file.parent.glob("*.mar"))) or "the store is empty",
+            do="put it there, or name another")
+    for source in (file, file.with_name(file.name + ".sha256"), signature_of(file)):
+        if source.is_file(): _copy_file(source, folder)
     return folder / file.name
 
-# %% ../../nbs/deploy/02_verifying.ipynb #take-in
-def take_in(want: Wanted, store: Path, folder: Path, keys: Sequence[Path]) -> Taken:
-    "Copy an archive into `folder` and check the copy. Raises `ToolkitError` if nobody vouches for it"
-    copy = _copied(store / want.file, folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # no .sha256: judged below
-        mar = open_mar(copy)
-    if want.digest and mar.digest != want.digest:
-        raise ToolkitError(f"{want.file} is not the archive that is pinned", found=f"sha256 {mar.digest}, pinned {want.digest}", do="restore the file, or pin the other digest")
-    signed_by = verify(mar, keys).name if keys else ""
-    if not (signed_by or want.digest or copy.with_name(copy.name + ".sha256").exists()):
-        raise ToolkitError(f"nothing vouches for {want.file}", found="no .sha256 beside it, no pinned digest, no signature", do="zz archive writes the .sha256; zz sign signs; name=file.mar@sha256:DIGEST pins")
-    return Taken(mar, want.name or mar.name, signed_by)
+def _copy_file(source: Path, folder: Path):
+    try: shutil.copyfile(source, folder / source.name)
+    except OSError as e:
+        raise ToolkitError(
+            f"{source.name} cannot be copied",
+            found=str(e),
+            do="let this user read it, and give --work room for the archives twice: packed and unpacked") from None
 
-# %% ../../nbs/deploy/02_verifying.ipynb #take-all
-def take_all(pod: Pod, folder: Path) -> list[Taken]:
-    "Every archive that the pod is to serve, checked"
+# %% ../../nbs/deploy/02_verifying.ipynb #verify-archive
+def verify_archive(ref: ModelRef, store: Path, folder: Path, keys: Sequence[Path]) -> VerifiedArchive:
+    "Copy an archive into `folder` and verify the copy. Raise `ToolkitError` if nothing vouches for it"
+    copy = _copy(store / ref.file, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")     # of a missing .sha256: checked below
+        mar = open_mar(copy)
+    if ref.digest and mar.digest != ref.digest:
+        raise ToolkitError(
+            f"{ref.file} is not the archive that is pinned",
+            found=f"sha256 {mar.digest}, pinned {ref.digest}",
+            do="restore the file, or pin the other digest")
+    signed_by = verify(mar, keys).name if keys else ""
+    has_checksum = copy.with_name(copy.name + ".sha256").exists()
+    if signed_by or ref.digest or has_checksum:
+        return VerifiedArchive(mar, ref.name or mar.name, signed_by)
+    raise ToolkitError(
+        f"nothing vouches for {ref.file}",
+        found="no .sha256 beside it, no pinned digest, no signature",
+        do="zz archive writes the .sha256; zz sign signs; name=file.mar@sha256:DIGEST pins")
+
+# %% ../../nbs/deploy/02_verifying.ipynb #verify-all
+def verify_all(pod: PodConfig, folder: Path) -> list[VerifiedArchive]:
+    "Copy and verify every archive that the pod serves"
     keys = public_keys(pod.keys) if pod.keys else []
-    want = list(pod.models) or [Wanted(p.name) for p in sorted(pod.store.glob("*.mar"))]
-    if not want: raise ToolkitError(f"no archive in {pod.store}", do="zz archive makes one")
-    taken = [take_in(w, pod.store, folder, keys) for w in want]
-    twice = [k for k, n in Counter((t.name, t.mar.version) for t in taken).items() if n > 1]
-    if twice: raise ToolkitError("two archives are the same version of one model", found=", ".join(f"{n} {v}" for n, v in twice), do="give one of them another version, or another name")
-    return taken
+    refs = list(pod.models) or [ModelRef(p.name) for p in sorted(pod.store.glob("*.mar"))]
+    if not refs: raise ToolkitError(f"no archive in {pod.store}", do="zz archive makes one")
+    archives = [verify_archive(r, pod.store, folder, keys) for r in refs]
+    _check_versions_differ(archives)
+    return archives
+
+def _check_versions_differ(archives: Sequence[VerifiedArchive]):
+    counts = Counter((a.name, a.mar.version) for a in archives)
+    twice = [f"{name} {version}" for (name, version), n in counts.items() if n > 1]
+    if twice:
+        raise ToolkitError(
+            "two archives are the same version of one model",
+            found=", ".join(twice),
+            do="give one of them another version, or another name")

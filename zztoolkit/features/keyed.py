@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from ..errors import ToolkitError
-from zztoolkit.features.columns import (
-    array_module, is_missing, Lists, objects, take, Text,
-)
+from .columns import array_module, is_missing, Lists, object_array, take, Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,135 +22,229 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/features/02_keyed.ipynb #with-missing
-def _with_missing(column: Column) -> Column:
-    "The column and a row in which it is missing"
+def _append_missing(column: Column) -> Column:
+    "Add a row in which the column is missing"
     import numpy as np
     if isinstance(column, Text): return Text(np.append(column.codes, -1), column.values)
-    if isinstance(column, Lists): return Lists(np.append(column.lengths, 0), column.flat, np.append(column.starts, 0))
-    return np.append(column, np.nan) if column.ndim == 1 else np.vstack([column, np.zeros_like(column[:1])])
+    if isinstance(column, Lists):
+        return Lists(np.append(column.lengths, 0), column.flat, np.append(column.starts, 0))
+    if column.ndim == 1: return np.append(column, np.nan)
+    return np.vstack([column, np.zeros_like(column[:1])])
 
-def _without_missing(column: Column) -> Column:
-    return Lists(column.lengths[:-1], column.flat, column.starts[:-1]) if isinstance(column, Lists) else Text(column.codes[:-1], column.values) if isinstance(column, Text) else column[:-1]
+def _drop_missing(column: Column) -> Column:
+    "Return the column without the row that `_append_missing` added"
+    if isinstance(column, Text): return Text(column.codes[:-1], column.values)
+    if isinstance(column, Lists):
+        return Lists(column.lengths[:-1], column.flat, column.starts[:-1])
+    return column[:-1]
 
-def moved(column: Any, xp: Any) -> Any:
-    "The column in the memory of an array module"
+# %% ../../nbs/features/02_keyed.ipynb #move-column
+def move_column(column: Any, xp: Any) -> Any:
+    "Move a column into the memory of an array module"
     if isinstance(column, Text): return Text(xp.asarray(column.codes), column.values)
-    if isinstance(column, Lists): return Lists(moved(column.lengths, xp), moved(column.flat, xp), moved(column.starts, xp))
-    return xp.asarray(column)
+    if not isinstance(column, Lists): return xp.asarray(column)
+    parts = (column.lengths, column.flat, column.starts)
+    return Lists(*(move_column(x, xp) for x in parts))
+
+# %% ../../nbs/features/02_keyed.ipynb #to-integers
+def to_integers(x: Array, name: str) -> Array:
+    "Return numbers as int64. Raises `ToolkitError` for fractions and for numbers past 2**53"
+    if x.dtype.kind != "f": return x.astype("int64")
+    inexact = (x != x.round()) | (abs(x) > 2.0**53)
+    if not bool(inexact.any()): return x.astype("int64")
+    raise ToolkitError(
+        f"{name} must hold text or whole numbers",
+        found=str(x[inexact].tolist()[0]),
+        do="Bucketize makes ids of other numbers; FillMissing(value=...) fills with a whole one")
+
+# %% ../../nbs/features/02_keyed.ipynb #check-key
+def check_key(key: Any, name: str):
+    "Raise `ToolkitError` for a key column of lists, or with a missing key"
+    if isinstance(key, Lists):
+        raise ToolkitError(f"the key {name} holds lists", do="a key is text or a whole number")
+    if bool(is_missing(key).any()):
+        raise ToolkitError(
+            f"{name} is missing in a row of the table",
+            do="drop those rows, or fill it")
+
+def check_unique(keys: np.ndarray, name: str):
+    "Raise `ToolkitError` if one of the sorted keys is repeated"
+    repeated = keys[1:] == keys[:-1]
+    if not repeated.any(): return
+    first = keys[1:][repeated].tolist()[0]
+    raise ToolkitError(f"{name} {first!r} is in the table twice", do=f"keep one row for each {name}")
+
+# %% ../../nbs/features/02_keyed.ipynb #direct-index
+def _direct_index(keys: np.ndarray) -> np.ndarray | None:
+    "Return the position of each number from the lowest key to the highest, if they are close"
+    import numpy as np
+    if not len(keys): return None
+    span = int(keys[-1]) - int(keys[0])
+    if span >= 4 * len(keys) + 1024: return None
+    index = np.full(span + 2, -1)      # the last is for numbers out of range
+    index[keys - keys[0]] = np.arange(len(keys))
+    return index
 
 # %% ../../nbs/features/02_keyed.ipynb #keyed-table
 class KeyedTable:
     "Rows found by a key: whole numbers or text, each once"
-    def __init__(self, keys: np.ndarray, columns: Mapping[str, Column] | None = None):
-        self.keys = keys                                                            # sorted; int64, or str objects
-        self.columns = {c: _with_missing(x) for c, x in (columns or {}).items()}    # numbers as float64: absent keys have none
-        self._homes: dict[tuple[str, str], tuple] = {}
+
+    def __init__(self,
+        keys: np.ndarray,                                  # sorted; int64, or str objects
+        columns: Mapping[str, Column] | None = None,       # numbers are float64
+    ):
+        self.keys = keys
+        self.columns = {c: _append_missing(x) for c, x in (columns or {}).items()}
+        self._copies: dict[tuple[str, str], tuple] = {}    # by device
 
     @classmethod
-    def of(cls, key: Array | Text, columns: Mapping[str, Column] | None = None, name: str = "key") -> KeyedTable:
-        "From columns in any order; numbers among `columns` are float64. Raises `ToolkitError` if a key is missing or there twice"
+    def of(cls,
+        key: Array | Text,
+        columns: Mapping[str, Column] | None = None,    # numbers are float64
+        name: str = "key",                              # of the key, for errors
+    ) -> KeyedTable:
+        "Sort columns by their key. Raises `ToolkitError` if a key is missing or repeated"
         import numpy as np
-        if isinstance(key, Lists): raise ToolkitError(f"the key {name} holds lists", do="a key is text or a whole number")
-        if bool(is_missing(key).any()): raise ToolkitError(f"{name} is missing in a row of the table", do="drop those rows, or fill it")
-        plain = objects(key.tolist()) if isinstance(key, Text) else whole_numbers(key, name)
-        order = np.argsort(plain, kind="stable")
-        if (twice := plain[order][1:] == plain[order][:-1]).any():
-            raise ToolkitError(f"{name} {plain[order][1:][twice].tolist()[0]!r} is in the table twice", do=f"keep one row for each {name}")
-        return cls(plain[order], {c: take(x, order) for c, x in (columns or {}).items()})
+        check_key(key, name)
+        if isinstance(key, Text): keys = object_array(key.tolist())
+        else: keys = to_integers(key, name)
+        order = np.argsort(keys, kind="stable")
+        check_unique(keys[order], name)
+        return cls(keys[order], {c: take(x, order) for c, x in (columns or {}).items()})
 
     def __len__(self) -> int: return len(self.keys)
-    def __eq__(self, other: object) -> bool: return isinstance(other, KeyedTable) and self._plain() == other._plain()
-    def __repr__(self) -> str: return f"KeyedTable({len(self)} keys{', ' + ', '.join(self.columns) if self.columns else ''})"
 
-    def _plain(self) -> tuple: return self.keys.tolist(), repr({c: x.tolist() for c, x in self.columns.items()})
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeyedTable) and self._comparable() == other._comparable()
 
-    def emptied(self) -> KeyedTable:
-        "The same columns, and no key: whatever is looked up is missing"
+    def __repr__(self) -> str:
+        return f"KeyedTable({', '.join([f'{len(self)} keys', *self.columns])})"
+
+    def _comparable(self) -> tuple:
+        return self.keys.tolist(), repr({c: x.tolist() for c, x in self.columns.items()})
+
+    @property
+    def has_text_keys(self) -> bool: return self.keys.dtype == object
+
+    @cached_property
+    def text_index(self) -> dict[str, int]:
+        "Position of each text key"
+        return {k: i for i, k in enumerate(self.keys.tolist())}
+
+    def without_rows(self) -> KeyedTable:
+        "Return a table of the same columns without keys: every lookup is missing"
         import numpy as np
         empty = KeyedTable(self.keys[:0])
         empty.columns = {c: take(x, np.array([-1])) for c, x in self.columns.items()}
         return empty
 
-    @property
-    def text(self) -> bool: return self.keys.dtype == object
-
-    @cached_property
-    def by_text(self) -> dict[str, int]: return {k: i for i, k in enumerate(self.keys.tolist())}
-
-    def _home(self, near: Array) -> tuple[Array, Array | None, dict[str, Column]]:
-        "Keys, the positions of close keys, and columns, in the memory where an array is"
-        import numpy as np
-        xp, at = array_module(near), (type(near).__module__, str(getattr(near, "device", "cpu")))
-        if at not in self._homes:
-            direct, keys = None, self.keys
-            if not self.text and len(keys) and int(keys[-1]) - int(keys[0]) < 4 * len(keys) + 1024:
-                direct = np.full(int(keys[-1]) - int(keys[0]) + 2, -1)
-                direct[keys - keys[0]] = np.arange(len(keys))
-            self._homes[at] = (keys if self.text else xp.asarray(keys), None if direct is None else xp.asarray(direct), {c: moved(x, xp) for c, x in self.columns.items()})
-        return self._homes[at]
-
     def prepare(self):
         "Build what lookups on the host need, so that the first request does not wait for it"
         import numpy as np
-        self._home(np.zeros(0)), self.text and self.by_text
+        copy_on(self, np.zeros(0))
+        if self.has_text_keys: self.text_index
 
     def find(self, column: Array | Text) -> Array:
-        "Position of each row's key, -1 for one that is not here. Raises `ToolkitError` for text where keys are numbers, and the other way round"
-        if isinstance(column, Lists) or isinstance(column, Text) != self.text and len(self):
-            raise ToolkitError(f"the keys of the table are {'text' if self.text else 'whole numbers'}, the column holds {'lists' if isinstance(column, Lists) else 'text' if isinstance(column, Text) else 'numbers'}", do="convert one of them; and join before Categorify and HashBucket, which make numbers of text")
-        return column.spread(self.find_values(column.values), -1) if isinstance(column, Text) else self._find_numbers(column)
+        "Return the position of each row's key, -1 for an unknown one; see `check_lookup`"
+        check_lookup(self, column)
+        if isinstance(column, Text): return column.gather(self.find_text(column.values), -1)
+        return find_numbers(self, column)
 
-    def find_values(self, values: np.ndarray) -> np.ndarray:
-        "Position of each text, -1 for one that is not here"
+    def find_text(self, values: np.ndarray) -> np.ndarray:
+        "Return the position of each text, -1 for an unknown one"
         import numpy as np
-        return np.fromiter((self.by_text.get(v, -1) for v in values.tolist()), np.int64, len(values))
-
-    def _find_numbers(self, column: Array) -> Array:
-        xp = array_module(column)
-        keys, direct, _ = self._home(column)
-        if not len(keys): return xp.full(len(column), -1)
-        x = column if column.dtype.kind == "i" else xp.where(abs(column) < 2.0**53, column, -(2.0**53)).astype(xp.int64)
-        same = x == column if column.dtype.kind == "f" else True
-        if direct is not None: return direct[xp.where((x >= keys[0]) & (x <= keys[-1]) & same, x - keys[0], -1)]
-        at = xp.minimum(xp.searchsorted(keys, x), len(keys) - 1)
-        return xp.where((keys[at] == x) & same, at, -1)
+        positions = (self.text_index.get(v, -1) for v in values.tolist())
+        return np.fromiter(positions, np.int64, len(values))
 
     def column(self, name: str, positions: Array) -> Column:
-        "A column at positions that `find` gave"
-        return take(self._home(positions)[2][name], positions)
+        "Return a column at positions from `find`"
+        return take(copy_on(self, positions)[2][name], positions)
 
-# %% ../../nbs/features/02_keyed.ipynb #whole-numbers
-def whole_numbers(x: Array, name: str) -> Array:
-    "Numbers as int64. Raises `ToolkitError` for a fraction, and for what float64 does not hold exactly"
-    if x.dtype.kind != "f": return x.astype("int64")
-    if bool((odd := (x != x.round()) | (abs(x) > 2.0**53)).any()): raise ToolkitError(f"{name} must hold text or whole numbers", found=str(x[odd].tolist()[0]), do="Bucketize makes ids of other numbers; FillMissing(value=...) fills with a whole one")
-    return x.astype("int64")
+# %% ../../nbs/features/02_keyed.ipynb #check-lookup
+def check_lookup(table: KeyedTable, column: Any):
+    "Raise `ToolkitError` for lists, and for text where keys are numbers or the other way round"
+    is_text, is_list = isinstance(column, Text), isinstance(column, Lists)
+    if not is_list and (is_text == table.has_text_keys or not len(table)): return
+    keys = "text" if table.has_text_keys else "whole numbers"
+    held = "text" if is_text else "lists" if is_list else "numbers"
+    raise ToolkitError(
+        f"the keys of the table are {keys}, the column holds {held}",
+        do="convert one of them; and join before Categorify and HashBucket, which make numbers of text")
+
+# %% ../../nbs/features/02_keyed.ipynb #copy-on
+def copy_on(
+    table: KeyedTable,
+    near: Array,        # an array on the device
+) -> tuple[Array, Array | None, dict[str, Column]]:
+    "Return keys, their direct index and the columns on a device; copied once"
+    xp, device = array_module(near), str(getattr(near, "device", "cpu"))
+    place = type(near).__module__, device
+    if place in table._copies: return table._copies[place]
+    columns = {c: move_column(x, xp) for c, x in table.columns.items()}
+    if table.has_text_keys: copy = (table.keys, None, columns)
+    else:
+        index = _direct_index(table.keys)
+        copy = (xp.asarray(table.keys), None if index is None else xp.asarray(index), columns)
+    table._copies[place] = copy
+    return copy
+
+def find_numbers(table: KeyedTable, column: Array) -> Array:
+    "Return positions of numeric keys: in one step if they are close, else by bisection"
+    xp = array_module(column)
+    keys, index, _ = copy_on(table, column)
+    if not len(keys): return xp.full(len(column), -1)
+    is_float = column.dtype.kind == "f"
+    x = column if column.dtype.kind == "i" else _clip_to_integers(column)
+    same = x == column if is_float else True
+    if index is not None:
+        inside = (x >= keys[0]) & (x <= keys[-1]) & same
+        return index[xp.where(inside, x - keys[0], -1)]
+    at = xp.minimum(xp.searchsorted(keys, x), len(keys) - 1)
+    return xp.where((keys[at] == x) & same, at, -1)
+
+def _clip_to_integers(x: Array) -> Array:
+    "Return floats as int64; those past 2**53, which no key equals, as -2**53"
+    xp = array_module(x)
+    return xp.where(abs(x) < 2.0**53, x, -(2.0**53)).astype(xp.int64)
 
 # %% ../../nbs/features/02_keyed.ipynb #to-arrow
 def _to_arrow(column: Column) -> pa.Array:
-    import numpy as np, pyarrow as pa
+    import numpy as np
+    import pyarrow as pa
     if isinstance(column, Text): return pa.array(column.tolist(), pa.string())
     if not isinstance(column, Lists): return pa.array(column)
-    packed = column.at(np.arange(len(column)))
-    return pa.LargeListArray.from_arrays(np.append(packed.starts, len(packed.flat)).astype(np.int64), _to_arrow(packed.flat))
+    dense = column.take(np.arange(len(column)))
+    offsets = np.append(dense.starts, len(dense.flat)).astype(np.int64)
+    return pa.LargeListArray.from_arrays(offsets, _to_arrow(dense.flat))
 
 def _from_arrow(column: pa.Array) -> Column:
     import pyarrow.types as types
     if types.is_string(column.type): return Text.of(column.to_pylist())
-    if types.is_large_list(column.type): return Lists.of(column.value_lengths().to_numpy(False).astype("int64"), _from_arrow(column.flatten()))
-    return column.to_numpy(zero_copy_only=False).copy()
+    if not types.is_large_list(column.type):
+        return column.to_numpy(zero_copy_only=False).copy()
+    lengths = column.value_lengths().to_numpy(False).astype("int64")
+    return Lists.of(lengths, _from_arrow(column.flatten()))
 
+# %% ../../nbs/features/02_keyed.ipynb #save-table
 def save_table(table: KeyedTable, path: Path):
-    "Write it as an Arrow file; its key is the first column"
+    "Write a table as an Arrow file; its key is the first column"
     import pyarrow as pa
-    columns = [pa.array(table.keys.tolist(), pa.string() if table.text else pa.int64()), *(_to_arrow(_without_missing(x)) for x in table.columns.values())]
-    with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, (t := pa.table(columns, names=["key", *(f"_{c}" for c in table.columns)])).schema) as w: w.write_table(t)
+    key = pa.array(table.keys.tolist(), pa.string() if table.has_text_keys else pa.int64())
+    others = [_to_arrow(_drop_missing(x)) for x in table.columns.values()]
+    names = ["key", *(f"_{c}" for c in table.columns)]
+    arrow = pa.table([key, *others], names=names)
+    with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, arrow.schema) as writer:
+        writer.write_table(arrow)
 
 # %% ../../nbs/features/02_keyed.ipynb #load-table
 def load_table(path: Path) -> KeyedTable:
-    "What `save_table` wrote"
+    "Read a table that `save_table` wrote"
     import pyarrow as pa
-    with pa.OSFile(str(path), "rb") as f: t = pa.ipc.open_file(f).read_all().combine_chunks()
-    key, *columns = (c.chunk(0) if c.num_chunks else pa.array([], c.type) for c in t.columns)
-    keys = objects(key.to_pylist()) if pa.types.is_string(key.type) else key.to_numpy().copy()
-    return KeyedTable(keys, {name.removeprefix("_"): _from_arrow(c) for name, c in zip(t.column_names[1:], columns)})
+    with pa.OSFile(str(path), "rb") as f:
+        arrow = pa.ipc.open_file(f).read_all().combine_chunks()
+    chunks = (c.chunk(0) if c.num_chunks else pa.array([], c.type) for c in arrow.columns)
+    key, *others = chunks
+    is_text = pa.types.is_string(key.type)
+    keys = object_array(key.to_pylist()) if is_text else key.to_numpy().copy()
+    names = [name.removeprefix("_") for name in arrow.column_names[1:]]
+    return KeyedTable(keys, {c: _from_arrow(x) for c, x in zip(names, others)})

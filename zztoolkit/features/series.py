@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any, TYPE_CHECKING
 
 from ..errors import InputError
-from .columns import array_module, is_missing, on_host, Text
-from .fields import _column, Field, refusals, since_1970
+from .columns import array_module, is_missing, Text, to_host
+from .fields import Field, find_invalid, to_column, to_microseconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,74 +21,113 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/features/04_series.ipynb #plain
-def plain_values(series: pd.Series) -> list:
-    "A pandas column as Python values; missing ones as None, arrays as lists"
-    return [None if gone else plain(v) for v, gone in zip(series.tolist(), series.isna().tolist())]
-
-def plain(x: Any) -> Any:
-    "NumPy's scalars and arrays as Python's, tuples as lists"
+# %% ../../nbs/features/04_series.ipynb #to-python
+def to_python(x: Any) -> Any:
+    "Return NumPy's scalars and arrays as Python's, tuples as lists"
     if hasattr(x, "tolist"): return x.tolist()
-    return [plain(v) for v in x] if isinstance(x, (list, tuple)) else x
+    return [to_python(v) for v in x] if isinstance(x, (list, tuple)) else x
 
-# %% ../../nbs/features/04_series.ipynb #fitting
-def _fitting(field: Field, series: pd.Series) -> Column | None:
-    "The column, if its dtype is the field's; None if its values must be looked at one by one"
-    import numpy as np
-    if field.many or not isinstance(series.dtype, np.dtype) and field.kind not in ("text", "datetime"): return None
-    if field.kind == "text": return Text(*_factorized(series)) if str(series.dtype) in ("str", "string") else None
-    if series.dtype.kind not in FITTING[field.kind] or str(series.dtype) == "uint64": return None
-    if field.kind == "int" and series.dtype.kind == "f" and not field.nullable: return None      # there may be fractions, or nothing
-    if field.kind == "int" and field.dtype == "float64" and series.dtype.kind == "i" and bool((series.abs() > 2**53).any()): return None      # more than a float holds
+def to_python_values(series: pd.Series) -> list:
+    "Return a pandas column as Python values: missing ones as None, arrays as lists"
+    pairs = zip(series.tolist(), series.isna().tolist())
+    return [None if missing else to_python(v) for v, missing in pairs]
+
+# %% ../../nbs/features/04_series.ipynb #read-array
+# kinds of dtypes that an array of a field may have
+DTYPE_KINDS = {"int": "iuf", "float": "iuf", "bool": "b", "datetime": "M", "text": "O"}
+
+def _read_array(field: Field, series: pd.Series) -> Column | None:
+    "Return the column if its dtype is the field's; None if values must be read one by one"
+    if field.many or not _has_dtype(field, series): return None
+    if field.kind == "text": return Text(*_factorize(series))
+    if field.kind == "int" and _needs_values(field, series): return None
     if field.kind != "datetime": return series.to_numpy().astype(field.dtype)
-    if getattr(series.dt, "tz", None) is not None: series = series.dt.tz_convert("UTC").dt.tz_localize(None)
-    return since_1970(field, series.to_numpy("datetime64[us]"))
+    if getattr(series.dt, "tz", None) is not None:
+        series = series.dt.tz_convert("UTC").dt.tz_localize(None)
+    return to_microseconds(field, series.to_numpy("datetime64[us]"))
 
-FITTING = {"int": "iuf", "float": "iuf", "bool": "b", "datetime": "M", "text": "O"}     # kinds of dtypes that an array of a field may have
+def _has_dtype(field: Field, series: pd.Series) -> bool:
+    "Return whether the array's dtype may hold the field's values"
+    import numpy as np
+    dtype = str(series.dtype)
+    if field.kind == "text": return dtype in ("str", "string")
+    if not isinstance(series.dtype, np.dtype) and field.kind != "datetime": return False
+    return series.dtype.kind in DTYPE_KINDS[field.kind] and dtype != "uint64"
 
-def _factorized(series: Any) -> tuple[np.ndarray, np.ndarray]:
+def _needs_values(field: Field, series: pd.Series) -> bool:
+    "Return whether an array of whole numbers has to be read one by one"
+    kind = series.dtype.kind
+    may_have_fractions = kind == "f" and not field.nullable      # or gaps
+    if may_have_fractions: return True
+    becomes_float = field.dtype == "float64" and kind == "i"
+    return becomes_float and bool((series.abs() > 2**53).any())
+
+def _factorize(series: Any) -> tuple[np.ndarray, np.ndarray]:
     codes, values = series.factorize()
     return codes.astype("int64"), values.to_numpy(object)
 
-# %% ../../nbs/features/04_series.ipynb #suspects
-def suspects(field: Field, column: Any) -> Array:
-    "(N,) bool: rows of a column that fits whose value may be refused"
+# %% ../../nbs/features/04_series.ipynb #find-suspects
+# of Python's dates, in microseconds since 1970
+FIRST_DAY, LAST_DAY = -62_135_596_800_000_000, 253_402_300_799_999_999
+
+def find_suspects(field: Field, column: Any) -> Array:
+    "Return (N,) bool: rows of an array whose value may be invalid"
     xp = array_module(column.codes if isinstance(column, Text) else column)
-    gone, none = is_missing(column), xp.zeros(len(column), bool)
-    odd = none if field.nullable else gone
-    if isinstance(column, Text): return odd | column.spread(_odd_texts(column.values), False)
-    if field.kind == "datetime": return odd | ~gone & ((column < FIRST_DAY) | (column > LAST_DAY))
-    if field.kind == "float": return odd | xp.isinf(column)
-    return odd | ~gone & ((abs(column) > 2.0**53) | (column != xp.floor(column))) if column.dtype.kind == "f" else odd
+    missing = is_missing(column)
+    suspect = xp.zeros(len(column), bool) if field.nullable else missing
+    if isinstance(column, Text):
+        return suspect | column.gather(_find_bad_text(column.values), False)
+    if field.kind == "datetime":
+        return suspect | ~missing & ((column < FIRST_DAY) | (column > LAST_DAY))
+    if field.kind == "float": return suspect | xp.isinf(column)
+    if column.dtype.kind != "f": return suspect
+    return suspect | ~missing & ((abs(column) > 2.0**53) | (column != xp.floor(column)))
 
-FIRST_DAY, LAST_DAY = -62_135_596_800_000_000, 253_402_300_799_999_999      # of Python's dates, in microseconds since 1970
-
-def _odd_texts(values: np.ndarray) -> np.ndarray:
-    "(N,) bool: text that is too long, or that UTF-8 cannot say"
+def _find_bad_text(values: np.ndarray) -> np.ndarray:
+    "Return (N,) bool: text that is too long, or that UTF-8 cannot encode"
     import numpy as np
-    odd = np.zeros(len(values), bool)
-    odd[list(refusals("", Field("text"), values.tolist()))] = True
-    return odd
-
-# %% ../../nbs/features/04_series.ipynb #explained
-def read_series(name: str, field: Field, series: pd.Series) -> tuple[Column, dict[int, InputError]]:
-    "A column and why rows of it are refused; what stands in a refused row is meaningless"
-    column = _fitting(field, series)
-    return (column, explained(name, field, column, lambda rows: series.iloc[rows])) if column is not None else read_list(name, field, plain_values(series))
-
-def explained(name: str, field: Field, column: Any, at: Callable[[list[int]], Any]) -> dict[int, InputError]:
-    "Why rows of a column that fits are refused; `at` gives the pandas column at some rows"
-    rows = on_host(suspects(field, column).nonzero()[0]).tolist()
-    if not rows: return {}
-    values = at(rows).astype(str).where(at(rows).notna(), None) if field.kind == "datetime" else at(rows)      # Python has no year 20000
-    return {rows[i]: e for i, e in refusals(name, field, plain_values(values)).items()}
+    bad = np.zeros(len(values), bool)
+    bad[list(find_invalid("", Field("text"), values.tolist()))] = True
+    return bad
 
 # %% ../../nbs/features/04_series.ipynb #read-list
 def read_list(name: str, field: Field, values: list) -> tuple[Column, dict[int, InputError]]:
+    "Return Python values as a column, and the errors of invalid ones"
     import pydantic
-    try: return _column(field, field.check(values)), {}
-    except pydantic.ValidationError: values = [plain(v) for v in values]
-    if not (bad := refusals(name, field, values)): return _column(field, field.check(values)), {}
-    filler = next((v for i, v in enumerate(values) if i not in bad), None)
-    if filler is None and not field.nullable: filler = [] if field.many else {"text": "", "datetime": datetime(1970, 1, 1), "bool": False}.get(field.kind, 0)
-    return _column(field, field.check([filler if i in bad else v for i, v in enumerate(values)])), bad
+    try: return to_column(field, field.validate(values)), {}
+    except pydantic.ValidationError: values = [to_python(v) for v in values]
+    errors = find_invalid(name, field, values)
+    if errors:
+        filler = next((v for i, v in enumerate(values) if i not in errors), None)
+        if filler is None and not field.nullable: filler = _default_value(field)
+        values = [filler if i in errors else v for i, v in enumerate(values)]
+    return to_column(field, field.validate(values)), errors
+
+def _default_value(field: Field) -> Any:
+    "Return some valid value of a field"
+    if field.many: return []
+    others = {"text": "", "datetime": datetime(1970, 1, 1), "bool": False}
+    return others.get(field.kind, 0)
+
+# %% ../../nbs/features/04_series.ipynb #read-series
+def read_series(
+    name: str, field: Field, series: pd.Series,
+) -> tuple[Column, dict[int, InputError]]:
+    "Return a column and the errors of its invalid rows, whose values are arbitrary"
+    column = _read_array(field, series)
+    if column is None: return read_list(name, field, to_python_values(series))
+    return column, explain_suspects(name, field, column, lambda rows: series.iloc[rows])
+
+def explain_suspects(
+    name: str, field: Field,
+    column: Any,                             # read from an array
+    at: Callable[[list[int]], pd.Series],    # rows of the pandas column
+) -> dict[int, InputError]:
+    "Return the errors of the rows that are invalid"
+    rows = to_host(find_suspects(field, column).nonzero()[0]).tolist()
+    if not rows: return {}
+    values = at(rows)
+    if field.kind == "datetime":      # as text: Python has no year 20000
+        values = values.astype(str).where(values.notna(), None)
+    errors = find_invalid(name, field, to_python_values(values))
+    return {rows[i]: e for i, e in errors.items()}

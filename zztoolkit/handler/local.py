@@ -5,16 +5,13 @@
 # %% ../../nbs/handler/04_local.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ..batch import join_rows, n_rows, rows
 from ..compile.artifact import Artifact
 from ..errors import ToolkitError
-from .torchserve import _metrics, receive
-from .wire import decode, requests_in, to_body
+from .torchserve import local_service, receive
+from .wire import decode_response, encode_request, requests_in
 from .worker import check_initialized, takes_images
 
 # %% auto #0
@@ -22,44 +19,42 @@ __all__ = ['LocalHandler']
 
 # %% ../../nbs/handler/04_local.ipynb #artifact-folder
 def artifact_folder(model: Any) -> Path:
-    "Folder of an artifact, given as one or by its path"
+    "Return the folder of an artifact, given as an `Artifact` or by its path"
     if isinstance(model, Artifact): return model.path
     if isinstance(model, (str, Path)): return Path(model)
-    raise ToolkitError("not an artifact", found=type(model).__name__, do="compile_model(model, example) makes one of a torch.nn.Module")
+    raise ToolkitError(
+        "not an artifact",
+        found=type(model).__name__,
+        do="compile_model(model, example) makes one of a torch.nn.Module")
 
 # %% ../../nbs/handler/04_local.ipynb #local-handler
 class LocalHandler:
-    "A handler at work in this process; `predict` is what a caller of the server would get"
-    def __init__(self, handler: Any, artifact: Artifact | str | Path | None = None, folder: str | Path = ".", **config: Any):
-        from ts.service import Service
+    "A handler in this process; `predict` returns what a client of the server would get"
+    def __init__(self,
+        handler: Any,
+        artifact: Artifact | str | Path | None = None,
+        folder: str | Path = ".",
+        **config: Any,
+    ):
         self.handler, self.name = handler, type(handler).__name__
-        self.service = Service(self.name, str(Path(folder).resolve()), None, handler.handle, None, 1, True, _metrics())
         if artifact is not None: config["artifact"] = str(artifact_folder(artifact).resolve())
-        self.service.context.model_yaml_config = config
+        self.service = local_service(handler, self.name, Path(folder).resolve(), config)
         handler.initialize(self.service.context)
         check_initialized(handler)
 
-    def __repr__(self) -> str: return f"{self.name}, in this process; predict(x) is what a caller of the server would get"
+    def __repr__(self) -> str:
+        return f"{self.name}, in this process; predict(x) returns what a client would get"
 
     def predict(self,
-        x: Any,                          # text, path, bytes, array or JSON value; a list of them, or a data frame, is one batch
-        return_exceptions: bool = False, # for a list: give failed requests' exceptions in their places
+        x: Any,                          # one value; a list or a data frame is one batch
+        return_exceptions: bool = False, # for a batch: return exceptions of failed requests
     ) -> Any:
-        "The decoded answer, or a list of them. A failed request raises the handler's own exception"
-        many, images = requests_in(x), takes_images(self.handler)
-        bodies = [to_body(v, images) for v in ([x] if many is None else many)]
-        answers = self.handler.run(receive(self.service, bodies), self.service.context).answers()
-        failed = [a for a in answers if isinstance(a, Exception)]
-        if failed and not (many and return_exceptions): raise failed[0]
-        decoded = [a if isinstance(a, Exception) else decode(*a) for a in answers]
-        return decoded[0] if many is None else decoded
-
-# %% ../../nbs/handler/04_local.ipynb #in-one
-def in_one(f: Callable[[Any], Any], parts: Sequence[Any], most: int = 0) -> list:
-    "`f` on the rows of all `parts` together (at most `most` at once, if it is given), its result in as many parts of as many rows"
-    lengths = [n_rows(p) for p in parts]
-    total = sum(lengths)
-    if not total: return [f(p) for p in parts]
-    joined = join_rows([p for p, n in zip(parts, lengths) if n])
-    done = join_rows([f(rows(joined, slice(i, i + (most or total)))) for i in range(0, total, most or total)])
-    return [rows(done, slice(end - n, end)) for end, n in zip(accumulate(lengths), lengths)]
+        "Return the decoded response, or a list of them. A failed request raises its own exception"
+        batch, images = requests_in(x), takes_images(self.handler)
+        bodies = [encode_request(v, images) for v in ([x] if batch is None else batch)]
+        rows = receive(self.service, bodies)
+        results = self.handler.run(rows, self.service.context).results()
+        failed = [r for r in results if isinstance(r, Exception)]
+        if failed and not (batch and return_exceptions): raise failed[0]
+        decoded = [r if isinstance(r, Exception) else decode_response(*r) for r in results]
+        return decoded[0] if batch is None else decoded

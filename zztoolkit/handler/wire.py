@@ -6,38 +6,47 @@
 from __future__ import annotations
 
 import base64, io, json, os, uuid
-from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from ..compile.signature import TensorSpec
-from ..errors import DecodeError, InputError, ToolkitError
-from ..vision.geometry import Decode
-from ..vision.reading import decode_image
-from ..vision.source import stack_rows
+from ..errors import DecodeError, ToolkitError
 
 if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['to_body', 'from_body', 'as_array', 'as_json', 'as_image', 'as_inputs', 'stack_inputs', 'encode', 'decode']
+__all__ = ['encode_request', 'decode_request', 'encode_response', 'decode_response']
 
-# %% ../../nbs/handler/01_wire.ipynb #png
-NPY = b"\x93NUMPY"   # how an .npy file starts
+# %% ../../nbs/handler/01_wire.ipynb #content-types
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+BYTES = "application/octet-stream"
+NPY = b"\x93NUMPY"      # how an .npy file starts
+
+# %% ../../nbs/handler/01_wire.ipynb #kinds
+def _is_of_pandas(x: Any) -> bool:
+    return type(x).__module__.split(".")[0] == "pandas"
+
+def _is_series(x: Any) -> bool:
+    return _is_of_pandas(x) and hasattr(x, "index") and x.ndim == 1
+
+def _is_array(x: Any) -> bool:
+    return type(x).__module__ == "numpy" and hasattr(x, "ndim")
 
 def _is_image(x: np.ndarray) -> bool:
     return x.dtype == "uint8" and x.ndim == 3 and x.shape[2] in (3, 4)
 
-def _pixels(img: Any) -> np.ndarray:
+# %% ../../nbs/handler/01_wire.ipynb #png
+def _pixels(image: Any) -> np.ndarray:
     import numpy as np
-    return np.asarray(img.convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 def _png(x: np.ndarray) -> bytes:
     import PIL.Image
-    buf = io.BytesIO()
-    PIL.Image.fromarray(x).save(buf, "PNG", compress_level=1)
-    return buf.getvalue()
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(x).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 # %% ../../nbs/handler/01_wire.ipynb #npy
 def _npy(x: np.ndarray) -> bytes:
@@ -46,153 +55,125 @@ def _npy(x: np.ndarray) -> bytes:
         raise ToolkitError(
             "an array of Python objects cannot be sent",
             found=f"shape {x.shape}, dtype {x.dtype}",
-            do="x.astype('float32') for numbers of one kind, x.tolist() for JSON")
-    buf = io.BytesIO()
-    np.save(buf, x, allow_pickle=False)
-    return buf.getvalue()
-
-# %% ../../nbs/handler/01_wire.ipynb #to-body
-def to_body(
-    x: Any, # str, `Path` of a file, bytes, image, NumPy array, torch tensor, pandas series, or anything JSON can say
-    takes_images: bool | None = None, # whether the model does: only then does a str name a file (None, not known: if there is one)
-) -> tuple[bytes, str]:
-    "Body and content type of one request"
-    if isinstance(x, str): x = _text_or_file(x, takes_images)
-    if isinstance(x, str): return x.encode(), TEXT
-    if isinstance(x, Path): return existing(x).read_bytes(), "application/json" if x.suffix == ".json" else "application/octet-stream"
-    if isinstance(x, (bytes, bytearray, memoryview)): return bytes(x), "application/octet-stream"
-    if _is_of_pandas(x) and hasattr(x, "index") and x.ndim == 1: x = _plain_series(x)
-    if hasattr(x, "detach"): x = x.detach().cpu().numpy()
-    if type(x).__module__.startswith("PIL."): x = _pixels(x)
-    if type(x).__module__ == "numpy" and hasattr(x, "ndim"):
-        return (_png(x) if _is_image(x) else _npy(x)), "application/octet-stream"
-    return json.dumps(x, default=plain_json).encode(), "application/json"
-
-# %% ../../nbs/handler/01_wire.ipynb #requests-in
-TEXT = "text/plain; charset=utf-8"
-
-def _text_or_file(x: str, takes_images: bool | None) -> str | Path:
-    "The file that a str names, for a model of images; else the text that it is"
-    if takes_images: return existing(x)
-    return Path(x) if takes_images is None and os.path.isfile(x) else x
-
-def requests_in(x: Any) -> list | None:
-    "The requests of a batch: the items of a list, the rows of a data frame as records. None for what is one request"
-    if isinstance(x, (list, tuple)): return list(x)
-    if _is_of_pandas(x) and hasattr(x, "columns"): return _records(x)
-    return None
-
-def _is_of_pandas(x: Any) -> bool: return type(x).__module__.split(".")[0] == "pandas"
-
-def _plain_series(x: Any) -> dict | list:
-    "A row of a data frame as a record, any other series as a list; what is missing is `None`"
-    filled = x.astype(object).where(x.notna(), None)
-    return filled.to_dict() if x.index.inferred_type == "string" else filled.tolist()
-
-# %% ../../nbs/handler/01_wire.ipynb #existing
-def _records(table: Any) -> list[dict]:
-    "Rows of a pandas data frame; what is missing is `None`, as in a row of a table that is read offline"
-    filled = table.astype(object)
-    return filled.where(table.notna(), None).to_dict("records")
-
-def existing(path: str | Path) -> Path:
-    "The path of a file that is there"
-    if os.path.isfile(path): return Path(path)
-    raise ToolkitError(f"no file at {path}", found=f"looked from {Path.cwd()}",
-                       do="a Path, and for a model of images a str, is a file to send; bytes, an array or a dict is sent as it is")
+            do="x.astype('float32') for numbers of one type, x.tolist() for JSON")
+    buffer = io.BytesIO()
+    np.save(buffer, x, allow_pickle=False)
+    return buffer.getvalue()
 
 # %% ../../nbs/handler/01_wire.ipynb #plain-json
 def plain_json(x: Any) -> Any:
-    """What `json` cannot say by itself: NumPy scalars and arrays, torch tensors, decimals; files and bytes become base64,
-    dates ISO text, spans of time seconds. Raises `TypeError` for anything else"""
+    """Return what `json` cannot write by itself as something that it can.
+
+    NumPy scalars and arrays, torch tensors and decimals become numbers; files and bytes base64;
+    dates ISO text; durations seconds. Raise `TypeError` for anything else.
+    """
     if hasattr(x, "tolist"): return x.tolist()
     if isinstance(x, Path): x = x.read_bytes()
     if isinstance(x, (bytes, bytearray)): return base64.b64encode(x).decode()
     if hasattr(x, "isoformat"): return x.isoformat()
     if hasattr(x, "total_seconds"): return x.total_seconds()
-    if isinstance(x, Decimal): return int(x) if x.as_tuple().exponent == 0 else float(x)
+    if isinstance(x, Decimal): return _number(x)
     if isinstance(x, uuid.UUID): return str(x)
-    raise TypeError(f"JSON cannot hold a {type(x).__name__}; use dict, list, str, numbers, arrays or bytes")
+    kind = type(x).__name__
+    raise TypeError(f"JSON cannot hold a {kind}; use dict, list, str, numbers, arrays or bytes")
 
-# %% ../../nbs/handler/01_wire.ipynb #from-body
-def from_body(row: dict) -> Any:
-    """What one request sent, from TorchServe's row: a str if its content type is text, parsed JSON, an array if it is
-    an `.npy`, the fields of a form, else bytes. TorchServe has read text (UTF-8) and JSON by the content type already"""
+def _number(x: Decimal) -> int | float:
+    return int(x) if x.as_tuple().exponent == 0 else float(x)
+
+# %% ../../nbs/handler/01_wire.ipynb #records
+def _records(table: Any) -> list[dict]:
+    "Return the rows of a data frame as records; a missing value is `None`"
+    filled = table.astype(object)
+    return filled.where(table.notna(), None).to_dict("records")
+
+def _series_to_json(x: Any) -> dict | list:
+    "Return a row of a data frame as a record, any other series as a list"
+    filled = x.astype(object).where(x.notna(), None)
+    return filled.to_dict() if x.index.inferred_type == "string" else filled.tolist()
+
+# %% ../../nbs/handler/01_wire.ipynb #requests-in
+def requests_in(x: Any) -> list | None:
+    """Return the requests of a batch: the items of a list, the rows of a data frame as records.
+
+    None for one request.
+    """
+    if isinstance(x, (list, tuple)): return list(x)
+    if _is_of_pandas(x) and hasattr(x, "columns"): return _records(x)
+    return None
+
+# %% ../../nbs/handler/01_wire.ipynb #require-file
+def require_file(path: str | Path) -> Path:
+    "Return the path of a file that exists. Raise `ToolkitError` for any other"
+    if os.path.isfile(path): return Path(path)
+    raise ToolkitError(
+        f"no file at {path}",
+        found=f"looked from {Path.cwd()}",
+        do="a Path, and for a model of images a str, names a file to send; "
+           "bytes, an array or a dict is sent as it is")
+
+def _text_or_file(x: str, takes_images: bool | None) -> str | Path:
+    "Return the file that a str names, for a model of images; else the text"
+    if takes_images: return require_file(x)
+    if takes_images is None and os.path.isfile(x): return Path(x)
+    return x
+
+# %% ../../nbs/handler/01_wire.ipynb #encode-request
+def encode_request(
+    x: Any,                           # text, `Path`, bytes, image, array, tensor or JSON value
+    takes_images: bool | None = None, # does the model? Only then a str names a file. None: unknown
+) -> tuple[bytes, str]:
+    "Return the body and the content type of one request"
+    if isinstance(x, str): x = _text_or_file(x, takes_images)
+    if isinstance(x, str): return x.encode(), TEXT
+    if isinstance(x, Path): return _encode_file(x)
+    if isinstance(x, (bytes, bytearray, memoryview)): return bytes(x), BYTES
+    if _is_series(x): x = _series_to_json(x)
+    if hasattr(x, "detach"): x = x.detach().cpu().numpy()
+    if type(x).__module__.startswith("PIL."): x = _pixels(x)
+    if _is_array(x): return (_png(x) if _is_image(x) else _npy(x)), BYTES
+    return json.dumps(x, default=plain_json).encode(), JSON
+
+def _encode_file(path: Path) -> tuple[bytes, str]:
+    body = require_file(path).read_bytes()
+    return body, JSON if path.suffix == ".json" else BYTES
+
+# %% ../../nbs/handler/01_wire.ipynb #decode-request
+def decode_request(row: dict) -> Any:
+    """Return the value of one request, from the server's row.
+
+    A str for a text content type, parsed JSON, an array for an `.npy`, the fields of a form, else
+    bytes. TorchServe has already decoded text (UTF-8) and JSON by the content type.
+    """
+    body = _body_of(row)
+    is_bytes = isinstance(body, (bytes, bytearray))
+    return _read_npy(body) if is_bytes and body[:6] == NPY else body
+
+def _body_of(row: dict) -> Any:
+    if "body" in row: return row["body"]
+    return row["data"] if "data" in row else row or b""
+
+def _read_npy(body: bytes | bytearray) -> np.ndarray:
     import numpy as np
-    body = row["body"] if "body" in row else row["data"] if "data" in row else row or b""
-    if isinstance(body, (bytes, bytearray)) and body[:6] == NPY:
-        try: return np.load(io.BytesIO(body), allow_pickle=False)
-        except Exception as e: raise DecodeError(f"broken .npy body: {e}") from e
-    return body
+    try: return np.load(io.BytesIO(body), allow_pickle=False)
+    except Exception as e: raise DecodeError(f"broken .npy body: {e}") from e
 
-# %% ../../nbs/handler/01_wire.ipynb #as-array
-def as_array(x: Any, dtype: str = "float32") -> np.ndarray:
-    "JSON numbers or an `.npy` as an array of `dtype`, if only precision is lost by it (float64 to float32, never a fraction or a large number to int)"
-    import numpy as np
-    if isinstance(x, (bytes, bytearray)): raise DecodeError("expected an .npy array or JSON numbers")
-    try: given = np.asarray(x)
-    except ValueError as e: raise InputError(f"not an array of {dtype}: {e}") from None     # rows of different lengths
-    if given.dtype.kind not in "biuf": raise InputError(f"not an array of {dtype}: it holds something else than numbers")
-    with np.errstate(all="ignore"): out = given.astype(dtype)
-    kept = np.isfinite(out) == np.isfinite(given) if out.dtype.kind == "f" else out == given
-    if not kept.all(): raise InputError(f"not an array of {dtype}: it holds {given[~kept].flat[0]}")
-    return out
+# %% ../../nbs/handler/01_wire.ipynb #encode-response
+def encode_response(value: Any) -> tuple[bytes, str]:
+    "Return a response's body and content type: bytes and str unchanged, anything else as JSON"
+    if isinstance(value, (bytes, bytearray)): return bytes(value), BYTES
+    if isinstance(value, str): return value.encode(), TEXT
+    try: text = json.dumps(value, default=plain_json, allow_nan=False)
+    except ValueError as e:
+        problem = f"a response cannot be JSON: {e}; JSON has no NaN and no infinity"
+        raise ValueError(problem) from None
+    return text.encode(), JSON
 
-# %% ../../nbs/handler/01_wire.ipynb #as-json
-def as_json(x: Any) -> Any:
-    "What a JSON body says; one that TorchServe could not parse comes as bytes, and here is why"
-    if not isinstance(x, (bytes, bytearray)): return x
-    if not x: raise DecodeError("the body is empty; send JSON")
-    try: return json.loads(x)
-    except (ValueError, RecursionError) as e: raise DecodeError(f"the body is not JSON: {e}") from None
+# %% ../../nbs/handler/01_wire.ipynb #decode-response
+def decode_response(body: bytes, kind: str) -> Any:
+    """Return the value that `encode_response` wrote.
 
-def as_image(x: Any) -> np.ndarray:
-    "A value as an image, for a chain that decodes none: an encoded one is decoded, an array is as it is"
-    return decode_image(Decode(), bytes(x)) if isinstance(x, (bytes, bytearray)) else as_array(x, "uint8")
-
-# %% ../../nbs/handler/01_wire.ipynb #as-inputs
-def as_inputs(specs: Sequence[TensorSpec], x: Any) -> Any:
-    "A request as a model's inputs: an array for one input, a dict of them by name (or a list in order) for several"
-    names = [s.name for s in specs]
-    if len(specs) == 1 and isinstance(x, dict) and set(x) == set(names): x = x[names[0]]
-    if len(specs) <= 1: return _as_input(specs[0], x) if specs else as_array(x)
-    if isinstance(x, list) and len(x) == len(specs): x = dict(zip(names, x))
-    if not isinstance(x, dict) or set(x) != set(names): raise InputError(f"expected a JSON object with {', '.join(names)}")
-    return tuple(_as_input(s, x[s.name]) for s in specs)
-
-# %% ../../nbs/handler/01_wire.ipynb #as-arrays
-def as_arrays(names: Sequence[str], x: Any) -> Any:
-    "A request as inputs of a model that does not say what they are: an `.npy` as it is, JSON numbers as float32"
-    if len(names) > 1 and isinstance(x, list) and len(x) == len(names): x = dict(zip(names, x))
-    if isinstance(x, dict) and set(x) != set(names) or len(names) > 1 and not isinstance(x, dict): raise InputError(f"expected a JSON object with {', '.join(names)}")
-    values = [x[n] for n in names] if isinstance(x, dict) else [x]
-    arrays = tuple(v if type(v).__module__ == "numpy" else as_array(v) for v in values)
-    return arrays if len(names) > 1 else arrays[0]
-
-def is_pixels(spec: TensorSpec) -> bool: return spec.dtype == "uint8" and len(spec.shape) == 4
-
-def _as_input(spec: TensorSpec, x: Any) -> np.ndarray:
-    "One input of a model; pixels travel as an encoded image"
-    row = as_image(x) if is_pixels(spec) else as_array(x, spec.dtype)
-    if row.ndim == len(spec.shape) - 1: return row
-    raise InputError(f"one request is one row of {spec}, with shape {spec.shape[1:]}; got shape {row.shape}")
-
-# %% ../../nbs/handler/01_wire.ipynb #stack-inputs
-def stack_inputs(rows: list) -> Any:
-    "Rows of inputs as batches, one for each input"
-    return tuple(map(stack_rows, map(list, zip(*rows)))) if isinstance(rows[0], tuple) else stack_rows(rows)
-
-# %% ../../nbs/handler/01_wire.ipynb #encode
-def encode(answer: Any) -> tuple[bytes, str]:
-    "An answer as body and content type: bytes and str as they are, everything else JSON (NaN is an error: JSON has none)"
-    if isinstance(answer, (bytes, bytearray)): return bytes(answer), "application/octet-stream"
-    if isinstance(answer, str): return answer.encode(), TEXT
-    try: return json.dumps(answer, default=plain_json, allow_nan=False).encode(), "application/json"
-    except ValueError as e: raise ValueError(f"an answer cannot be JSON: {e}; JSON has no NaN and no infinity") from None
-
-# %% ../../nbs/handler/01_wire.ipynb #local
-def decode(body: bytes, kind: str) -> Any:
-    "What `encode` made a body of; JSON without a content type is JSON too, as TorchServe's own handlers send it"
-    if kind.startswith("application/octet-stream"): return body
-    try: return json.loads(body) if not kind.startswith("text/plain; charset") else body.decode()
+    A body without a content type is tried as JSON: TorchServe's own handlers send it so.
+    """
+    if kind.startswith(BYTES): return body
+    try: return body.decode() if kind.startswith("text/plain; charset") else json.loads(body)
     except ValueError: return body.decode(errors="replace")

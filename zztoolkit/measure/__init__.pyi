@@ -1,11 +1,11 @@
-from .profile import Plan as Plan
+from .profile import LoadProfile as LoadProfile
 from .connections import Target as Target
-from .load import Load as Load
-from .levels import Level as Level
-from .bottleneck import Verdict as Verdict
+from .load import LoadGenerator as LoadGenerator
+from .levels import LoadLevel as LoadLevel
+from .bottleneck import Bottleneck as Bottleneck
 from .results import Benchmark as Benchmark
-from .benchmark import bench as bench
-from .compare import compare as compare, Comparison as Comparison
-from .tuning.space import Knob as Knob
-from .tuning.result import Tuning as Tuning
+from .benchmarking import benchmark as benchmark
+from .comparison import compare as compare, Comparison as Comparison
+from .tuning.space import Parameter as Parameter
+from .tuning.result import TuneResult as TuneResult
 from .tuning.tuner import tune as tune

@@ -10,108 +10,181 @@ from dataclasses import dataclass
 from html import escape
 
 from .gpu import busiest_jpeg_engine
-from .levels import Level, OUTSIDE, Setup
+from .levels import LoadLevel, OUTSIDE, Setup
 
 # %% auto #0
-__all__ = ['Verdict']
+__all__ = []
 
-# %% ../../nbs/measure/08_bottleneck.ipynb #verdict
+# %% ../../nbs/measure/08_bottleneck.ipynb #bottleneck
 @dataclass(frozen=True)
-class Verdict:
-    "What bounds a service, why one may think so, what to try next, and how much faster that can make it at most"
-    bound: str                 # a stage, python, waiting, queue, server, network, load generator, load;
-                               # with a GPU also JPEG engines, copies, SMs, host; GPU if it tells no more
-    words: str
+class Bottleneck:
+    "Limit of a service: the resource, the evidence, what to try next, and the possible gain"
+    resource: str              # a stage, python, waiting, queue, server, network, load generator,
+                               # load; JPEG engines, copies, SMs, host or GPU
+    description: str
     evidence: tuple[str, ...]
-    next: str
-    gain: float = 1.0          # times the rate; 1: not known
+    advice: str
+    gain: float = 1.0          # highest possible rate, as a multiple of this one; 1: unknown
 
     def __str__(self) -> str:
         gain = f" (up to {self.gain:.1f} times the rate)" if self.gain > 1.05 else ""
-        return f"bound by {self.words}\n" + "\n".join(f"  – {e}" for e in self.evidence) + f"\n  → {self.next}{gain}"
+        evidence = [f"  – {e}" for e in self.evidence]
+        return "\n".join([f"bound by {self.description}", *evidence, f"  → {self.advice}{gain}"])
 
     def _repr_html_(self) -> str: return "<pre>" + escape(str(self)) + "</pre>"
     __repr__ = __str__
 
-# %% ../../nbs/measure/08_bottleneck.ipynb #verdict-2
-BUSY = 0.75     # a worker that holds a batch for less of its time than this has room
+# %% ../../nbs/measure/08_bottleneck.ipynb #find-bottleneck
+BUSY = 0.75     # a worker that holds a batch for less of its time has room
 
-def verdict(level: Level, setup: Setup) -> Verdict:
-    "What bounds the service at this load"
-    if found := _generator_bound(level): return found
-    return _worker_bound(level, setup) if level.held >= BUSY else _outside_bound(level, setup)
+def find_bottleneck(level: LoadLevel, setup: Setup) -> Bottleneck:
+    "Return what limits the service at this load"
+    if is_sender_busy(level): return _sender_bottleneck(level)
+    if level.worker_utilization >= BUSY: return _worker_bottleneck(level, setup)
+    return _outside_bottleneck(level, setup)
 
-def _cores(level: Level) -> float: return sum(level.usage.cores.get(k, 0) for k in ("workers", "frontend", "generator"))
+# %% ../../nbs/measure/08_bottleneck.ipynb #cores
+NOISE_CORES = 0.25    # cores of other processes that may have changed a figure
 
-def _free(level: Level, setup: Setup) -> float:
-    "Cores that nobody used: this process may take no more than its share, and others may have taken some of that"
-    return max(0.0, min(setup.cores - _cores(level), level.usage.cores.get("idle", setup.cores)))
+def _own_cores(level: LoadLevel) -> float:
+    return sum(level.usage.cores.get(k, 0) for k in ("workers", "frontend", "generator"))
 
-CROWD = 0.25    # cores of other processes that may have moved a figure
+def _idle_cores(level: LoadLevel, setup: Setup) -> float:
+    "Return the idle cores that this process may use"
+    idle = level.usage.cores.get("idle", setup.cores)
+    return max(0.0, min(setup.cores - _own_cores(level), idle))
 
-def others(level: Level) -> float:
-    "Cores that processes took which have no part in this"
-    return max(0.0, level.usage.cores.get("machine", 0) - _cores(level))
+def other_processes_cores(level: LoadLevel) -> float:
+    "Return the cores that unrelated processes used"
+    return max(0.0, level.usage.cores.get("machine", 0) - _own_cores(level))
 
-def _ms(level: Level, stage: str) -> str: return f"{stage} is {level.stages.get(stage, 0):.1f} ms of {level.total.mean:.1f}"
+def _describe_stage(level: LoadLevel, stage: str) -> str:
+    return f"{stage} is {level.stages.get(stage, 0):.1f} ms of {level.total.mean:.1f}"
 
-# %% ../../nbs/measure/08_bottleneck.ipynb #generator-bound
-def _generator_bound(level: Level) -> Verdict | None:
+# %% ../../nbs/measure/08_bottleneck.ipynb #sender
+def is_sender_busy(level: LoadLevel) -> bool:
+    "Return whether the load generator itself lacks CPU"
     cores = level.usage.cores.get("generator", 0)
-    if cores < 0.85 and level.late < max(2.0, 0.25 * level.total.mean): return None
-    return Verdict("load generator", "the load generator", (f"it takes {cores:.2f} of a core, {level.client_us:.0f} µs for a request", f"its timer wakes {level.late:.1f} ms late"),
-                   "press from another machine, or leave it a core: these figures are the sender's, not the server's")
+    return cores >= 0.85 or level.timer_lag >= max(2.0, 0.25 * level.total.mean)
 
-# %% ../../nbs/measure/08_bottleneck.ipynb #outside-bound
-def _outside_bound(level: Level, setup: Setup) -> Verdict:
+def _sender_bottleneck(level: LoadLevel) -> Bottleneck:
+    cores = level.usage.cores.get("generator", 0)
+    return Bottleneck(
+        "load generator",
+        "the load generator",
+        (f"it takes {cores:.2f} of a core, {level.client_us:.0f} µs for a request",
+         f"its timer wakes {level.timer_lag:.1f} ms late"),
+        "send from another machine, or leave it a core: these figures are the sender's, "
+        "not the server's")
+
+# %% ../../nbs/measure/08_bottleneck.ipynb #outside
+@dataclass(frozen=True)
+class _Cause:
+    "Possible reason that keeps requests from workers that have room"
+    resource: str
+    description: str
+    advice: str
+
+_CAUSES = {
+    "server": _Cause(
+        "server", "TorchServe's own work between the queue and the handler",
+        "more clients and a larger --batch-size: it costs the same for each batch"),
+    "network": _Cause(
+        "network", "the network and HTTP: the way to the server and back",
+        "smaller payloads, a nearer client, or more connections"),
+    "queue": _Cause("queue", "the queue", "more workers"),
+    "client_queue": _Cause(
+        "load generator", "the load generator's connections: all are in use",
+        "a higher limit of open_loop"),
+}
+
+@dataclass(frozen=True)
+class _Room:
+    "Level whose workers have room"
+    level: LoadLevel
+    setup: Setup
+
+    @property
+    def shares(self) -> dict[str, float]:
+        "Shares of the latency, by stage"
+        mean = self.level.total.mean or 1.0
+        return {k: v / mean for k, v in self.level.stages.items()}
+
+    @property
+    def evidence(self) -> str:
+        return f"a worker holds a batch {self.level.worker_utilization:.0%} of the time"
+
+    @property
+    def most(self) -> float:
+        "Highest possible gain"
+        return 1 / max(self.level.worker_utilization, 0.05)
+
+    def gain_without(self, stage: str) -> float:
+        return min(1 / max(1 - self.shares[stage], 0.05), self.most)
+
+# %% ../../nbs/measure/08_bottleneck.ipynb #outside-cases
+def _outside_bottleneck(level: LoadLevel, setup: Setup) -> Bottleneck:
     "Say what keeps requests from workers that have room"
-    idle, mean = f"a worker holds a batch {level.held:.0%} of the time", level.total.mean or 1.0
-    share = {k: v / mean for k, v in level.stages.items()}
-    at_most = 1 / max(level.held, 0.05)
-    if level.batch and level.batch < 0.9 * setup.batch_size and share.get("queue", 0) > 0.4:
-        return Verdict("queue", f"the batch delay: batches wait {setup.max_batch_delay:g} ms to fill, and do not fill",
-                       (idle, _ms(level, "queue"), f"a batch has {level.batch:.1f} of {setup.batch_size} requests when it goes"),
-                       f"--max-batch-delay {_shorter(level, setup)}, or --batch-size {max(1, round(level.batch))}", min(1 / max(1 - share["queue"], 0.05), at_most))
-    if level.asked and level.total.rate > 0.95 * level.asked:
-        return Verdict("load", "the load: all that was asked was answered", (idle, f"{level.total.rate:.1f}/s of {level.asked:g}/s"), "ask for more", at_most)
-    name = max(("server", "unexplained", "queue", "unsent"), key=lambda k: share.get(k, 0))
-    if share.get(name, 0) < 0.4:
-        return Verdict("load", f"the load: {level.load} at a time leave the workers room", (idle, f"a mean batch has {level.batch:.1f} requests"), "more clients", at_most)
-    bound, words, do = {"server": ("server", "TorchServe's own work between the queue and the handler", "more clients and a larger --batch-size: it is paid for each batch"),
-                        "unexplained": ("network", "the network and HTTP: the way to the server and back", "smaller payloads, a nearer client, or more connections"),
-                        "queue": ("queue", "the queue", "more workers"), "unsent": ("load generator", "the load generator's connections: all are taken", "a higher limit of open_loop")}[name]
-    return Verdict(bound, words, (idle, _ms(level, name)), do, min(1 / max(1 - share[name], 0.05), at_most))
+    room = _Room(level, setup)
+    is_partial = level.batch and level.batch < 0.9 * setup.batch_size
+    if is_partial and room.shares.get("queue", 0) > 0.4: return _delay_bottleneck(room)
+    if level.target_rate and level.total.rate > 0.95 * level.target_rate:
+        rate = f"{level.total.rate:.1f}/s of {level.target_rate:g}/s"
+        words = "the load: every request got a response"
+        return Bottleneck("load", words, (room.evidence, rate), "a higher rate", room.most)
+    stage = max(_CAUSES, key=lambda k: room.shares.get(k, 0))
+    if room.shares.get(stage, 0) >= 0.4: return _stage_bottleneck(room, stage)
+    batch = f"a mean batch has {level.batch:.1f} requests"
+    words = f"the load: {level.load} at a time leave the workers room"
+    return Bottleneck("load", words, (room.evidence, batch), "more clients", room.most)
 
-# %% ../../nbs/measure/08_bottleneck.ipynb #shorter
-def _shorter(level: Level, setup: Setup) -> int:
-    "A batch delay worth trying, milliseconds: a tenth of what a batch takes in the handler"
-    in_handler = sum(v for k, v in level.stages.items() if k not in (*OUTSIDE, "server"))
+def _stage_bottleneck(room: _Room, stage: str) -> Bottleneck:
+    cause, evidence = _CAUSES[stage], (room.evidence, _describe_stage(room.level, stage))
+    gain = room.gain_without(stage)
+    return Bottleneck(cause.resource, cause.description, evidence, cause.advice, gain)
+
+# %% ../../nbs/measure/08_bottleneck.ipynb #batch-delay
+def _delay_bottleneck(room: _Room) -> Bottleneck:
+    level, setup = room.level, room.setup
+    batch = f"a batch has {level.batch:.1f} of {setup.batch_size} requests when it goes"
+    smaller = max(1, round(level.batch))
+    return Bottleneck(
+        "queue",
+        f"the batch delay: batches wait {setup.max_batch_delay:g} ms to fill, and do not fill",
+        (room.evidence, _describe_stage(level, "queue"), batch),
+        f"--max-batch-delay {_shorter_delay(level, setup)}, or --batch-size {smaller}",
+        room.gain_without("queue"))
+
+def _shorter_delay(level: LoadLevel, setup: Setup) -> int:
+    "Return a batch delay worth trying: a tenth of a batch's milliseconds in the handler"
+    outside = (*OUTSIDE, "server")
+    in_handler = sum(v for k, v in level.stages.items() if k not in outside)
     return max(1, min(round(in_handler / 10), round(setup.max_batch_delay / 10)))
 
 # %% ../../nbs/measure/08_bottleneck.ipynb #gpu-limits
-_FULL = 85      # percent: a part of the GPU that is used so much has no room
-_SPARSE = 50    # percent: parts that are used less, while some part always is, work by turns
+_FULL = 85      # percent: a part of the GPU that is used more has no room
+_SPARSE = 50    # percent: parts that are used less, while one always is, work in turns
 _PCIE = 53.0    # GB/s, pinned memory to an H100 over PCIe 5: measured, records/gpu/h100-2026-11-26
 
 @dataclass(frozen=True)
 class _Limit:
-    "A part of a GPU that may be full: what it would bound, how much of it is used, what to try"
-    bound: str
-    words: str
-    percent: float
-    next: str
+    "Part of a GPU that may be full"
+    resource: str
+    description: str
+    percent: float      # in use
+    advice: str
 
 def _pcie(gpu: Mapping[str, float]) -> float:
-    "GB/s over PCIe, in the direction that carries more"
+    "Return GB/s over PCIe, in the busier direction"
     return max(gpu.get("pcie_in", 0.0), gpu.get("pcie_out", 0.0)) * 2**20 / 1e9
 
 # %% ../../nbs/measure/08_bottleneck.ipynb #gpu-parts
 def _gpu_parts(gpu: Mapping[str, float]) -> list[_Limit]:
-    "The parts of a GPU, in the order in which they are asked"
+    "Return the parts of a GPU, in the order in which they are checked"
     kernels, sm, engine = gpu.get("gpu", 0.0), gpu.get("sm"), busiest_jpeg_engine(gpu)
     unknown = kernels if sm is None else 0.0
     small = kernels if sm is not None and sm < _SPARSE else 0.0
-    by_turns = gpu.get("jpeg", 0.0) if engine < _SPARSE else 0.0
+    in_turns = gpu.get("jpeg", 0.0) if engine < _SPARSE else 0.0
     return [
         _Limit("JPEG engines", "the GPU's JPEG engines", engine,
                "smaller images, or decode a share of them on the CPU"),
@@ -119,75 +192,121 @@ def _gpu_parts(gpu: Mapping[str, float]) -> list[_Limit]:
                100 * _pcie(gpu) / _PCIE,
                "send bytes, not floats: decode on the GPU, or upload uint8 and normalize there"),
         _Limit("copies", "the bandwidth of the GPU's memory", gpu.get("memory_bandwidth", 0.0),
-               "fewer passes over the data: a compiled model, bf16, operations joined (chain.plan())"),
+               "fewer passes over the data: a compiled model, bf16, joined operations "
+               "(chain.plan())"),
         _Limit("SMs", "the GPU's SMs", sm or 0.0, "a lower precision, or a larger batch"),
-        _Limit("GPU", "the GPU, of which this card does not tell how full it was", unknown,
+        _Limit("GPU", "the GPU, which does not report how full it was", unknown,
                "a larger batch first, then a lower precision"),
         _Limit("host", "the host: kernels are too small to fill the GPU", small,
                "larger batches, or CUDA graphs: fewer launches"),
-        _Limit("host", "the host: JPEG engines work by turns", by_turns,
-               "larger batches: each engine decodes an image of its own")]
+        _Limit("host", "the host: JPEG engines work in turns", in_turns,
+               "larger batches: each engine decodes a different image")]
 
 # %% ../../nbs/measure/08_bottleneck.ipynb #gpu-limit
 def _gpu_limit(gpu: Mapping[str, float]) -> _Limit | None:
-    "The first part that is full"
+    "Return the first part that is full"
     return next((part for part in _gpu_parts(gpu) if part.percent >= _FULL), None)
 
 # %% ../../nbs/measure/08_bottleneck.ipynb #gpu-evidence
 def _gpu_evidence(gpu: Mapping[str, float]) -> str:
-    "What the card tells, in words"
-    texts = {"gpu": "a kernel ran {:.0f} % of the time", "sm": "{:.0f} % of the SMs were active",
-             "memory_bandwidth": "{:.0f} % of its memory's bandwidth was used"}
-    known = [text.format(gpu[name]) for name, text in texts.items() if name in gpu]
-    if "jpeg" in gpu: known.append(f"its busiest JPEG engine worked {busiest_jpeg_engine(gpu):.0f} %")
-    if _pcie(gpu): known.append(f"PCIe carried {_pcie(gpu):.1f} GB/s")
-    return "the GPU: " + ", ".join(known)
+    "Describe what the card reports"
+    texts = {
+        "gpu": "a kernel ran {:.0f} % of the time",
+        "sm": "{:.0f} % of the SMs were active",
+        "memory_bandwidth": "{:.0f} % of its memory's bandwidth was used"}
+    facts = [text.format(gpu[name]) for name, text in texts.items() if name in gpu]
+    if "jpeg" in gpu:
+        facts.append(f"its busiest JPEG engine worked {busiest_jpeg_engine(gpu):.0f} %")
+    if _pcie(gpu): facts.append(f"PCIe carried {_pcie(gpu):.1f} GB/s")
+    return "the GPU: " + ", ".join(facts)
 
-# %% ../../nbs/measure/08_bottleneck.ipynb #worker-bound
-_STAGE_WORDS = {"decode": "decoding", "preprocess": "preprocessing", "inference": "the model"}
-_CHEAPER = {"decode": "smaller photographs, a Resize right after Decode (chain.plan() shows what is joined)",
-            "preprocess": "make it cheaper (chain.plan() shows what runs)",
-            "inference": "compile_model with precision int8 or bf16, a smaller model"}
+# %% ../../nbs/measure/08_bottleneck.ipynb #worker
+@dataclass(frozen=True)
+class _Busy:
+    "Level whose workers are busy, and their longest stage"
+    level: LoadLevel
+    setup: Setup
+    stage: str
+    share: float    # of the worker's time
 
-def _worker_bound(level: Level, setup: Setup) -> Verdict:
-    "Say in which stage workers without time left spend it, and what they wait for"
+    @property
+    def gain(self) -> float:
+        "Gain if the stage takes half the time, by Amdahl's law"
+        return 1 / (1 - self.share / 2)
+
+    @property
+    def is_on_gpu(self) -> bool: return self.level.usage.highest("gpu") >= _SPARSE
+
+    @property
+    def idle_cores(self) -> float: return _idle_cores(self.level, self.setup)
+
+    @property
+    def worker_cores(self) -> float: return self.level.usage.cores.get("workers", 0)
+
+# %% ../../nbs/measure/08_bottleneck.ipynb #worker-bottleneck
+def _longest_stage(level: LoadLevel, setup: Setup) -> _Busy:
     times = {k: v for k, v in level.stages.items() if k not in OUTSIDE}
     stage = max(times, key=lambda k: times[k])
-    share = times[stage] / sum(times.values())
-    seen = _worker_evidence(level, setup, stage, share)
-    if limit := _gpu_limit(level.usage.busiest_gpu):
-        return Verdict(limit.bound, limit.words, seen, limit.next, 1 / (1 - share / 2))
-    return _host_bound(level, setup, stage, share, seen)
+    return _Busy(level, setup, stage, times[stage] / sum(times.values()))
 
-# %% ../../nbs/measure/08_bottleneck.ipynb #worker-evidence
-def _worker_evidence(level: Level, setup: Setup, stage: str, share: float) -> tuple[str, ...]:
-    usage, free = level.usage, _free(level, setup)
-    seen = (f"a worker holds a batch {min(level.held, 1):.0%} of the time, {share:.0%} of it in {stage}",
-            f"workers take {usage.cores.get('workers', 0):.2f} cores of {setup.cores}, {free:.2f} are free")
-    return (*seen, _gpu_evidence(usage.busiest_gpu)) if usage.gpus else seen
+def _worker_bottleneck(level: LoadLevel, setup: Setup) -> Bottleneck:
+    "Say where busy workers spend their time, and what they wait for"
+    busy = _longest_stage(level, setup)
+    evidence = _worker_evidence(busy)
+    limit = _gpu_limit(level.usage.busiest_gpu)
+    if not limit: return _host_bottleneck(busy, evidence)
+    return Bottleneck(limit.resource, limit.description, evidence, limit.advice, busy.gain)
 
-# %% ../../nbs/measure/08_bottleneck.ipynb #host-bound
-def _host_bound(level: Level, setup: Setup, stage: str, share: float, seen: tuple[str, ...]) -> Verdict:
+def _worker_evidence(busy: _Busy) -> tuple[str, ...]:
+    utilization, usage = min(busy.level.worker_utilization, 1), busy.level.usage
+    stage = f"{busy.share:.0%} of it in {busy.stage}"
+    cores = f"workers take {busy.worker_cores:.2f} cores of {busy.setup.cores}"
+    gpu = [_gpu_evidence(usage.busiest_gpu)] if usage.gpus else []
+    return (
+        f"a worker holds a batch {utilization:.0%} of the time, {stage}",
+        f"{cores}, {busy.idle_cores:.2f} are free",
+        *gpu)
+
+# %% ../../nbs/measure/08_bottleneck.ipynb #host-bottleneck
+_SERVER_WORK = "TorchServe's own work for a batch: its Java, the socket to the worker, unpacking"
+
+def _host_bottleneck(busy: _Busy, evidence: tuple[str, ...]) -> Bottleneck:
     "Say what the longest stage needs where the GPU has room, or there is none"
-    free, workers = _free(level, setup), level.usage.cores.get("workers", 0)
-    on_gpu = level.usage.most("gpu") >= _SPARSE
-    faster = 1 / (1 - share / 2)
-    if stage == "server":
-        words = "TorchServe's own work for a batch: its Java, the socket to the worker, unpacking"
-        return Verdict("server", words, seen, f"--batch-size {2 * setup.batch_size}: it is paid for each batch", faster)
-    if workers < 0.5 * setup.workers and free > 0.25 and not on_gpu:
-        words = f"waiting in {stage}: neither the processor nor the GPU works meanwhile"
-        return Verdict("waiting", words, seen, f"--workers {setup.workers * 2}", 2.0)
-    where = "by turns on the CPU and the GPU" if on_gpu else "on the CPU"
-    bound, words = "python", f"Python in {stage}: one worker runs it on one core"
-    if stage in _STAGE_WORDS: bound, words = stage, f"{_STAGE_WORDS[stage]}, {where}"
-    spread = min(1 + 0.9 * free / max(_cores(level), 0.01), (setup.workers + 1) / setup.workers)
-    if spread > (max(faster, 1.2) if stage in _STAGE_WORDS else 1.2):
-        return Verdict(bound, words, seen, f"--workers {setup.workers + 1}: cores are free", spread)
-    return Verdict(bound, words, seen, _cheaper(stage, on_gpu), faster)
+    setup = busy.setup
+    if busy.stage == "server":
+        advice = f"--batch-size {2 * setup.batch_size}: it costs the same for each batch"
+        return Bottleneck("server", _SERVER_WORK, evidence, advice, busy.gain)
+    has_idle_cores = busy.worker_cores < 0.5 * setup.workers and busy.idle_cores > 0.25
+    if has_idle_cores and not busy.is_on_gpu:
+        words = f"waiting in {busy.stage}: neither the processor nor the GPU works meanwhile"
+        return Bottleneck("waiting", words, evidence, f"--workers {setup.workers * 2}", 2.0)
+    return _compute_bottleneck(busy, evidence)
 
-# %% ../../nbs/measure/08_bottleneck.ipynb #cheaper
-def _cheaper(stage: str, on_gpu: bool) -> str:
-    "How to make a stage cost less"
-    if stage not in _CHEAPER: return f"a cheaper {stage}: NumPy on the whole batch, bytes instead of JSON"
-    return _CHEAPER[stage] if on_gpu else f"{_CHEAPER[stage]}, or a GPU"
+# %% ../../nbs/measure/08_bottleneck.ipynb #compute-bottleneck
+_STAGE_WORDS = {"decode": "decoding", "preprocess": "preprocessing", "inference": "the model"}
+
+def _compute_bottleneck(busy: _Busy, evidence: tuple[str, ...]) -> Bottleneck:
+    stage, setup = busy.stage, busy.setup
+    is_known = stage in _STAGE_WORDS
+    where = "in turns on the CPU and the GPU" if busy.is_on_gpu else "on the CPU"
+    resource, words = "python", f"Python in {stage}: one worker runs it on one core"
+    if is_known: resource, words = stage, f"{_STAGE_WORDS[stage]}, {where}"
+    more_cores = 1 + 0.9 * busy.idle_cores / max(_own_cores(busy.level), 0.01)
+    gain = min(more_cores, (setup.workers + 1) / setup.workers)      # of one more worker
+    worthwhile = max(busy.gain, 1.2) if is_known else 1.2
+    if gain > worthwhile:
+        advice = f"--workers {setup.workers + 1}: cores are free"
+        return Bottleneck(resource, words, evidence, advice, gain)
+    return Bottleneck(resource, words, evidence, _advise(stage, busy.is_on_gpu), busy.gain)
+
+# %% ../../nbs/measure/08_bottleneck.ipynb #advise
+_ADVICE = {
+    "decode": "smaller images, a Resize right after Decode (chain.plan() shows what is joined)",
+    "preprocess": "make it cheaper (chain.plan() shows what runs)",
+    "inference": "compile_model with precision int8 or bf16, a smaller model"}
+
+def _advise(stage: str, is_on_gpu: bool) -> str:
+    "Return how to make a stage cheaper"
+    advice = _ADVICE.get(stage)
+    if not advice: return f"a cheaper {stage}: NumPy on the whole batch, bytes instead of JSON"
+    return advice if is_on_gpu else f"{advice}, or a GPU"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ToolkitError
+from ..serving.torchserve.grpc import encode_grpc_request, GRPC_METHOD
 
 # %% auto #0
 __all__ = ['Target']
@@ -18,27 +19,31 @@ __all__ = ['Target']
 # %% ../../nbs/measure/02_connections.ipynb #target
 @dataclass(frozen=True)
 class Target:
-    "Where requests go; `headers` hold the key, and are never shown nor put on a command line"
+    "Address for requests; `headers` hold the key, and are never shown nor put on a command line"
     port: int
     path: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     host: str = "127.0.0.1"
-    grpc: bool = False      # `path` is the name of a model then
+    grpc: bool = False      # `path` is then the name of a model
 
-    def request(self, body: bytes, kind: str = "application/octet-stream") -> bytes:
-        "A whole HTTP/1.1 request as it goes over the wire, or TorchServe's gRPC message"
-        if self.grpc: return grpc_message(self.path, body)
-        lines = [f"POST {self.path} HTTP/1.1", f"Host: {self.host}:{self.port}", f"Content-Type: {kind}", f"Content-Length: {len(body)}",
-                 *(f"{k}: {v}" for k, v in self.headers.items())]
+    def encode(self, body: bytes, kind: str = "application/octet-stream") -> bytes:
+        "Return a whole HTTP/1.1 request as bytes, or TorchServe's gRPC message"
+        if self.grpc: return encode_grpc_request(self.path, body)
+        lines = [
+            f"POST {self.path} HTTP/1.1",
+            f"Host: {self.host}:{self.port}",
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(body)}",
+            *(f"{k}: {v}" for k, v in self.headers.items())]
         return "\r\n".join([*lines, "", ""]).encode() + body
 
-# %% ../../nbs/measure/02_connections.ipynb #end-of-chunks
+# %% ../../nbs/measure/02_connections.ipynb #response-end
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*(\d+)")
 _CHUNKED = re.compile(rb"(?i)\r\ntransfer-encoding:[ \t]*chunked")
 _CLOSE = re.compile(rb"(?i)\r\nconnection:[ \t]*close")
 
-def end_of_chunks(buffer: bytes | bytearray, at: int) -> int:
-    "Where a chunked body that starts `at` ends, -1 while it has not"
+def find_chunks_end(buffer: bytes | bytearray, at: int) -> int:
+    "Return where a chunked body that starts `at` ends; -1 while it is incomplete"
     while (line := buffer.find(b"\r\n", at)) >= 0:
         size = int(buffer[at:line].split(b";")[0], 16)
         at = line + 2 + size + 2
@@ -46,98 +51,97 @@ def end_of_chunks(buffer: bytes | bytearray, at: int) -> int:
         if not size: return at      # no trailers: TorchServe sends none
     return -1
 
-# %% ../../nbs/measure/02_connections.ipynb #error-kind
-def end_of_answer(buffer: bytes | bytearray) -> float:
-    "Where the answer in `buffer` ends: -1 if that is not known yet, infinity if only the end of the connection tells"
+def find_response_end(buffer: bytes | bytearray) -> float:
+    "Return where a response ends: -1 if unknown yet, infinity if at the end of the connection"
     head = buffer.find(b"\r\n\r\n")
     if head < 0: return -1
     if length := _LENGTH.search(buffer, 0, head): return head + 4 + int(length[1])
-    return end_of_chunks(buffer, head + 4) if _CHUNKED.search(buffer, 0, head) else math.inf
+    if _CHUNKED.search(buffer, 0, head): return find_chunks_end(buffer, head + 4)
+    return math.inf
 
-def error_kind(answer: bytes | bytearray) -> str:
-    "Status and kind of an answer, '' for a good one: the kind that TorchServe, or our handler, names in its JSON"
-    status = int(answer[9:12])
+# %% ../../nbs/measure/02_connections.ipynb #parse-error
+def parse_error(response: bytes | bytearray) -> str:
+    "Return the status and kind of an error, as its JSON names it; '' for a good response"
+    status = int(response[9:12])
     if status < 300: return ""
-    try: said = json.loads(answer[answer.find(b"\r\n\r\n") + 4:])
+    try: body = json.loads(response[response.find(b"\r\n\r\n") + 4:])
     except ValueError: return str(status)
-    said = said.get("error", said) if isinstance(said, dict) else {}
-    return f"{status} {said.get('type', '')}".strip() if isinstance(said, dict) else str(status)
+    error = body.get("error", body) if isinstance(body, dict) else {}
+    if not isinstance(error, dict): return str(status)
+    return f"{status} {error.get('type', '')}".strip()
 
 # %% ../../nbs/measure/02_connections.ipynb #connection
 class Connection(asyncio.Protocol):
-    "One kept-alive connection, with one request under way at a time"
+    "Kept-alive connection, with one request in flight at a time"
     def __init__(self, target: Target):
         self.target, self.loop = target, asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
-        self.answer: asyncio.Future[bytearray] | None = None
-        self.buffer, self.end, self.asked_at = bytearray(), -1.0, 0.0
+        self.response: asyncio.Future[bytearray] | None = None
+        self.buffer, self.end, self.sent_at = bytearray(), -1.0, 0.0
 
-    async def ask(self, request: bytes) -> str:
-        "What was wrong with the answer; '' for a good one. Raises `OSError` without one"
+    async def send(self, request: bytes) -> str:
+        "Return the kind of error, '' for a good response. Raise `OSError` without a response"
         if self.transport is None or self.transport.is_closing():
-            await self.loop.create_connection(lambda: self, self.target.host, self.target.port)
+            target = self.target
+            await self.loop.create_connection(lambda: self, target.host, target.port)
         assert self.transport
-        self.buffer, self.end, self.asked_at, self.answer = bytearray(), -1.0, time.monotonic(), self.loop.create_future()
+        self.buffer, self.end, self.sent_at = bytearray(), -1.0, time.monotonic()
+        self.response = self.loop.create_future()
         self.transport.write(request)
-        return error_kind(await self.answer)
+        return parse_error(await self.response)
 
     def connection_made(self, transport: Any): self.transport = transport
 
     def data_received(self, data: bytes):
         self.buffer += data
-        if self.end < 0: self.end = end_of_answer(self.buffer)
-        if 0 <= self.end <= len(self.buffer): self._answered()
+        if self.end < 0: self.end = find_response_end(self.buffer)
+        if 0 <= self.end <= len(self.buffer): self._finish()
 
     def connection_lost(self, exc: Exception | None):
-        if self.end == math.inf: self._answered()
-        else: self._failed(exc or ConnectionResetError())
+        if self.end == math.inf: self._finish()
+        else: self._fail(exc or ConnectionResetError())
 
-    def late(self, timeout: float):
-        "Give up what has taken longer than `timeout` seconds"
-        if self.answer and time.monotonic() - self.asked_at > timeout:
-            self._failed(TimeoutError())
-            if self.transport: self.transport.abort()
+    def expire(self, timeout: float):
+        "Abandon a request that has taken longer than `timeout` seconds"
+        if not self.response or time.monotonic() - self.sent_at <= timeout: return
+        self._fail(TimeoutError())
+        if self.transport: self.transport.abort()
 
-    def _answered(self):
-        answer, self.answer = self.answer, None
+    def _finish(self):
+        response, self.response = self.response, None
         if self.transport and _CLOSE.search(self.buffer, 0, 1024): self.transport.close()
-        if answer and not answer.done(): answer.set_result(self.buffer)
+        if response and not response.done(): response.set_result(self.buffer)
 
-    def _failed(self, why: Exception):
-        answer, self.answer = self.answer, None
-        if answer and not answer.done(): answer.set_exception(why)
-
-# %% ../../nbs/measure/02_connections.ipynb #varint
-def _varint(n: int) -> bytes:
-    out = bytearray()
-    while n > 127: out.append(n & 127 | 128); n >>= 7
-    return bytes([*out, n])
-
-def _field(number: int, data: bytes) -> bytes: return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-def grpc_message(model: str, body: bytes) -> bytes:
-    "TorchServe's PredictionsRequest: the model's name (1) and a map (3) with the body under `data`"
-    return _field(1, model.encode()) + _field(3, _field(1, b"data") + _field(2, body))
-
-def check_grpc():
-    "Raise `ToolkitError` without the library"
-    if not importlib.util.find_spec("grpc"): raise ToolkitError("gRPC needs grpcio", do="pip install 'zztoolkit[grpc]'")
+    def _fail(self, error: Exception):
+        response, self.response = self.response, None
+        if response and not response.done(): response.set_exception(error)
 
 # %% ../../nbs/measure/02_connections.ipynb #grpc-connection
+_GRPC_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1)]
+
+def require_grpc():
+    "Raise `ToolkitError` if grpcio is not installed"
+    if importlib.util.find_spec("grpc"): return
+    raise ToolkitError("gRPC needs grpcio", do="pip install 'zztoolkit[grpc]'")
+
 class GrpcConnection:
-    "One channel, with one request under way at a time"
+    "Channel with one request in flight at a time"
     def __init__(self, target: Target):
         import grpc
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         self.failure, self.timeout = grpc.aio.AioRpcError, 30.0
         self.metadata = [(k.lower(), v) for k, v in target.headers.items()]
-        self.call = grpc.aio.insecure_channel(f"{target.host}:{target.port}", options).unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
+        address = f"{target.host}:{target.port}"
+        self.call = grpc.aio.insecure_channel(address, _GRPC_OPTIONS).unary_unary(GRPC_METHOD)
 
-    async def ask(self, request: bytes) -> str:
-        "What was wrong with the answer; '' for a good one"
-        try: answer = await self.call(request, timeout=self.timeout, metadata=self.metadata)
+    async def send(self, request: bytes) -> str:
+        "Return the kind of error, '' for a good response"
+        try:
+            response = await self.call(request, timeout=self.timeout, metadata=self.metadata)
         except self.failure as e: return f"gRPC {e.code().name}"
-        at = answer.find(b'{"error": {', 0, 32)
-        return "" if at < 0 else json.loads(answer[at:])["error"]["type"]
+        at = response.find(b'{"error": {', 0, 32)
+        return "" if at < 0 else json.loads(response[at:])["error"]["type"]
 
-    def late(self, timeout: float): self.timeout = timeout
+    def expire(self, timeout: float): self.timeout = timeout

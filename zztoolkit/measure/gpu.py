@@ -15,8 +15,8 @@ from typing import Any
 __all__ = []
 
 # %% ../../nbs/measure/05_gpu.ipynb #nvml-calls
-def _gpus() -> list[Any]:
-    "NVML's handles, none without a driver"
+def gpu_handles() -> list[Any]:
+    "Return NVML's handles; none without a driver"
     try:
         import pynvml
         pynvml.nvmlInit()
@@ -24,7 +24,7 @@ def _gpus() -> list[Any]:
     except Exception: return []
 
 def _nvml_calls(handle: Any) -> dict[str, Callable[[], float]]:
-    "A call for each counter that NVML may have of any card"
+    "Return a call for each counter that NVML may have of a card"
     import pynvml as n
     return {"gpu": lambda: n.nvmlDeviceGetUtilizationRates(handle).gpu,
             "jpeg": lambda: n.nvmlDeviceGetJpgUtilization(handle)[0],
@@ -34,7 +34,7 @@ def _nvml_calls(handle: Any) -> dict[str, Callable[[], float]]:
             "clock": lambda: n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_SM)}
 
 # %% ../../nbs/measure/05_gpu.ipynb #gpu-counters
-def gpu_counters(
+def read_gpu_counters(
     handle: Any,             # NVML's
     gpm: Gpm | None = None,  # of the same card
 ) -> dict[str, float]:
@@ -58,14 +58,14 @@ _GPM = {"sm": "SM_UTIL", "occupancy": "SM_OCCUPANCY", "memory_bandwidth": "DRAM_
         **{f"jpeg{i}": f"NVJPG_{i}_UTIL" for i in range(8)}}
 
 def _gpm_ids() -> dict[str, int]:
-    "NVML's number of each metric that this pynvml has"
+    "Return NVML's number of each metric that this pynvml has"
     import pynvml as n
     ids = {name: getattr(n, f"NVML_GPM_METRIC_{metric}", 0) for name, metric in _GPM.items()}
     return {name: number for name, number in ids.items() if number}
 
 # %% ../../nbs/measure/05_gpu.ipynb #gpm-between
 def _gpm_between(before: Any, after: Any) -> dict[str, float]:
-    "Metrics of the time between two samples, without those that the card lacks"
+    "Return metrics of the time between two samples, without those that the card lacks"
     import pynvml as n
     ids, query = _gpm_ids(), n.c_nvmlGpmMetricsGet_t()
     query.version, query.numMetrics = n.NVML_GPM_METRICS_GET_VERSION, len(ids)
@@ -73,7 +73,8 @@ def _gpm_between(before: Any, after: Any) -> dict[str, float]:
     for metric, number in zip(query.metrics, ids.values()): metric.metricId = number
     n.nvmlGpmMetricsGet(query)
     metrics = dict(zip(ids, query.metrics))
-    return {k: m.value for k, m in metrics.items() if m.nvmlReturn == n.NVML_SUCCESS and isfinite(m.value)}
+    known = {k: m.value for k, m in metrics.items() if m.nvmlReturn == n.NVML_SUCCESS}
+    return {k: value for k, value in known.items() if isfinite(value)}
 
 def _free_samples(free: Callable[[Any], Any], samples: list[Any]):
     while samples:
@@ -93,7 +94,7 @@ class Gpm:
     def read(self) -> dict[str, float]:
         """Read the counters of the time since the last call; `{}` at the first, and once closed.
 
-        - `sm`: percent of the SMs that had work; `occupancy`: percent of the warps that they can hold
+        - `sm`: percent of the SMs that had work; `occupancy`: percent of their possible warps
         - `memory_bandwidth`: percent of what the card's memory can carry
         - `pcie_in`, `pcie_out`: MiB/s to the GPU and from it
         - `jpeg0` ... `jpeg7`: percent of the time in which this JPEG engine worked
@@ -108,7 +109,7 @@ class Gpm:
 
 # %% ../../nbs/measure/05_gpu.ipynb #open-gpm
 def open_gpm(handle: Any) -> Gpm | None:
-    "None for a card, or a driver, without GPM"
+    "Return the counters of a card; None for a card or driver without GPM"
     try: return Gpm(handle)
     except Exception: return None
 

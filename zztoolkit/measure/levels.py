@@ -12,181 +12,297 @@ from typing import cast, Protocol
 
 from ..errors import ToolkitError
 from .connections import Target
-from .load import Load, Sent
-from .profile import Plan
-from .resources import Sampler, Usage
+from .load import LoadGenerator, Responses
+from .profile import LoadProfile
+from .resources import ResourceMonitor, Usage
 from ..serving.endpoint import Endpoint
-from ..serving.torchserve.metrics import Counted
+from ..serving.torchserve.metrics import ModelMetrics
 
 # %% auto #0
-__all__ = ['Level']
+__all__ = ['LoadLevel']
 
-# %% ../../nbs/measure/07_levels.ipynb #words
-def seconds_of(
+# %% ../../nbs/measure/07_levels.ipynb #parse
+def parse_duration(
     text: str | float, # "50ms", "1.5s", or seconds
 ) -> float:
-    "A span of time in seconds. Raises `ToolkitError`"
+    "Return a duration in seconds. Raise `ToolkitError`"
     if isinstance(text, (int, float)) and text > 0: return float(text)
-    if isinstance(text, str) and (m := re.fullmatch(r"\s*(\d+\.?\d*)\s*(ms|s)\s*", text)) and float(m[1]): return float(m[1]) / (1000 if m[2] == "ms" else 1)
-    raise ToolkitError("not a span of time", found=repr(text), do="50ms, or 1.5s")
+    m = re.fullmatch(r"\s*(\d+\.?\d*)\s*(ms|s)\s*", str(text))
+    if isinstance(text, str) and m and float(m[1]):
+        return float(m[1]) / (1000 if m[2] == "ms" else 1)
+    raise ToolkitError("not a duration", found=repr(text), do="50ms, or 1.5s")
 
-def numbers_of(
+def parse_numbers(
     text: str, # "1,4,16"
     kind: Callable = int,
 ) -> list:
-    "Numbers with commas between them. Raises `ToolkitError`"
+    "Return comma-separated numbers. Raise `ToolkitError`"
     try: return [kind(x) for x in text.split(",")]
-    except ValueError: raise ToolkitError("not numbers with commas between them", found=text, do="1,4,16") from None
+    except ValueError:
+        raise ToolkitError("not comma-separated numbers", found=text, do="1,4,16") from None
 
 # %% ../../nbs/measure/07_levels.ipynb #window
 @dataclass(frozen=True)
 class Window:
-    "Some seconds of a load: good answers in a second, their latencies in milliseconds, errors"
+    "Some seconds of a load; latencies of good responses in milliseconds"
     seconds: float
-    rate: float
+    rate: float     # good responses per second
     mean: float
     p50: float
     p90: float
     p99: float
     errors: int
 
-# %% ../../nbs/measure/07_levels.ipynb #window-2
-def window(sent: Sent, start: float, end: float) -> Window:
-    "What was answered in a span of time, in numbers"
+def summarize_window(responses: Responses, start: float, end: float) -> Window:
+    "Return rate, latencies and errors in a span of time"
     import numpy as np
-    part = sent.between(start, end)
-    ms = 1000 * part.latency
-    p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist() if len(ms) else (0.0,) * 3
-    return Window(end - start, len(ms) / (end - start), float(ms.mean()) if len(ms) else 0.0, p50, p90, p99, sum(part.errors.values()))
+    part = responses.between(start, end)
+    ms, seconds, errors = 1000 * part.latency, end - start, sum(part.errors.values())
+    if not len(ms): return Window(seconds, 0.0, 0.0, 0.0, 0.0, 0.0, errors)
+    p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
+    return Window(seconds, len(ms) / seconds, float(ms.mean()), p50, p90, p99, errors)
 
-def steady(windows: Sequence[Window], within: float = 0.1) -> bool:
-    "Whether the last three agree in rate and mean latency"
+# %% ../../nbs/measure/07_levels.ipynb #steady
+def _are_close(xs: Sequence[float], tolerance: float) -> bool:
+    return max(xs) <= min(xs) * (1 + tolerance)
+
+def is_steady(windows: Sequence[Window], tolerance: float = 0.1) -> bool:
+    "Return whether the last three windows agree in rate and mean latency"
     last = windows[-3:]
-    near = lambda xs: max(xs) <= min(xs) * (1 + within)
-    return len(last) == 3 and near([w.rate for w in last]) and near([w.mean for w in last])
+    if len(last) < 3: return False
+    rates, means = [w.rate for w in last], [w.mean for w in last]
+    return _are_close(rates, tolerance) and _are_close(means, tolerance)
 
-def window_length(rate: float, poisson: bool, most: float) -> float:
-    "Seconds of a window: long enough that chance alone does not move its rate by a tenth"
-    return min(max(1.0, (400 if poisson else 50) / max(rate, 0.1)), most)
+def window_length(rate: float, poisson: bool, longest: float) -> float:
+    "Return seconds so long that chance alone does not move a window's rate by a tenth"
+    requests = 400 if poisson else 50
+    return min(max(1.0, requests / max(rate, 0.1)), longest)
 
 # %% ../../nbs/measure/07_levels.ipynb #stages
-OUTSIDE = ("unsent", "queue", "unexplained")     # of a worker
+OUTSIDE = ("client_queue", "queue", "network")     # of a worker
 
-def stage_times(
-    mean: float,       # latency that the client saw, milliseconds
-    unsent: float,     # of them, before the request was sent
-    requests: int,     # answered between the two counts
-    before: Counted,
-    after: Counted,
-) -> dict[str, float]: # milliseconds of a request, in the order it meets them; their sum is `mean`
-    "The life of a mean request"
+def split_latency(
+    mean: float,          # latency that the client measured, milliseconds
+    client_queue: float,  # part of it before the request was sent
+    requests: int,        # with a response between the two readings
+    before: ModelMetrics,
+    after: ModelMetrics,
+) -> dict[str, float]: # milliseconds by stage, in their order; their sum is `mean`
+    "Split the latency of a mean request into its stages"
     if not requests: return {}
     batches = after.batches - before.batches
     queue = 1000 * (after.queue - before.queue) / requests
     worker = 1000 * (after.latency - before.latency) / requests - queue
-    handler = {k: 1000 * (s - before.stages.get(k, 0)) / batches for k, s in after.stages.items()} if batches else {"worker": worker}
-    return {"unsent": unsent, "queue": queue, **handler, "server": worker - sum(handler.values()), "unexplained": mean - unsent - queue - worker}
+    handler = {
+        name: 1000 * (seconds - before.stages.get(name, 0)) / batches
+        for name, seconds in after.stages.items() if batches}
+    if not batches: handler = {"worker": worker}
+    return {
+        "client_queue": client_queue,
+        "queue": queue,
+        **handler,
+        "server": worker - sum(handler.values()),
+        "network": mean - client_queue - queue - worker}
 
 # %% ../../nbs/measure/07_levels.ipynb #setup
 @dataclass(frozen=True)
 class Setup:
-    "What was measured, and on what"
+    "Measured model and machine"
     name: str
     workers: int
     batch_size: int
     max_batch_delay: float    # milliseconds
-    cores: int                # that may be used
+    cores: int                # usable
     payloads: int
-    payload_bytes: int        # of a mean one
+    payload_bytes: int        # mean of one
 
 # %% ../../nbs/measure/07_levels.ipynb #level
 @dataclass(frozen=True)
-class Level:
-    "One load and what came of it"
-    load: str                       # the plan in words
-    asked: float                    # requests due in a second; 0 for a closed loop
-    windows: tuple[Window, ...]     # those that count
+class LoadLevel:
+    "Results at one load level"
+    load: str                       # the profile in words
+    target_rate: float              # requests per second; 0 for a closed loop
+    windows: tuple[Window, ...]     # that count
     steady: bool
     total: Window                   # over all of them
     errors: Mapping[str, int]       # by status and kind
-    waiting: int                    # due and not answered at the end
+    waiting: int                    # requests due, and without a response at the end
     stages: Mapping[str, float]     # milliseconds of a mean request
-    batch: float                    # requests of a mean batch; 0 if the handler does not tell
-    busy: float                     # share of the time that a worker is in its handler
-    held: float                     # and that it holds a batch, the way to the worker and back included
-    late: float                     # milliseconds that the sender's timer woke late
+    batch: float                    # requests of a mean batch; 0 if the handler does not report
+    handler_utilization: float      # share of the time that a worker is in its handler
+    worker_utilization: float       # share of the time that a worker holds a batch, with transport
+    timer_lag: float                # milliseconds that the sender's timer woke late
     usage: Usage
 
     @property
     def client_us(self) -> float:
-        "Microseconds of CPU that the sender took for a request"
-        answered = self.total.rate + sum(self.errors.values()) / self.total.seconds
-        return 1e6 * self.usage.cores.get("generator", 0) / answered if answered else 0.0
+        "Microseconds of the sender's CPU for a request"
+        total = self.total
+        responses = total.rate + sum(self.errors.values()) / total.seconds
+        return 1e6 * self.usage.cores.get("generator", 0) / responses if responses else 0.0
 
-# %% ../../nbs/measure/07_levels.ipynb #mark
+# %% ../../nbs/measure/07_levels.ipynb #span
 @dataclass
-class _Mark:
+class _Reading:
     at: float
-    counted: Counted
+    metrics: ModelMetrics
 
-# %% ../../nbs/measure/07_levels.ipynb #level-2
-def _level(plan: Plan, sent: Sent, load: Load, sampler: Sampler, marks: Sequence[_Mark], windows: Sequence[Window], steady: bool, setup: Setup) -> Level:
-    a, b, workers, batch_size = marks[0], marks[-1], setup.workers, setup.batch_size
-    part, total, told = sent.between(a.at, b.at), window(sent, a.at, b.at), load.told(a.at, b.at)
-    good = part.kind == 0
-    unsent = 1000 * float((part.sent - part.due)[good].mean()) if good.any() else 0.0
-    answered = len(part) - sum(n for kind, n in part.errors.items() if kind[0].isalpha())
-    batches, in_handler = b.counted.batches - a.counted.batches, sum(b.counted.stages.values()) - sum(a.counted.stages.values())
-    stages = stage_times(total.mean, unsent, answered, a.counted, b.counted)
-    in_worker = sum(v for k, v in stages.items() if k not in OUTSIDE) / 1000 * (batches or answered / batch_size)
-    usage = sampler.usage(a.at, b.at)
-    usage.cores["generator"] = told["cores"] or usage.cores["generator"]
-    usage.course = [s | {"at": s["at"] - a.at} for s in usage.course]
-    return Level(str(plan), plan.rate, tuple(windows), steady, total, part.errors, int(told["waiting"]) if plan.rate else 0,
-                 stages, answered / batches if batches else 0.0, in_handler / (b.at - a.at) / workers, in_worker / (b.at - a.at) / workers, 1000 * told["late"], usage)
+@dataclass
+class _Span:
+    "Part of a measurement that counts: responses, and the server's totals at both ends"
+    first: _Reading
+    last: _Reading
+    responses: Responses
 
-# %% ../../nbs/measure/07_levels.ipynb #pressed
-class Pressed(Protocol):
-    "What is asked of a service while it is pressed on: an `Endpoint` is one"
+    @property
+    def seconds(self) -> float: return self.last.at - self.first.at
+
+    @property
+    def batches(self) -> int: return self.last.metrics.batches - self.first.metrics.batches
+
+    @property
+    def handler_seconds(self) -> float:
+        before, after = self.first.metrics.stages, self.last.metrics.stages
+        return sum(after.values()) - sum(before.values())
+
+    @property
+    def answered(self) -> int:
+        "Number of requests with a response of the server, errors included"
+        errors = self.responses.errors
+        unanswered = sum(n for kind, n in errors.items() if kind[0].isalpha())
+        return len(self.responses) - unanswered
+
+    @property
+    def client_queue(self) -> float:
+        "Mean milliseconds from a good request's due time until it was sent"
+        r = self.responses
+        good = r.kind == 0
+        return 1000 * float((r.sent - r.due)[good].mean()) if good.any() else 0.0
+
+    def split(self, mean: float) -> dict[str, float]:
+        before, after = self.first.metrics, self.last.metrics
+        return split_latency(mean, self.client_queue, self.answered, before, after)
+
+# %% ../../nbs/measure/07_levels.ipynb #measurement
+class Benchmarkable(Protocol):
+    "Service that can be measured under load; an `Endpoint` is one"
     def processes(self) -> dict[str, list[int]]: ...
-    def counted(self) -> Counted: ...
+    def read_metrics(self) -> ModelMetrics: ...
+
+@dataclass
+class _Measurement:
+    "Running load on a service, with a monitor of its resources"
+    service: Benchmarkable
+    load: LoadGenerator
+    monitor: ResourceMonitor
+
+    def read(self) -> _Reading: return _Reading(time.monotonic(), self.service.read_metrics())
+
+    def warm_up(self, seconds: float) -> float:
+        "Wait, and return the rate so far"
+        self.load.wait(time.monotonic() + seconds)
+        return len(self.load.responses()) / seconds
+
+    def next_reading(self, at: float) -> _Reading:
+        self.load.wait(at)
+        reading = self.read()
+        self.load.wait_reported(reading.at)
+        return reading
+
+    def usage(self, span: _Span, sender_cores: float) -> Usage:
+        start = span.first.at
+        usage = self.monitor.usage(start, span.last.at)
+        usage.cores["generator"] = sender_cores or usage.cores["generator"]
+        usage.timeline = [point | {"at": point["at"] - start} for point in usage.timeline]
+        return usage
+
+# %% ../../nbs/measure/07_levels.ipynb #build-level
+def _build_level(
+    measured: _Measurement,
+    readings: Sequence[_Reading],
+    windows: Sequence[Window],
+    setup: Setup,
+) -> LoadLevel:
+    "Put together what was measured; only the last three windows count if they are steady"
+    steady = is_steady(windows)
+    n = 3 if steady else len(windows)
+    first, last, windows = readings[-n - 1], readings[-1], windows[-n:]
+    profile, responses = measured.load.profile, measured.load.responses()
+    span = _Span(first, last, responses.between(first.at, last.at))
+    total = summarize_window(responses, first.at, last.at)
+    sender = measured.load.stats(first.at, last.at)
+    stages = span.split(total.mean)
+    batches = span.batches or span.answered / setup.batch_size
+    in_worker = sum(v for k, v in stages.items() if k not in OUTSIDE) / 1000 * batches
+    worker_seconds = span.seconds * setup.workers
+    return LoadLevel(
+        load=str(profile),
+        target_rate=profile.rate,
+        windows=tuple(windows),
+        steady=steady,
+        total=total,
+        errors=span.responses.errors,
+        waiting=int(sender.waiting) if profile.rate else 0,
+        stages=stages,
+        batch=span.answered / span.batches if span.batches else 0.0,
+        handler_utilization=span.handler_seconds / worker_seconds,
+        worker_utilization=in_worker / worker_seconds,
+        timer_lag=1000 * sender.timer_lag,
+        usage=measured.usage(span, sender.cores))
+
+# %% ../../nbs/measure/07_levels.ipynb #measure-windows
+Stop = Callable[[Sequence[Window]], bool]
+
+def _measure_windows(
+    measured: _Measurement,
+    length: float,      # seconds of a window
+    end: float,         # latest end of the last window
+    is_enough: Stop,
+    progress: Callable[[str], None],
+) -> tuple[list[_Reading], list[Window]]:
+    "Measure windows until they are steady or the time is over"
+    readings, windows = [measured.read()], list[Window]()
+    while not is_steady(windows) and not is_enough(windows) and readings[-1].at + length <= end:
+        readings.append(measured.next_reading(readings[-1].at + length))
+        start, stop = readings[-2].at, readings[-1].at
+        w = summarize_window(measured.load.responses(), start, stop)
+        windows.append(w)
+        figures = f"{w.rate:.0f}/s, p99 {w.p99:.0f} ms, window {len(windows)}"
+        progress(f"{measured.load.profile}: {figures}")
+    return readings, windows
 
 # %% ../../nbs/measure/07_levels.ipynb #measure
-def measure(
-    endpoint: Pressed,
+def measure_level(
+    service: Benchmarkable,
     bodies: Sequence[tuple[bytes, str]],
-    plan: Plan,
+    profile: LoadProfile,
     seconds: float,           # at most, after the warm-up
     warmup: float,            # seconds that do not count
     setup: Setup,
+    target: Target | None = None,       # default: of an `Endpoint`
     progress: Callable[[str], None] = lambda line: None,
-    started: Callable[[Load], None] = lambda load: None, # told the sender, once it runs
-    target: Target | None = None,                        # where to send; an `Endpoint` knows
-    enough: Callable[[Sequence[Window]], bool] = lambda windows: False, # whether the windows so far are all that one needs to know
-) -> Level:
+    started: Callable[[LoadGenerator], None] = lambda load: None, # called once the sender runs
+    is_enough: Stop = lambda windows: False,    # whether the windows so far suffice
+) -> LoadLevel:
     "Hold one load until it is steady"
-    with Load(target or target_of(cast(Endpoint, endpoint)), bodies, plan) as load, Sampler(endpoint.processes() | {"generator": [load.process.pid]}) as sampler:
-        started(load)
-        progress(f"{plan}: warming up")
-        begun = time.monotonic()
-        load.wait(begun + warmup)
-        rate = len(load.answers()) / warmup if warmup else plan.rate or 50
-        length, windows = window_length(rate, plan.poisson, seconds / 4), list[Window]()
-        mark = lambda: _Mark(time.monotonic(), endpoint.counted())
-        marks = [mark()]
-        while not steady(windows) and not enough(windows) and marks[-1].at + length <= begun + warmup + seconds + 0.5:
-            load.wait(marks[-1].at + length)
-            marks.append(mark())
-            load.wait_for(marks[-1].at)
-            windows.append(window(load.answers(), marks[-2].at, marks[-1].at))
-            progress(f"{plan}: {windows[-1].rate:.0f}/s, p99 {windows[-1].p99:.0f} ms, window {len(windows)}")
-        settled = steady(windows)
-        n = 3 if settled else len(windows)
-        return _level(plan, load.answers(), load, sampler, marks[-n - 1:], windows[-n:], settled, setup)
+    target = target or resolve_target(cast(Endpoint, service))
+    with LoadGenerator(target, bodies, profile) as load:
+        groups = service.processes() | {"generator": [load.process.pid]}
+        with ResourceMonitor(groups) as monitor:
+            started(load)
+            progress(f"{profile}: warming up")
+            begun = time.monotonic()
+            measured = _Measurement(service, load, monitor)
+            rate = measured.warm_up(warmup) if warmup else profile.rate or 50
+            length = window_length(rate, profile.poisson, seconds / 4)
+            end = begun + warmup + seconds + 0.5
+            readings, windows = _measure_windows(measured, length, end, is_enough, progress)
+            return _build_level(measured, readings, windows, setup)
 
-# %% ../../nbs/measure/07_levels.ipynb #target-of
-def target_of(endpoint: Endpoint, grpc: bool = False) -> Target:
-    "Where to send, with a key that is good for some minutes more"
-    server = endpoint.server
+# %% ../../nbs/measure/07_levels.ipynb #resolve-target
+def resolve_target(endpoint: Endpoint, grpc: bool = False) -> Target:
+    "Return an endpoint's address, with a key that is valid for some minutes"
+    server, name = endpoint.server, endpoint.name
     key = server.management.tokens.bearer("inference", again=True)
-    return Target(server.ports[3], endpoint.name, key, grpc=True) if grpc else Target(server.ports[0], f"/predictions/{endpoint.name}", key)
+    if grpc: return Target(server.ports[3], name, key, grpc=True)
+    return Target(server.ports[0], f"/predictions/{name}", key)

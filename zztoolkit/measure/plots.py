@@ -13,44 +13,70 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/measure/09_plots.ipynb #draw-rates
-STAGE_COLOURS = {"unsent": "#bdbdbd", "queue": "#90a4ae", "read": "#b3e5fc", "decode": "#0d47a1", "preprocess": "#1e88e5", "inference": "#43a047", "worker": "#43a047",
-            "postprocess": "#fdd835", "encode": "#fb8c00", "server": "#8e24aa", "unexplained": "#e53935"}
+# %% ../../nbs/measure/09_plots.ipynb #colours
+STAGE_COLOURS = {
+    "client_queue": "#bdbdbd",
+    "queue": "#90a4ae",
+    "read": "#b3e5fc",
+    "decode": "#0d47a1",
+    "preprocess": "#1e88e5",
+    "inference": "#43a047",
+    "worker": "#43a047",
+    "postprocess": "#fdd835",
+    "encode": "#fb8c00",
+    "server": "#8e24aa",
+    "network": "#e53935"}
 _GPU_COLOURS = {"gpu": "#757575", "sm": "#43a047", "jpeg": "#fb8c00"}
 
+# %% ../../nbs/measure/09_plots.ipynb #draw-rates
 def draw_rates(b: Benchmark, ax: Any):
+    "Draw throughput as bars and latency as lines, by load"
     names, x = [l.load for l in b.levels], range(len(b.levels))
     ax.bar(x, [l.total.rate for l in b.levels], color="#cfd8dc", width=0.6)
-    ax.set(title="rate and latency against load", ylabel="answers in a second", xticks=list(x), xticklabels=names)
+    ax.set(title="throughput and latency by load", ylabel="responses per second")
+    ax.set(xticks=list(x), xticklabels=names)
     right = ax.twinx()
-    for p, style in (("p50", "o-"), ("p99", "s--")): right.plot(x, [getattr(l.total, p) for l in b.levels], style, label=p, color="#1e88e5" if p == "p50" else "#e53935")
+    right.plot(x, [l.total.p50 for l in b.levels], "o-", label="p50", color="#1e88e5")
+    right.plot(x, [l.total.p99 for l in b.levels], "s--", label="p99", color="#e53935")
     if b.slo: right.axhline(1000 * b.slo, color="#757575", lw=1, ls=":", label="objective")
     right.set(ylabel="milliseconds", ylim=(0, None))
     right.legend(loc="upper left", frameon=False)
 
 # %% ../../nbs/measure/09_plots.ipynb #draw-stages
 def draw_stages(b: Benchmark, ax: Any):
-    left, names = [0.0] * len(b.levels), list(dict.fromkeys(k for l in b.levels for k in l.stages))
-    for name in names:
-        wide = [max(0.0, l.stages.get(name, 0)) for l in b.levels]
-        if max(wide) < 0.005 * max(l.total.mean for l in b.levels): continue
-        ax.barh(range(len(b.levels)), wide, left=left, color=STAGE_COLOURS.get(name, "#555555"), label=name, height=0.6)
-        left = [a + w for a, w in zip(left, wide)]
-    ax.set(title="a mean request", xlabel="milliseconds", yticks=list(range(len(b.levels))), yticklabels=[l.load for l in b.levels])
+    "Draw the stages of a mean request, by load"
+    rows, left = range(len(b.levels)), [0.0] * len(b.levels)
+    longest = max(l.total.mean for l in b.levels)
+    for name in dict.fromkeys(k for l in b.levels for k in l.stages):
+        widths = [max(0.0, l.stages.get(name, 0)) for l in b.levels]
+        if max(widths) < 0.005 * longest: continue
+        colour = STAGE_COLOURS.get(name, "#555555")
+        ax.barh(rows, widths, left=left, color=colour, label=name, height=0.6)
+        left = [a + w for a, w in zip(left, widths)]
+    ax.set(title="a mean request", xlabel="milliseconds")
+    ax.set(yticks=list(rows), yticklabels=[l.load for l in b.levels])
     ax.invert_yaxis()
     ax.legend(loc="upper right", frameon=False, fontsize=8)
 
-# %% ../../nbs/measure/09_plots.ipynb #draw-course
-def draw_course(b: Benchmark, ax: Any):
-    course = b.knee.usage.course
-    ax.fill_between([s["at"] for s in course], [s.get("machine", 0) for s in course], color="#eeeeee", label="the machine")
-    for k in ("workers", "frontend", "generator"): ax.plot([s["at"] for s in course], [s.get(k, 0) for s in course], label="sender" if k == "generator" else k)
+# %% ../../nbs/measure/09_plots.ipynb #draw-gpu
+def _draw_gpu(timeline: list[dict[str, float]], ax: Any):
+    for name, colour in _GPU_COLOURS.items():
+        points = [(s["at"], s[name]) for s in timeline if name in s]
+        if points: ax.plot(*zip(*points), ls="--", color=colour, label=f"{name} %")
+    ax.set(ylim=(0, 100), ylabel="GPU, percent")
+    ax.legend(loc="lower right", frameon=False)
+
+# %% ../../nbs/measure/09_plots.ipynb #draw-timeline
+_GROUPS = {"workers": "workers", "frontend": "frontend", "generator": "sender"}
+
+def draw_timeline(b: Benchmark, ax: Any):
+    "Draw busy cores and the GPU over time, at the knee"
+    timeline = b.knee.usage.timeline
+    times = [s["at"] for s in timeline]
+    machine = [s.get("machine", 0) for s in timeline]
+    ax.fill_between(times, machine, color="#eeeeee", label="the machine")
+    for group, label in _GROUPS.items():
+        ax.plot(times, [s.get(group, 0) for s in timeline], label=label)
     ax.set(title=f"busy cores, {b.knee.load}", xlabel="seconds", ylim=(0, b.setup.cores))
-    if any("gpu" in s for s in course):
-        right = ax.twinx()
-        for k, colour in _GPU_COLOURS.items():
-            known = [s for s in course if k in s]
-            if known: right.plot([s["at"] for s in known], [s[k] for s in known], ls="--", color=colour, label=f"{k} %")
-        right.set(ylim=(0, 100), ylabel="GPU, percent")
-        right.legend(loc="lower right", frameon=False)
+    if any("gpu" in s for s in timeline): _draw_gpu(timeline, ax.twinx())
     ax.legend(loc="center right", frameon=False)

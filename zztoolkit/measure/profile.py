@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,56 +14,70 @@ from typing import Any
 from ..errors import check_whole, ToolkitError
 
 # %% auto #0
-__all__ = ['Plan']
+__all__ = []
 
 # %% ../../nbs/measure/01_profile.ipynb #payloads
-MOST = 256 << 20   # bytes of payloads that are kept in memory
+MAX_PAYLOAD_BYTES = 256 << 20   # payloads are kept in memory
 
-def payloads(
-    inputs: Any, # a folder, or one thing or a list of things that `Endpoint.predict` takes
+def _list_inputs(inputs: Any) -> Sequence[Any]:
+    "Return the files of a folder in the order of their names, or a list of what was given"
+    if isinstance(inputs, (list, tuple)): return inputs
+    is_folder = isinstance(inputs, (str, Path)) and Path(inputs).is_dir()
+    if not is_folder: return [inputs]
+    files = sorted(Path(inputs).iterdir())
+    return [p for p in files if p.is_file() and not p.name.startswith(".")]
+
+def read_payloads(
+    inputs: Any, # a folder, or one input or a list of inputs of `Endpoint.predict`
 ) -> list[tuple[bytes, str]]: # bodies with their content types, sent in turn
-    "Bodies to send: the files of a folder in order of their names, of which the first 256 MiB are taken. Raises `ToolkitError` for none"
-    from zztoolkit.handler.wire import to_body
-    if isinstance(inputs, (str, Path)) and Path(inputs).is_dir():
-        inputs = sorted(p for p in Path(inputs).iterdir() if p.is_file() and not p.name.startswith("."))
-        if not inputs: raise ToolkitError("nothing to send", found="a folder without files", do="give a folder of payloads, a file, or a list")
+    "Read the bodies to send, up to 256 MiB. Raise `ToolkitError` if there are none"
+    from zztoolkit.handler.wire import encode_request
     bodies, size = [], 0
-    for x in inputs if isinstance(inputs, (list, tuple)) else [inputs]:
-        bodies.append(to_body(x))
-        if (size := size + len(bodies[-1][0])) > MOST: break
-    if not bodies: raise ToolkitError("nothing to send", found="an empty list", do="give at least one payload")
-    return bodies
+    for x in _list_inputs(inputs):
+        bodies.append(encode_request(x))
+        size += len(bodies[-1][0])
+        if size > MAX_PAYLOAD_BYTES: break
+    if bodies: return bodies
+    raise ToolkitError(
+        "nothing to send",
+        found="an empty list, or a folder without files",
+        do="give a folder of payloads, a file, or a list")
 
-# %% ../../nbs/measure/01_profile.ipynb #plan
+# %% ../../nbs/measure/01_profile.ipynb #profile
 @dataclass(frozen=True)
-class Plan:
-    "How hard to press: so many clients, or so many requests a second"
-    clients: int          # of a closed loop; at a rate, the most that may be under way at a time
-    rate: float = 0       # requests due in a second; 0: a closed loop
-    poisson: bool = False # at random times, as of many independent users, instead of at equal distances
+class LoadProfile:
+    "Number of closed-loop clients, or a request rate"
+    clients: int          # of a closed loop; at a rate, the most requests in flight
+    rate: float = 0       # requests per second; 0: a closed loop
+    poisson: bool = False # random times, as of many independent users, instead of equal distances
 
     def __post_init__(self):
         check_whole(clients=self.clients)
-        if not 0 <= self.rate <= 100_000: raise ToolkitError("a rate is 0 to 100,000 requests a second", found=repr(self.rate))
+        if 0 <= self.rate <= 100_000: return
+        raise ToolkitError("a rate is 0 to 100,000 requests per second", found=repr(self.rate))
 
     def __str__(self) -> str:
-        if self.rate: return f"{self.rate:g}/s" + (" (Poisson)" if self.poisson else "")
-        return f"{self.clients} client" + "s" * (self.clients > 1)
+        plural = "s" if self.clients > 1 else ""
+        if not self.rate: return f"{self.clients} client{plural}"
+        return f"{self.rate:g}/s" + (" (Poisson)" if self.poisson else "")
 
-# %% ../../nbs/measure/01_profile.ipynb #open-loop
-def closed(clients: int) -> Plan: return Plan(clients)
+# %% ../../nbs/measure/01_profile.ipynb #loops
+def closed_loop(clients: int) -> LoadProfile:
+    "Return a load of clients that each wait for a response before the next request"
+    return LoadProfile(clients)
 
 def open_loop(
-    rate: float,           # requests due in a second
+    rate: float,           # requests per second
     poisson: bool = False,
-    limit: int = 256,      # under way at a time; what is due beyond them waits here, and that is counted
-) -> Plan:
-    "Requests at a rate, however long the answers take"
-    return Plan(limit, rate, poisson)
+    limit: int = 256,      # most requests in flight; others wait in the client, and that is counted
+) -> LoadProfile:
+    "Return a load at a rate, however long responses take"
+    return LoadProfile(limit, rate, poisson)
 
-def due_times(plan: Plan, start: float, seed: int = 0) -> Iterator[float]:
-    "When the requests of an open loop are due, in seconds of the clock of `start`"
+# %% ../../nbs/measure/01_profile.ipynb #due-times
+def due_times(profile: LoadProfile, start: float, seed: int = 0) -> Iterator[float]:
+    "Yield the due times of an open loop's requests, in seconds of the clock of `start`"
     rng, at = random.Random(seed), start
     while True:
-        at += rng.expovariate(plan.rate) if plan.poisson else 1 / plan.rate
+        at += rng.expovariate(profile.rate) if profile.poisson else 1 / profile.rate
         yield at

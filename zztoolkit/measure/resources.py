@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from .gpu import _gpus, busiest_jpeg_engine, gpu_counters, open_gpm
+from .gpu import busiest_jpeg_engine, gpu_handles, open_gpm, read_gpu_counters
 
 if TYPE_CHECKING:
     import psutil
@@ -23,32 +23,43 @@ __all__ = []
 # %% ../../nbs/measure/06_resources.ipynb #sample
 @dataclass
 class Sample:
-    "One look: seconds of `time.monotonic`; CPU seconds so far and resident MiB of each group, the whole `machine`'s and its `idle` seconds, and each GPU's counters"
-    at: float
-    cpu: dict[str, float]
-    memory: dict[str, float]
-    gpus: list[dict[str, float]] = field(default_factory=list)
+    "CPU, memory and GPU counters at one time"
+    at: float                       # seconds of `time.monotonic`
+    cpu: dict[str, float]           # seconds so far by group, of the `machine`, and `idle` ones
+    memory: dict[str, float]        # resident MiB by group
+    gpus: list[dict[str, float]] = field(default_factory=list)     # counters of each
 
-# %% ../../nbs/measure/06_resources.ipynb #sampler
-class Sampler:
-    "Samples groups of processes, and the GPUs, while it is entered: `with Sampler({'workers': pids}) as s: ...; s.usage(start, end)`"
-    def __init__(self, groups: Mapping[str, Sequence[int]], every: float = 0.2):
-        self.every, self.samples, self._stop = every, list[Sample](), threading.Event()
-        self._of = {name: [p for pid in pids if (p := _process(pid))] for name, pids in groups.items()}
+# %% ../../nbs/measure/06_resources.ipynb #machine-cpu
+def _open_process(pid: int) -> psutil.Process | None:
+    import psutil
+    try: return psutil.Process(pid)
+    except psutil.Error: return None
+
+def _machine_cpu() -> tuple[float, float]:
+    "Return the busy and the idle seconds of all cores together"
+    import psutil
+    t = psutil.cpu_times()
+    idle = t.idle + getattr(t, "iowait", 0)
+    return sum(t[:8]) - idle, idle
+
+# %% ../../nbs/measure/06_resources.ipynb #process-usage
+class _ProcessUsage:
+    "CPU seconds and memory of groups of processes; a process that has ended keeps its seconds"
+    def __init__(self, groups: Mapping[str, Sequence[int]]):
+        opened = {name: map(_open_process, pids) for name, pids in groups.items()}
+        self._groups = {name: [p for p in ps if p] for name, ps in opened.items()}
         self._cpu: dict[int, float] = {}
-        self._gpus, self.cpu = _gpus(), 0.0     # seconds that sampling itself took
-        self._gpm = [open_gpm(g) for g in self._gpus]
 
-    def look(self) -> Sample:
-        "One sample, now"
+    def read(self) -> tuple[dict[str, float], dict[str, float]]:
+        "Return CPU seconds and MiB by group"
         cpu, memory = {}, {}
-        for name, processes in self._of.items():
-            looks = [self._look(p) for p in processes]
-            cpu[name], memory[name] = sum(c for c, _ in looks), sum(m for _, m in looks) / 2**20
-        cpu["machine"], cpu["idle"] = _machine_cpu()
-        return Sample(time.monotonic(), cpu, memory, [gpu_counters(*g) for g in zip(self._gpus, self._gpm)])
+        for name, processes in self._groups.items():
+            readings = [self._read_process(p) for p in processes]
+            cpu[name] = sum(seconds for seconds, _ in readings)
+            memory[name] = sum(size for _, size in readings) / 2**20
+        return cpu, memory
 
-    def _look(self, p: psutil.Process) -> tuple[float, float]:
+    def _read_process(self, p: psutil.Process) -> tuple[float, float]:
         import psutil
         memory = 0
         with suppress(psutil.Error), p.oneshot():
@@ -56,13 +67,28 @@ class Sampler:
             memory = p.memory_info().rss
         return self._cpu.get(p.pid, 0.0), memory
 
+# %% ../../nbs/measure/06_resources.ipynb #resource-monitor
+class ResourceMonitor:
+    "Samples CPU and memory of process groups, and the GPUs, in a thread while it is entered"
+    def __init__(self, groups: Mapping[str, Sequence[int]], every: float = 0.2):
+        self.every, self.samples = every, list[Sample]()
+        self.cpu = 0.0     # seconds that sampling itself took
+        self._stop, self._processes = threading.Event(), _ProcessUsage(groups)
+        self._gpus = [(handle, open_gpm(handle)) for handle in gpu_handles()]
+
+    def sample(self) -> Sample:
+        "Return one sample, taken now"
+        cpu, memory = self._processes.read()
+        cpu["machine"], cpu["idle"] = _machine_cpu()
+        return Sample(time.monotonic(), cpu, memory, [read_gpu_counters(*g) for g in self._gpus])
+
     def _run(self):
         while True:
-            self.samples.append(self.look())
+            self.samples.append(self.sample())
             self.cpu = time.thread_time()
             if self._stop.wait(self.every): return
 
-    def __enter__(self) -> Sampler:
+    def __enter__(self) -> ResourceMonitor:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return self
@@ -70,36 +96,26 @@ class Sampler:
     def __exit__(self, *exc):
         self._stop.set()
         self._thread.join()
-        for gpm in filter(None, self._gpm): gpm.close()
+        for _, gpm in self._gpus:
+            if gpm: gpm.close()
 
     def usage(self, start: float, end: float) -> Usage:
-        "Means over a span of time, with the samples next to it"
-        return usage([s for s in list(self.samples) if start - self.every <= s.at <= end + self.every])
-
-# %% ../../nbs/measure/06_resources.ipynb #machine-cpu
-def _process(pid: int) -> psutil.Process | None:
-    import psutil
-    try: return psutil.Process(pid)
-    except psutil.Error: return None
-
-def _machine_cpu() -> tuple[float, float]:
-    "Seconds that all cores together have been busy, with whatever, and have been idle"
-    import psutil
-    t = psutil.cpu_times()
-    idle = t.idle + getattr(t, "iowait", 0)
-    return sum(t[:8]) - idle, idle
+        "Return means over a span of time, with the samples next to it"
+        first, last = start - self.every, end + self.every
+        return summarize_samples([s for s in list(self.samples) if first <= s.at <= last])
 
 # %% ../../nbs/measure/06_resources.ipynb #usage
 @dataclass
 class Usage:
-    "Means over a span: busy cores and the most resident MiB of each group, each GPU's counters, and the course of them"
+    "Means over a span of time: busy cores and highest MiB of each group, each GPU's counters"
     cores: dict[str, float] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
     gpus: list[dict[str, float]] = field(default_factory=list)
-    course: list[dict[str, float]] = field(default_factory=list)   # of each sample: `at`, cores by group, shares of a GPU in percent
+    timeline: list[dict[str, float]] = field(default_factory=list)   # by sample: `at`, cores by
+                                                                     # group, percent of a GPU
 
-    def most(self, counter: str) -> float:
-        "Of the busiest GPU; 0 without one"
+    def highest(self, counter: str) -> float:
+        "Return a counter's highest value of all GPUs; 0 without one"
         return max((g.get(counter, 0.0) for g in self.gpus), default=0.0)
 
     @property
@@ -107,33 +123,38 @@ class Usage:
         "Counters of the GPU that is nearest to a limit; `{}` without one"
         return max(self.gpus, key=lambda g: max(_shares(g).values(), default=0.0), default={})
 
-# %% ../../nbs/measure/06_resources.ipynb #usage-2
+# %% ../../nbs/measure/06_resources.ipynb #shares
 def _shares(counters: Mapping[str, float]) -> dict[str, float]:
-    "Those counters of a GPU that say how much of it is used, in percent; JPEG is the busiest engine's"
-    shares = {k: counters[k] for k in ("gpu", "sm", "memory_bandwidth") if k in counters}
-    return shares | ({"jpeg": busiest_jpeg_engine(counters)} if "jpeg" in counters else {})
+    "Return the used parts of a GPU in percent; `jpeg` is the busiest engine's"
+    names = ("gpu", "sm", "memory_bandwidth")
+    shares = {k: counters[k] for k in names if k in counters}
+    if "jpeg" in counters: shares["jpeg"] = busiest_jpeg_engine(counters)
+    return shares
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    "Mean of each counter, over the rows that have it"
+    "Return the mean of each counter, over the rows that have it"
     names = dict.fromkeys(k for row in rows for k in row)
     return {k: fmean(row[k] for row in rows if k in row) for k in names}
 
-def usage(samples: Sequence[Sample]) -> Usage:
-    "What a row of samples says"
+def _maxima(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    "Return the highest value of each counter"
+    maxima: dict[str, float] = {}
+    for row in rows:
+        maxima |= {k: max(v, maxima.get(k, 0.0)) for k, v in row.items()}
+    return maxima
+
+# %% ../../nbs/measure/06_resources.ipynb #summarize
+def _busy_cores(a: Sample, b: Sample) -> dict[str, float]:
+    return {k: (b.cpu[k] - a.cpu[k]) / (b.at - a.at) for k in a.cpu}
+
+def _timeline_point(a: Sample, b: Sample) -> dict[str, float]:
+    return {"at": b.at} | _busy_cores(a, b) | _maxima(map(_shares, b.gpus))
+
+def summarize_samples(samples: Sequence[Sample]) -> Usage:
+    "Return the usage over consecutive samples"
     if len(samples) < 2: return Usage()
     first, last = samples[0], samples[-1]
-    cores = {k: (last.cpu[k] - first.cpu[k]) / (last.at - first.at) for k in first.cpu}
     memory = {k: max(s.memory[k] for s in samples) for k in first.memory}
     gpus = [_means([s.gpus[i] for s in samples]) for i in range(len(first.gpus))]
-    return Usage(cores, memory, gpus, [_between(a, b) for a, b in zip(samples, samples[1:])])
-
-# %% ../../nbs/measure/06_resources.ipynb #highest
-def _between(a: Sample, b: Sample) -> dict[str, float]:
-    cores = {k: (b.cpu[k] - a.cpu[k]) / (b.at - a.at) for k in a.cpu}
-    return {"at": b.at} | cores | _highest(map(_shares, b.gpus))
-
-def _highest(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    "The highest value of each counter"
-    highest: dict[str, float] = {}
-    for row in rows: highest |= {k: max(v, highest.get(k, 0.0)) for k, v in row.items()}
-    return highest
+    timeline = [_timeline_point(a, b) for a, b in zip(samples, samples[1:])]
+    return Usage(_busy_cores(first, last), memory, gpus, timeline)

@@ -5,19 +5,18 @@
 # %% ../../nbs/measure/10_results.ipynb #imports
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, TYPE_CHECKING, TypeVar
+from typing import Any, TYPE_CHECKING
 
 from ..display import figure
-from ..errors import ToolkitError
-from .bottleneck import CROWD, others, Verdict, verdict
+from .bottleneck import Bottleneck, find_bottleneck, NOISE_CORES, other_processes_cores
 from .gpu import busiest_jpeg_engine
-from .levels import Level, Setup, Window
-from .plots import draw_course, draw_rates, draw_stages
+from .levels import LoadLevel, Setup, Window
+from .plots import draw_rates, draw_stages, draw_timeline
+from .records import load_record, rename_keys, save_record
 from .resources import Usage
 
 if TYPE_CHECKING:
@@ -27,121 +26,161 @@ if TYPE_CHECKING:
 __all__ = ['Benchmark']
 
 # %% ../../nbs/measure/10_results.ipynb #columns
-_COLUMNS = ("load", "rate /s", "p50 ms", "p90 ms", "p99 ms", "errors", "workers", "frontend", "sender",
-            "GPU %", "SM %", "JPEG %", "memory MiB")
-_GPU_PARTS = {"SM %": "sm", "JPEG %": "jpeg"}     # columns that only some cards fill; JPEG is of the busiest engine
+_COLUMNS = (
+    "load", "rate /s", "p50 ms", "p90 ms", "p99 ms", "errors", "workers", "frontend", "sender",
+    "GPU %", "SM %", "JPEG %", "memory MiB")
+_GPU_PARTS = {"SM %": "sm", "JPEG %": "jpeg"}     # columns that only some cards fill
+
+def level_cells(level: LoadLevel, slo: float) -> dict[str, str]:
+    "Return the cells of a level's row by column; `JPEG %` is the busiest engine's"
+    t, u, errors = level.total, level.usage, sum(level.errors.values())
+    cores = lambda group: f"{u.cores.get(group, 0):.2f}"
+    percent = lambda x: f"{x:.0f}" if u.gpus else "–"
+    memory = sum(v for k, v in u.memory.items() if k != "generator")
+    return {
+        "load": level.load + ("" if level.steady else " ~"),
+        "rate /s": f"{t.rate:.1f}",
+        "p50 ms": f"{t.p50:.1f}",
+        "p90 ms": f"{t.p90:.1f}",
+        "p99 ms": f"{t.p99:.1f}{mark_objective(t.p99, slo)}",
+        "errors": str(errors) if errors else "–",
+        "workers": cores("workers"),
+        "frontend": cores("frontend"),
+        "sender": cores("generator"),
+        "GPU %": percent(u.highest("gpu")),
+        "SM %": percent(u.highest("sm")),
+        "JPEG %": percent(max(map(busiest_jpeg_engine, u.gpus), default=0)),
+        "memory MiB": f"{memory:.0f}"}
+
+def mark_objective(p99: float, slo: float) -> str:
+    "Return a mark that says whether a p99 in milliseconds keeps an objective in seconds"
+    if not slo: return ""
+    return " ✓" if p99 <= 1000 * slo else " ✗"
 
 # %% ../../nbs/measure/10_results.ipynb #benchmark
 @dataclass(frozen=True)
 class Benchmark:
-    "Levels of load on one endpoint. `show()` draws it, `save` keeps it, `verdict` says what bounds it"
+    "Levels of load on one endpoint, to show, save and compare"
     setup: Setup
-    levels: tuple[Level, ...]
-    slo: float = 0        # seconds that 99 of 100 answers may take; 0: not asked
+    levels: tuple[LoadLevel, ...]
+    slo: float = 0        # p99 latency objective in seconds; 0: none
     measured: str = ""    # day and time, UTC
 
     @property
-    def knee(self) -> Level:
-        "The smallest load that gets 95 % of the highest rate"
+    def knee(self) -> LoadLevel:
+        "Smallest load with 95 % of the highest rate"
         sound = [l for l in self.levels if not l.errors] or list(self.levels)
-        return next(l for l in sound if l.total.rate >= 0.95 * max(l.total.rate for l in sound))
+        highest = max(l.total.rate for l in sound)
+        return next(l for l in sound if l.total.rate >= 0.95 * highest)
 
     @property
-    def verdict(self) -> Verdict: return verdict(self.knee, self.setup)
+    def bottleneck(self) -> Bottleneck: return find_bottleneck(self.knee, self.setup)
 
     @property
-    def within(self) -> Level | None:
-        "The level with the highest rate whose p99 keeps the objective, without an error"
-        kept = [l for l in self.levels if l.total.p99 <= 1000 * self.slo and not l.errors]
-        return max(kept, key=lambda l: l.total.rate, default=None)
+    def within(self) -> LoadLevel | None:
+        "Level with the highest rate that keeps the objective without an error"
+        sound = [l for l in self.levels if l.total.p99 <= 1000 * self.slo and not l.errors]
+        return max(sound, key=lambda l: l.total.rate, default=None)
 
     def columns(self) -> tuple[str, ...]:
-        "Heads of the table; of a GPU's parts those that a card tells of"
+        "Return the table's column names, without parts of a GPU that it does not report"
         known = {k for l in self.levels for g in l.usage.gpus for k in g}
         hidden = {head for head, counter in _GPU_PARTS.items() if counter not in known}
         return tuple(c for c in _COLUMNS if c not in hidden)
 
     def rows(self) -> list[tuple[str, ...]]:
-        "Cells of the table, as `columns` names them"
-        columns = self.columns()
-        return [tuple(self._cells(l)[c] for c in columns) for l in self.levels]
+        "Return the table's rows"
+        columns, cells = self.columns(), [level_cells(l, self.slo) for l in self.levels]
+        return [tuple(row[c] for c in columns) for row in cells]
 
-    def _cells(self, l: Level) -> dict[str, str]:
-        t, u, errors = l.total, l.usage, sum(l.errors.values())
-        kept = "" if not self.slo else " ✓" if t.p99 <= 1000 * self.slo else " ✗"
-        cores = lambda group: f"{u.cores.get(group, 0):.2f}"
-        percent = lambda x: f"{x:.0f}" if u.gpus else "–"
-        return {"load": l.load + ("" if l.steady else " ~"), "rate /s": f"{t.rate:.1f}",
-                "p50 ms": f"{t.p50:.1f}", "p90 ms": f"{t.p90:.1f}", "p99 ms": f"{t.p99:.1f}{kept}",
-                "errors": str(errors) if errors else "–",
-                "workers": cores("workers"), "frontend": cores("frontend"), "sender": cores("generator"),
-                "GPU %": percent(u.most("gpu")), "SM %": percent(u.most("sm")),
-                "JPEG %": percent(max(map(busiest_jpeg_engine, u.gpus), default=0)),
-                "memory MiB": f"{sum(v for k, v in u.memory.items() if k != 'generator'):.0f}"}
-
-    def remarks(self) -> list[str]:
-        "What the table does not say"
-        said = []
-        if self.slo: said.append(f"within {1000 * self.slo:g} ms at p99: " + (f"{self.within.total.rate:.1f}/s ({self.within.load})" if self.within else "no load that was tried"))
-        if rough := [l.load for l in self.levels if not l.steady]: said.append(f"~ not steady: no three windows within 10 % ({', '.join(rough)})")
-        said += [f"{l.load}: " + ", ".join(f"{n} × {kind}" for kind, n in l.errors.items()) for l in self.levels if l.errors]
-        said += [f"{l.load}: {l.waiting} were still waiting at the end" for l in self.levels if l.waiting > 0.5 * l.asked > 0]
-        said += [f"{l.load}: other processes took {others(l):.1f} cores meanwhile" for l in self.levels if others(l) > CROWD]
-        return said + [f"the sender takes {self.knee.client_us:.0f} µs of CPU for a request; workers, frontend and sender are in busy cores of {self.setup.cores}"]
-
-    def __str__(self) -> str:
-        rows = [self.columns(), *self.rows()]
-        wide = [max(map(len, column)) for column in zip(*rows)]
-        table = ["  ".join(f"{c:<{n}}" if not i else f"{c:>{n}}" for i, (c, n) in enumerate(zip(r, wide))) for r in rows]
-        s = self.setup
-        head = f"{s.name}: {s.workers} worker{'s' * (s.workers > 1)}, batch size {s.batch_size}, batch delay {s.max_batch_delay:g} ms; {s.payloads} payloads of {s.payload_bytes / 1000:.1f} kB"
-        return "\n".join([head, *table, *self.remarks(), str(self.verdict)])
+    def __str__(self) -> str: return format_benchmark(self)
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{c}</th>" for c in self.columns())
-        rows = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in r) + "</tr>" for r in self.rows())
-        rest = "".join(f"<div><small>{escape(r)}</small></div>" for r in self.remarks())
-        return f"<div class='zz-bench'><b>{escape(self.setup.name)}</b><table><tr>{head}</tr>{rows}</table>{rest}{self.verdict._repr_html_()}</div>"
+    def _repr_html_(self) -> str: return benchmark_html(self)
 
     def show(self) -> Figure:
-        "Three pictures: rate and latency against load; where a request's time goes; CPU and GPU over time at the knee"
+        "Draw rate and latency by load, the stages of a request, and CPU and GPU over time"
         fig = figure(14, 4)
-        for draw, ax in zip((draw_rates, draw_stages, draw_course), fig.subplots(1, 3)): draw(self, ax)
+        axes = fig.subplots(1, 3)
+        for draw, ax in zip((draw_rates, draw_stages, draw_timeline), axes): draw(self, ax)
         return fig
 
     def save(self, path: str | Path) -> Path:
-        "Keep it as JSON"
+        "Write the benchmark as JSON"
         return save_record(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Benchmark:
-        "Read what `save` has written. Raises `ToolkitError`"
-        return load_record(path, "benchmark", "Benchmark", lambda d: cls(Setup(**d["setup"]), tuple(_level_from(l) for l in d["levels"]), d["slo"], d["measured"]))
+        "Read what `save` has written. Raise `ToolkitError`"
+        return load_record(path, "benchmark", "Benchmark", build_benchmark)
 
-# %% ../../nbs/measure/10_results.ipynb #save-record
-def _level_from(d: dict) -> Level:
-    return Level(**d | {"windows": tuple(Window(**w) for w in d["windows"]), "total": Window(**d["total"]), "usage": Usage(**d["usage"])})
+# %% ../../nbs/measure/10_results.ipynb #remarks
+def _objective_remark(b: Benchmark) -> str:
+    best = b.within
+    result = f"{best.total.rate:.1f}/s ({best.load})" if best else "none of the measured loads"
+    return f"within {1000 * b.slo:g} ms at p99: {result}"
 
-_T = TypeVar("_T")
+def _level_remarks(level: LoadLevel) -> list[str]:
+    remarks, others = [], other_processes_cores(level)
+    if level.errors:
+        remarks.append(", ".join(f"{n} × {kind}" for kind, n in level.errors.items()))
+    if level.waiting > 0.5 * level.target_rate > 0:
+        remarks.append(f"{level.waiting} were still waiting at the end")
+    if others > NOISE_CORES:
+        remarks.append(f"other processes took {others:.1f} cores meanwhile")
+    return [f"{level.load}: {r}" for r in remarks]
 
-def save_record(
-    record: Any,              # a dataclass
-    path: str | Path,
-    indent: int | None = None,
-) -> Path:
-    "Keep what was measured as JSON, with five digits that count"
-    Path(path).write_text(json.dumps(_rounded(asdict(record)), indent=indent) + "\n")
-    return Path(path)
+def list_remarks(b: Benchmark) -> list[str]:
+    "Return what the table does not show"
+    remarks = [_objective_remark(b)] if b.slo else []
+    rough = [l.load for l in b.levels if not l.steady]
+    if rough: remarks.append(f"~ not steady: no three windows within 10 % ({', '.join(rough)})")
+    for l in b.levels: remarks += _level_remarks(l)
+    sender = f"the sender takes {b.knee.client_us:.0f} µs of CPU for a request"
+    units = f"workers, frontend and sender are in busy cores of {b.setup.cores}"
+    return [*remarks, f"{sender}; {units}"]
 
-def load_record(path: str | Path, what: str, kind: str, of: Callable[[dict], _T]) -> _T:
-    "What `of` makes of a file's JSON. Raises `ToolkitError` for a file that `kind.save` has not written"
-    try: return of(json.loads(Path(path).read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as e: raise ToolkitError(f"no {what} in {path}", found=f"{type(e).__name__}: {e}", do=f"a file that {kind}.save has written") from None
+# %% ../../nbs/measure/10_results.ipynb #text
+def _describe_setup(s: Setup) -> str:
+    workers = f"{s.workers} worker{'s' * (s.workers > 1)}"
+    batching = f"batch size {s.batch_size}, batch delay {s.max_batch_delay:g} ms"
+    payloads = f"{s.payloads} payloads of {s.payload_bytes / 1000:.1f} kB"
+    return f"{s.name}: {workers}, {batching}; {payloads}"
 
-# %% ../../nbs/measure/10_results.ipynb #rounded
-def _rounded(x: Any) -> Any:
-    "Numbers with five digits that count: more is noise, and long to read"
-    if isinstance(x, dict): return {k: _rounded(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_rounded(v) for v in x]
-    return float(f"{x:.5g}") if isinstance(x, float) else x
+def format_benchmark(b: Benchmark) -> str:
+    "Return the table with its remarks and the bottleneck as text"
+    rows = [b.columns(), *b.rows()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    def line(row: tuple[str, ...]) -> str:
+        first, *rest = (f"{c:>{n}}" for c, n in zip(row, widths))
+        return "  ".join([f"{row[0]:<{widths[0]}}", *rest])
+    table = map(line, rows)
+    return "\n".join([_describe_setup(b.setup), *table, *list_remarks(b), str(b.bottleneck)])
+
+# %% ../../nbs/measure/10_results.ipynb #html
+def benchmark_html(b: Benchmark) -> str:
+    head = "".join(f"<th>{c}</th>" for c in b.columns())
+    rows = ["".join(f"<td>{escape(c)}</td>" for c in row) for row in b.rows()]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    table = f"<table><tr>{head}</tr>{body}</table>"
+    remarks = "".join(f"<div><small>{escape(r)}</small></div>" for r in list_remarks(b))
+    name = f"<b>{escape(b.setup.name)}</b>"
+    return f"<div class='zz-bench'>{name}{table}{remarks}{b.bottleneck._repr_html_()}</div>"
+
+# %% ../../nbs/measure/10_results.ipynb #build
+_OLD_LEVEL = {
+    "asked": "target_rate",
+    "busy": "handler_utilization",
+    "held": "worker_utilization",
+    "late": "timer_lag"}
+
+def _build_level(d: Mapping[str, Any]) -> LoadLevel:
+    usage = rename_keys(d["usage"], {"course": "timeline"})
+    return LoadLevel(**rename_keys(dict(d), _OLD_LEVEL) | {
+        "windows": tuple(Window(**w) for w in d["windows"]),
+        "total": Window(**d["total"]),
+        "usage": Usage(**usage)})
+
+def build_benchmark(d: Mapping[str, Any]) -> Benchmark:
+    "Build a benchmark from its JSON, of this version or an earlier one"
+    levels = tuple(map(_build_level, d["levels"]))
+    return Benchmark(Setup(**d["setup"]), levels, d["slo"], d["measured"])

@@ -6,114 +6,154 @@
 from __future__ import annotations
 
 import array, asyncio, itertools, pickle, selectors, sys, time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .connections import Connection, GrpcConnection, Target
-from .profile import due_times, Plan
+from .profile import due_times, LoadProfile
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/measure/03_sender.ipynb #frame
+def _doubles() -> array.array: return array.array("d")
+def _shorts() -> array.array: return array.array("H")
+
 @dataclass
 class Frame:
-    "What was answered since the last one: seconds of `time.monotonic`, and kinds of errors by number"
-    due: array.array = field(default_factory=lambda: array.array("d"))
-    sent: array.array = field(default_factory=lambda: array.array("d"))
-    done: array.array = field(default_factory=lambda: array.array("d"))
-    kind: array.array = field(default_factory=lambda: array.array("H"))
-    kinds: tuple[str, ...] = ()       # all so far; the first is '', a good answer
+    "Responses since the last frame; times in seconds of `time.monotonic`"
+    due: array.array = field(default_factory=_doubles)
+    sent: array.array = field(default_factory=_doubles)
+    done: array.array = field(default_factory=_doubles)
+    kind: array.array = field(default_factory=_shorts)    # index into `kinds`
+    kinds: tuple[str, ...] = ()       # of errors, all so far; the first is '', a good response
     at: float = 0.0
     cpu: float = 0.0                  # seconds of this process so far
-    late: float = 0.0                 # seconds that its timer woke late, in the mean
-    waiting: int = 0                  # due, and not answered
+    late: float = 0.0                 # mean seconds that its timer woke late
+    waiting: int = 0                  # requests that are due and without a response
 
-# %% ../../nbs/measure/03_sender.ipynb #sender
-class _Sender:
-    "Requests by a plan until standard input ends, frames of what came of them to standard output"
-    def __init__(self, target: Target, requests: Sequence[bytes], plan: Plan, timeout: float):
-        self.target, self.plan, self.timeout = target, plan, timeout
-        self.requests, self.kinds = itertools.cycle(requests), {"": 0}
-        self.frame, self.lags = Frame(), [0.0]
-        self.due: asyncio.Queue[float] = asyncio.Queue()
-        self.clients: list[Connection | GrpcConnection] = []
-        self.idle = self.under_way = 0
-        self.tasks: set[asyncio.Task] = set()
+    def add(self, due: float, sent: float, done: float, kind: int):
+        "Record one response"
+        self.due.append(due)
+        self.sent.append(sent)
+        self.done.append(done)
+        self.kind.append(kind)
 
-    async def run(self):
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(0, stop.set)
-        if self.plan.rate: self._spawn(self._schedule())
-        else:
-            for _ in range(self.plan.clients): self._spawn(self._client())
-        for beat in (self._pulse(), self._report()): self._spawn(beat)
-        await stop.wait()
-        loop.remove_reader(0)
-        for t in self.tasks: t.cancel()
-        self._write()
+# %% ../../nbs/measure/03_sender.ipynb #recorder
+class _Recorder:
+    "Records responses, and writes a frame of them to standard output when asked"
+    def __init__(self):
+        self.frame, self.kinds, self.lags = Frame(), {"": 0}, [0.0]
 
-    def _spawn(self, what: Any): self.tasks.add(asyncio.create_task(what))
+    def add(self, due: float, sent: float, kind: str):
+        number = self.kinds.setdefault(kind, len(self.kinds))
+        self.frame.add(due, sent, time.monotonic(), number)
 
-    async def _client(self):
-        "A closed loop: the next request is due when the last is answered"
-        connection = self._connection()
-        while True: await self._one(connection, time.monotonic())
-
-    async def _at_rate(self):
-        "An open loop: the next request is whatever has been due for longest"
-        connection = self._connection()
-        while True:
-            self.idle += 1
-            due = await self.due.get()
-            self.idle -= 1
-            await self._one(connection, due)
-
-    async def _schedule(self):
-        for due in due_times(self.plan, time.monotonic()):
-            if (ahead := due - time.monotonic()) > 0: await asyncio.sleep(ahead)
-            self.due.put_nowait(due)
-            if self.due.qsize() > self.idle and len(self.clients) < self.plan.clients: self._spawn(self._at_rate())
-
-    def _connection(self) -> Connection | GrpcConnection:
-        self.clients.append(c := (GrpcConnection if self.target.grpc else Connection)(self.target))
-        return c
-
-    async def _one(self, connection: Connection | GrpcConnection, due: float):
-        sent, kind = time.monotonic(), ""
-        self.under_way += 1
-        try: kind = await connection.ask(next(self.requests))
-        except (OSError, ValueError) as e: kind = type(e).__name__
-        self.under_way -= 1
-        f = self.frame
-        f.due.append(due); f.sent.append(sent); f.done.append(time.monotonic()); f.kind.append(self.kinds.setdefault(kind, len(self.kinds)))
-        if kind and kind[0].isalpha(): await asyncio.sleep(0.05)      # nobody listens: do not spin
-
-    async def _pulse(self):
+    async def measure_lag(self):
+        "Record how late a timer wakes, for ever"
         while True:
             start = time.monotonic()
             await asyncio.sleep(0.02)
             self.lags.append(time.monotonic() - start - 0.02)
 
+    def write(self, waiting: int):
+        frame, self.frame = self.frame, Frame()
+        lags, self.lags = self.lags, [0.0]
+        frame.at, frame.cpu = time.monotonic(), time.process_time()
+        frame.kinds, frame.waiting = tuple(self.kinds), waiting
+        frame.late = sum(lags) / len(lags)
+        pickle.dump(vars(frame), sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+# %% ../../nbs/measure/03_sender.ipynb #clients
+class _Clients:
+    "Connections that send requests in turn and record the responses"
+    def __init__(self, target: Target, requests: Sequence[bytes]):
+        self.target, self.requests = target, itertools.cycle(requests)
+        self.recorder = _Recorder()
+        self.connections: list[Connection | GrpcConnection] = []
+        self.in_flight = 0
+
+    def connect(self) -> Connection | GrpcConnection:
+        kind = GrpcConnection if self.target.grpc else Connection
+        self.connections.append(kind(self.target))
+        return self.connections[-1]
+
+    async def send(self, connection: Connection | GrpcConnection, due: float):
+        "Send the next request, and record its response or error"
+        sent, kind = time.monotonic(), ""
+        self.in_flight += 1
+        try: kind = await connection.send(next(self.requests))
+        except (OSError, ValueError) as e: kind = type(e).__name__
+        self.in_flight -= 1
+        self.recorder.add(due, sent, kind)
+        if kind and kind[0].isalpha(): await asyncio.sleep(0.05)      # no listener: do not spin
+
+# %% ../../nbs/measure/03_sender.ipynb #sender
+class _Sender:
+    "Sends requests by a profile until standard input ends, and writes frames to standard output"
+    def __init__(self,
+        target: Target, requests: Sequence[bytes], profile: LoadProfile, timeout: float,
+    ):
+        self.clients, self.profile, self.timeout = _Clients(target, requests), profile, timeout
+        self.due: asyncio.Queue[float] = asyncio.Queue()
+        self.idle = 0       # clients of an open loop without a request
+        self.tasks: set[asyncio.Task] = set()
+
+    async def run(self):
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(0, stop.set)
+        if self.profile.rate: self._start(self._schedule())
+        else:
+            for _ in range(self.profile.clients): self._start(self._closed_client())
+        self._start(self.clients.recorder.measure_lag())
+        self._start(self._report())
+        await stop.wait()
+        loop.remove_reader(0)
+        for t in self.tasks: t.cancel()
+        self._write()
+
+    def _start(self, work: Coroutine[Any, Any, None]): self.tasks.add(asyncio.create_task(work))
+
+    async def _closed_client(self):
+        "Send a request as soon as the last one has its response"
+        connection = self.clients.connect()
+        while True: await self.clients.send(connection, time.monotonic())
+
+    async def _open_client(self):
+        "Send the request that has been due for longest"
+        connection = self.clients.connect()
+        while True:
+            self.idle += 1
+            due = await self.due.get()
+            self.idle -= 1
+            await self.clients.send(connection, due)
+
+    async def _schedule(self):
+        "Queue requests when they are due, and start clients while all others are busy"
+        for due in due_times(self.profile, time.monotonic()):
+            ahead = due - time.monotonic()
+            if ahead > 0: await asyncio.sleep(ahead)
+            self.due.put_nowait(due)
+            has_room = len(self.clients.connections) < self.profile.clients
+            if self.due.qsize() > self.idle and has_room: self._start(self._open_client())
+
     async def _report(self):
         while True:
             await asyncio.sleep(0.25)
-            for c in self.clients: c.late(self.timeout)
+            for c in self.clients.connections: c.expire(self.timeout)
             self._write()
 
-    def _write(self):
-        f, self.frame = self.frame, Frame()
-        f.at, f.cpu, f.kinds = time.monotonic(), time.process_time(), tuple(self.kinds)
-        f.late, f.waiting, self.lags = sum(self.lags) / len(self.lags), self.due.qsize() + self.under_way, [0.0]
-        pickle.dump(vars(f), sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+    def _write(self): self.clients.recorder.write(self.due.qsize() + self.clients.in_flight)
 
-# %% ../../nbs/measure/03_sender.ipynb #send
-def send():
-    "The other process: what to send comes by standard input, and its end stops it"
+# %% ../../nbs/measure/03_sender.ipynb #run-sender
+def run_sender():
+    "Read a specification from standard input, and send requests until that input ends"
     spec = pickle.load(sys.stdin.buffer)
-    target, plan = Target(**spec["target"]), Plan(**spec["plan"])
-    # epoll wakes by whole milliseconds; select by microseconds, for the few hundred connections of an open loop
-    loop = asyncio.SelectorEventLoop(selectors.SelectSelector() if plan.rate else None)
-    loop.run_until_complete(_Sender(target, [target.request(*b) for b in spec["bodies"]], plan, spec["timeout"]).run())
+    target, profile = Target(**spec["target"]), LoadProfile(**spec["profile"])
+    requests = [target.encode(*body) for body in spec["bodies"]]
+    # epoll wakes by whole milliseconds; select by microseconds, for an open loop's connections
+    selector = selectors.SelectSelector() if profile.rate else None
+    loop = asyncio.SelectorEventLoop(selector)
+    loop.run_until_complete(_Sender(target, requests, profile, spec["timeout"]).run())

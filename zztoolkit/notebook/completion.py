@@ -14,7 +14,7 @@ from typing import Any
 from ..compile.artifact import Artifact
 from ..features.features import Features
 from ..measure.results import Benchmark
-from ..measure.tuning.result import Tuning
+from ..measure.tuning.result import TuneResult
 from ..serving.endpoint import Endpoint
 
 # %% auto #0
@@ -23,13 +23,13 @@ __all__ = []
 # %% ../../nbs/notebook/03b_completion.ipynb #typed-line
 @dataclass(frozen=True)
 class TypedLine:
-    "A magic's line as far as the cursor"
+    "Line of a magic up to the cursor"
     magic: str
     words: tuple[str, ...]  # after the magic's name, before the word at the cursor
-    word: str               # at the cursor, '' where one begins
+    word: str               # at the cursor; '' where a new one begins
 
-def typed_line(text: str) -> TypedLine | None:
-    "Split a line up to the cursor, its quotes kept; None for one that is no magic with a space after its name"
+def parse_typed_line(text: str) -> TypedLine | None:
+    "Split a line up to the cursor, and keep its quotes; return None if it is not a magic"
     m = re.fullmatch(r"\s*(?:[\w.,\s]+=\s*)?%%?(\w+)(\s.*)", text)
     if not m: return None
     words = re.findall(r"""(?:[^\s'"]|'[^']*'?|"[^"]*"?)+""", m[2])
@@ -37,41 +37,60 @@ def typed_line(text: str) -> TypedLine | None:
     return TypedLine(m[1], tuple(words), word)
 
 # %% ../../nbs/notebook/03b_completion.ipynb #argument-at
-def flags_of(parser: argparse.ArgumentParser, line: TypedLine) -> list[str]:
-    "Option names that begin with the word at the cursor; those that were typed already only if they may be repeated"
-    free = [a for a in parser._actions if isinstance(a, argparse._AppendAction) or not set(a.option_strings) & set(line.words)]
-    names = sorted(name for a in free for name in a.option_strings if name.startswith(line.word or "--"))
-    return sorted(names, key=lambda name: not name.startswith("--"))
+def suggest_flags(parser: argparse.ArgumentParser, line: TypedLine) -> list[str]:
+    "Return the option names that begin with the word at the cursor, without those already typed"
+    unused = [action for action in parser._actions if _may_follow(action, line.words)]
+    flags = sorted(name for action in unused for name in action.option_strings)
+    matching = [name for name in flags if name.startswith(line.word or "--")]
+    return sorted(matching, key=lambda name: not name.startswith("--"))
 
-def argument_at(parser: argparse.ArgumentParser, line: TypedLine) -> argparse.Action | None:
-    "The argument whose value the word at the cursor is: an option's, or a positional one; None after the last of them"
+def _may_follow(action: argparse.Action, words: Iterable[str]) -> bool:
+    is_repeatable = isinstance(action, argparse._AppendAction)
+    return is_repeatable or not set(action.option_strings) & set(words)
+
+# %% ../../nbs/notebook/03b_completion.ipynb #find-argument
+def find_argument(parser: argparse.ArgumentParser, line: TypedLine) -> argparse.Action | None:
+    "Return the option or positional argument whose value the word at the cursor is"
     positional, option = iter(parser._get_positional_actions()), None
     for word in line.words:
         if option: option = None
-        elif word in parser._option_string_actions: option = _with_value(parser._option_string_actions[word])
+        elif word in parser._option_string_actions: option = _option_with_value(parser, word)
         elif not word.startswith("-"): next(positional, None)
     return option or next(positional, None)
 
-def _with_value(option: argparse.Action) -> argparse.Action | None: return None if option.nargs == 0 else option
+def _option_with_value(parser: argparse.ArgumentParser, flag: str) -> argparse.Action | None:
+    option = parser._option_string_actions[flag]
+    return None if option.nargs == 0 else option
 
 # %% ../../nbs/notebook/03b_completion.ipynb #suggestions
-def variables(namespace: Mapping[str, Any], fits: Callable[[Any], bool], hidden: Iterable[str] = ()) -> list[str]:
-    "Names of a notebook's variables whose values fit, in their order; those that begin with _ apart"
-    return [name for name, value in namespace.items() if not name.startswith("_") and name not in hidden and fits(value)]
+def suggest_variables(
+    namespace: Mapping[str, Any],
+    fits: Callable[[Any], bool],
+    hidden: Iterable[str] = (),
+) -> list[str]:
+    "Return the names of a notebook's variables whose values fit, except those that begin with _"
+    visible = [n for n in namespace if not n.startswith("_") and n not in hidden]
+    return [name for name in visible if fits(namespace[name])]
 
-def paths(start: str, folders_only: bool = False) -> list[str]:
-    "Files and folders whose paths begin with `start`, quoted as a shell needs it, folders with a / at the end; hidden ones only where a . is typed"
+def suggest_paths(start: str, folders_only: bool = False) -> list[str]:
+    "Return the paths that begin with `start`, quoted for a shell; hidden ones only after a typed dot"
     found = sorted(glob.glob(glob.escape(start.lstrip("'\"")) + "*"))
     named = [f"{p}/" if os.path.isdir(p) else p for p in found]
     return [shlex.quote(p) for p in named if p.endswith("/") or not folders_only]
 
+# %% ../../nbs/notebook/03b_completion.ipynb #kinds
 def _is_model(value: Any) -> bool: return isinstance(value, (Artifact, Path))
 
 def _is_features(value: Any) -> bool: return isinstance(value, (Features, Path))
 
 def _is_payload(value: Any) -> bool:
-    "Whether `predict` may take the value: neither code, nor a thing of this toolkit"
-    return not callable(value) and not inspect.ismodule(value) and not isinstance(value, (Artifact, Features, Endpoint, Benchmark, Tuning))
+    "Return whether `predict` may accept a value: not code, and not an object of this toolkit"
+    if callable(value) or inspect.ismodule(value): return False
+    return not isinstance(value, (Artifact, Features, Endpoint, Benchmark, TuneResult))
 
-VARIABLES = {"model": _is_model, "artifact": _is_model, "features": _is_features, "example": _is_payload, "inputs": _is_payload}
-FILES, FOLDERS = (*VARIABLES, "extra_file", "save"), ("store", "folder")      # arguments that may be paths
+VARIABLES = {   # arguments that may be variables
+    "model": _is_model, "artifact": _is_model, "features": _is_features,
+    "example": _is_payload, "inputs": _is_payload,
+}
+FILES = (*VARIABLES, "extra_file", "save")      # arguments that may be files
+FOLDERS = ("store", "folder")                   # arguments that are folders

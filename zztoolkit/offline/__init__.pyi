@@ -1,2 +1,2 @@
-from .job import run as run, Run as Run
-from .results import read as read, refused as refused, drift as drift, reasons as reasons
+from .job import run as run, RunResult as RunResult
+from .results import read as read, rejected as rejected, drift as drift, top_errors as top_errors

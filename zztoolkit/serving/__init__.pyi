@@ -4,6 +4,7 @@ from .torchserve.running import (
     RunningServer as RunningServer,
     running_servers as running_servers,
 )
-from .endpoint import Endpoint as Endpoint, PredictionError as PredictionError
+from .endpoint import Endpoint as Endpoint
+from .failures import PredictionError as PredictionError
 from .rollout import deploy as deploy
-from .reload import reload as reload
+from .reloading import reload as reload

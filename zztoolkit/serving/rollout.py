@@ -5,7 +5,7 @@
 # %% ../../nbs/serving/02_rollout.ipynb #imports
 from __future__ import annotations
 
-import re, tempfile, time
+import re, tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -14,8 +14,12 @@ from typing import Any, TYPE_CHECKING
 
 from ..archive.mar import copy_mar, Mar
 from ..errors import ToolkitError
-from .endpoint import Endpoint, take_away
-from .torchserve.logs import _model_log, why_worker_died, worker_log
+from ..system import wait_until
+from .endpoint import Endpoint
+from zztoolkit.serving.torchserve.api import (
+    count_ready, register, retire, set_default, unregister, version_names,
+)
+from .torchserve.logs import model_log_path, read_worker_log, worker_failure_reason
 
 if TYPE_CHECKING:
     from zztoolkit.serving.torchserve.server import LocalServer
@@ -23,62 +27,87 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['deploy']
 
-# %% ../../nbs/serving/02_rollout.ipynb #await-ready
-Progress = Callable[[str], None]   # told each step as it begins
+# %% ../../nbs/serving/02_rollout.ipynb #next-version
+Progress = Callable[[str], None]   # called with each step as it begins
 
 def next_version(server: LocalServer, name: str) -> str:
-    "The number after the highest that a model has on this server"
-    numbers = [int(float(v["modelVersion"])) for v in server.management.versions(name) if re.fullmatch(r"\d+(\.\d+)?", v["modelVersion"])]
+    "Return the number after the model's highest version on this server"
+    versions = version_names(server.management.versions(name))
+    numbers = [int(float(v)) for v in versions if re.fullmatch(r"\d+(\.\d+)?", v)]
     return str(max(numbers, default=0) + 1)
 
-def _await_ready(server: LocalServer, mar: Mar, workers: int, timeout: float, since: int):
-    "Until the version's workers are ready. Raises `ToolkitError` if one has died; `since` is where the log stood before them"
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        d = server.management.version(mar.name, mar.version)
-        if sum(w["status"] == "READY" for w in d["workers"]) >= workers: return
-        if why := why_worker_died(server.folder, mar.name, mar.version, since):
-            raise ToolkitError(f"{mar.name} version {mar.version} does not load in a TorchServe worker", found=why, do="what served before still serves; mend the handler and try again")
-        time.sleep(0.1)
-    raise ToolkitError(f"{mar.name} version {mar.version} was not ready after {timeout:.0f} s", found="\n".join(worker_log(server.folder, mar.name, mar.version)[-10:]),
-                       do="what served before still serves; Settings(startup_timeout=...) for a model that loads slowly")
-
-# %% ../../nbs/serving/02_rollout.ipynb #take-in
-def _take_in(server: LocalServer, archive: Mar | str | Path) -> Mar:
-    "A verified copy of an archive in the store of this server, from which everything else is read. Raises `ToolkitError` for a version that is there"
+# %% ../../nbs/serving/02_rollout.ipynb #store-archive
+def _store_archive(server: LocalServer, archive: Mar | str | Path) -> Mar:
+    "Copy a verified archive into the server's store. Raise `ToolkitError` for a known version"
     store = server.folder / "store"
     with tempfile.TemporaryDirectory(dir=store, prefix=".incoming-") as incoming:
         mar = copy_mar(archive, Path(incoming))
-        if mar.version in [v["modelVersion"] for v in server.management.versions(mar.name)]:
-            raise ToolkitError(f"{mar.name} version {mar.version} is on this server already", do="give the archive another version")
-        return replace(mar, path=mar.path.rename(store / f"{mar.name}-{mar.version}-{mar.digest[:8]}.mar"))
+        if mar.version in version_names(server.management.versions(mar.name)):
+            problem = f"{mar.name} version {mar.version} is already on this server"
+            raise ToolkitError(problem, do="pack the archive with another version")
+        name = f"{mar.name}-{mar.version}-{mar.digest[:8]}.mar"
+        return replace(mar, path=mar.path.rename(store / name))
+
+# %% ../../nbs/serving/02_rollout.ipynb #wait-ready
+_STILL_SERVES = "the version before still serves"
+
+def _wait_ready(server: LocalServer, mar: Mar, since: int):
+    """Wait until the version's workers are ready. Raise `ToolkitError` if one has died.
+
+    `since` is the size of the log before the workers started.
+    """
+    workers, timeout = mar.sizes.workers, server.settings.startup_timeout
+
+    def state() -> str:
+        version = server.management.version(mar.name, mar.version)
+        if count_ready(version) >= workers: return "ready"
+        return worker_failure_reason(server.folder, mar.name, mar.version, since)
+
+    reason = wait_until(state, timeout, every=0.1)
+    if reason == "ready": return
+    name = f"{mar.name} version {mar.version}"
+    if reason:
+        problem = f"{name} does not load in a TorchServe worker"
+        do = f"{_STILL_SERVES}; fix the handler and try again"
+        raise ToolkitError(problem, reason, do)
+    problem = f"{name} was not ready after {timeout:.0f} s"
+    last_lines = read_worker_log(server.folder, mar.name, mar.version)[-10:]
+    do = f"{_STILL_SERVES}; Settings(startup_timeout=...) for a model that loads slowly"
+    raise ToolkitError(problem, "\n".join(last_lines), do)
+
+# %% ../../nbs/serving/02_rollout.ipynb #start-version
+def _start_version(server: LocalServer, mar: Mar):
+    "Register a version and wait for its workers; unregister it if they do not start"
+    log = model_log_path(server.folder)
+    since = log.stat().st_size if log.exists() else 0     # ignore an earlier failure in the log
+    try:
+        register(server.management, mar)
+        _wait_ready(server, mar, since)
+    except BaseException:
+        with suppress(ToolkitError): unregister(server.management, mar.name, mar.version)
+        raise
+    finally: mar.path.unlink()        # TorchServe has unpacked it
 
 # %% ../../nbs/serving/02_rollout.ipynb #deploy
 def deploy(
     server: LocalServer,
     mar: Mar | str | Path,              # an archive; its version must be new to this server
     progress: Progress = lambda step: None,
-    serving: Callable[[], Any] = lambda: None,  # called when the new version serves, before the old ones are taken away
+    serving: Callable[[], Any] = lambda: None,  # called when the new version serves, before
+                                                # the old ones are removed
 ) -> Endpoint:
-    "Put an archive on the server and make it the default version. Raises `ToolkitError` and changes nothing if it does not load"
-    mar = _take_in(server, mar)
-    api, config, stored = server.management, mar.config, mar.path
-    old = [v["modelVersion"] for v in api.versions(mar.name)]
-    workers, log = mar.whole("minWorkers", 1), _model_log(server.folder)
-    since = log.stat().st_size if log.exists() else 0       # a version of the same number may have died here before
-    try:
-        progress("start its workers")
-        given = {api_name: config[key] for key, api_name in (("batchSize", "batch_size"), ("maxBatchDelay", "max_batch_delay")) if key in config}
-        api.ask("POST", "/models", url=stored.name, model_name=mar.name, initial_workers=workers, synchronous="false", **given)
-        _await_ready(server, mar, workers, server.settings.startup_timeout, since)
-    except BaseException:
-        with suppress(ToolkitError): api.ask("DELETE", f"/models/{mar.name}/{mar.version}")
-        raise
-    finally: stored.unlink()        # TorchServe has unpacked it
+    """Put an archive on the server as the default version.
+
+    Raise `ToolkitError`, and change nothing, if it does not load.
+    """
+    mar, api = _store_archive(server, mar), server.management
+    old = version_names(api.versions(mar.name))
+    progress("start its workers")
+    _start_version(server, mar)
     if old:
         progress("switch to it")
-        api.ask("PUT", f"/models/{mar.name}/{mar.version}/set-default")
+        set_default(api, mar.name, mar.version)
     serving()
     if old: progress("let the old one finish")
-    for v in old: take_away(server, mar.name, v, server.settings.response_timeout)
+    for version in old: retire(api, mar.name, version, server.settings.response_timeout)
     return server.endpoint(mar.name)

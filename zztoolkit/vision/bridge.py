@@ -21,98 +21,114 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/vision/09_bridge.ipynb #missing
+# %% ../../nbs/vision/09_bridge.ipynb #available
 @lru_cache(1)
-def why_not() -> str:
-    "Return why there is no CUDA engine here, '' if there is one"
+def unavailable_reason() -> str:
+    "Return why the CUDA backend cannot run here, '' if it can"
     if reason := no_cuda(): return reason
-    absent = [name for name in ("cvcuda", "nvidia.nvimgcodec") if not _installed(name)]
+    absent = [name for name in ("cvcuda", "nvidia.nvimgcodec") if not is_installed(name)]
     return f"not installed: {', '.join(absent)}" if absent else ""
 
-def _installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
     try: return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError: return False      # the package above it is absent
 
+# %% ../../nbs/vision/09_bridge.ipynb #check-cuda
 def check_cuda():
-    "Raise `ToolkitError` unless the CUDA engine can run"
-    if why := why_not(): raise ToolkitError("the CUDA engine cannot run here", found=why, do="pip install 'zztoolkit[gpu]' on a machine with an NVIDIA driver, or device='cpu'")
+    "Raise `ToolkitError` unless the CUDA backend can run"
+    if reason := unavailable_reason():
+        raise ToolkitError(
+            "the CUDA backend cannot run here",
+            found=reason,
+            do="pip install 'zztoolkit[gpu]' on a machine with an NVIDIA driver, or device='cpu'")
 
 # %% ../../nbs/vision/09_bridge.ipynb #keep-memory
-CACHE_LIMIT = 1 << 30       # bytes of device memory that each library keeps for reuse, in each worker
+CACHE_LIMIT = 1 << 30       # bytes of device memory that each library keeps, in each worker
 
 @lru_cache(16)
 def keep_memory(device: int):
-    """Have freed memory of a device kept for the next batch, up to `CACHE_LIMIT` bytes, by CV-CUDA and by CUDA's default pool.
+    """Keep freed memory of a device for the next batch, up to `CACHE_LIMIT` bytes.
 
-    CV-CUDA's own limit has no useful bound. The pool, from which nvImageCodec takes its images, by default gives
-    everything back at each synchronization. With this, constants on the device and fewer decoder threads a batch of
-    one took a quarter less time on an H100; which of them did it was not measured apart.
+    CV-CUDA's own limit has no useful bound. CUDA's default pool, from which nvImageCodec takes its
+    images, by default returns everything at each synchronization. With this, constants on the
+    device and fewer decoder threads, a batch of one took a quarter less time on an H100; the share
+    of each was not measured.
     """
     import cvcuda
     cvcuda.set_cache_limit_inbytes(CACHE_LIMIT)      # of the current device
-    _keep_pool(device, CACHE_LIMIT)
-
-_RELEASE_THRESHOLD = 4      # cudaMemPoolAttrReleaseThreshold
+    keep_pool(device, CACHE_LIMIT)
 
 # %% ../../nbs/vision/09_bridge.ipynb #keep-pool
-def _keep_pool(device: int, limit: int):
-    "Set the release threshold of a device's default memory pool; leave it where the CUDA runtime cannot be reached"
+RELEASE_THRESHOLD = 4      # cudaMemPoolAttrReleaseThreshold
+
+def keep_pool(device: int, limit: int):
+    "Set the release threshold of a device's default memory pool, if the CUDA runtime is found"
     import torch
     major = (torch.version.cuda or "").partition(".")[0]
     try: runtime = ctypes.CDLL(f"libcudart.so.{major}")
     except OSError: return
     pool, value = ctypes.c_void_p(), ctypes.c_uint64(limit)
-    if runtime.cudaDeviceGetDefaultMemPool(ctypes.byref(pool), device) == 0:
-        runtime.cudaMemPoolSetAttribute(pool, _RELEASE_THRESHOLD, ctypes.byref(value))
+    failed = runtime.cudaDeviceGetDefaultMemPool(ctypes.byref(pool), device)
+    if failed: return
+    runtime.cudaMemPoolSetAttribute(pool, RELEASE_THRESHOLD, ctypes.byref(value))
 
-# %% ../../nbs/vision/09_bridge.ipynb #buffer
-def _buffer(x: torch.Tensor) -> cvcuda.ExternalBuffer:
-    """Wrap a tensor's memory with the stream that writes it.
+# %% ../../nbs/vision/09_bridge.ipynb #share
+def with_stream(x: torch.Tensor) -> cvcuda.ExternalBuffer:
+    """Return a tensor's memory with the stream that writes it.
 
-    torch's own interface (version 2) names no stream, which CV-CUDA answers by waiting for the whole device.
+    torch's own interface (version 2) names no stream, so CV-CUDA waits for the whole device.
     Source: CV-CUDA 0.19, cvcuda/tv/_torch.py.
     """
     import torch
     x = x.contiguous()
     interface = dict(x.__cuda_array_interface__)
     interface |= {"version": 3, "stream": torch.cuda.current_stream().cuda_stream or -1}
-    return cast("cvcuda.ExternalBuffer", SimpleNamespace(tensor=x, __cuda_array_interface__=interface))
+    buffer = SimpleNamespace(tensor=x, __cuda_array_interface__=interface)
+    return cast("cvcuda.ExternalBuffer", buffer)
 
-def cv(x: torch.Tensor, layout: str = "HWC") -> cvcuda.Tensor:
-    "Share a torch tensor with CV-CUDA: the same memory"
+# %% ../../nbs/vision/09_bridge.ipynb #as-cvcuda
+def as_cvcuda(x: torch.Tensor, layout: str = "HWC") -> cvcuda.Tensor:
+    "Return a torch tensor as CV-CUDA's, sharing its memory"
     import cvcuda
-    return cvcuda.as_tensor(_buffer(x), layout)
+    return cvcuda.as_tensor(with_stream(x), layout)
 
-# %% ../../nbs/vision/09_bridge.ipynb #images
-def _images(xs: Sequence[torch.Tensor]) -> cvcuda.ImageBatchVarShape:
-    "Share images uint8 (H, W, C) of any sizes as one batch. Raise `InputError` unless they have the same channels"
+def as_torch(t: cvcuda.Tensor) -> torch.Tensor:
+    "Return CV-CUDA's tensor as torch's, sharing its memory"
+    import torch
+    return torch.as_tensor(t.cuda(), device="cuda")
+
+# %% ../../nbs/vision/09_bridge.ipynb #image-batch
+def as_image_batch(xs: Sequence[torch.Tensor]) -> cvcuda.ImageBatchVarShape:
+    "Share images uint8 (H, W, C) of any sizes. Raise `InputError` for different channels"
     import cvcuda
     formats = {1: cvcuda.Format.U8, 3: cvcuda.Format.RGB8, 4: cvcuda.Format.RGBA8}
     channels = {x.shape[2] for x in xs}
     if len(channels) > 1 or not channels <= set(formats):
-        raise InputError(f"images of {sorted(channels)} channels cannot be one batch; it takes 1, 3 or 4 in all")
-    return cvcuda.as_images([_buffer(x) for x in xs], formats[channels.pop()])
+        what = f"images of {sorted(channels)} channels cannot be one batch"
+        raise InputError(f"{what}; it takes 1, 3 or 4 in all")
+    return cvcuda.as_images([with_stream(x) for x in xs], formats[channels.pop()])
 
-def _torch(t: cvcuda.Tensor) -> torch.Tensor:
-    "Share CV-CUDA's tensor with torch: the same memory"
-    import torch
-    return torch.as_tensor(t.cuda(), device="cuda")
-
-def _stream() -> cvcuda.Stream:
+def current_stream() -> cvcuda.Stream:
+    "Return torch's current stream as CV-CUDA's"
     import cvcuda, torch
     return cvcuda.as_stream(torch.cuda.current_stream())
 
 # %% ../../nbs/vision/09_bridge.ipynb #upload
 @lru_cache(256)
-def _constant(values: tuple[float, ...], dtype: str, device: torch.device) -> torch.Tensor:
+def constant(values: tuple[float, ...], dtype: str, device: torch.device) -> torch.Tensor:
     "Copy numbers to a device once: each copy from ordinary memory waits for the stream"
     import torch
     return torch.tensor(values, dtype=getattr(torch, dtype), device=device)
 
 def upload(x: Any, device: torch.device) -> torch.Tensor:
-    "Copy an array or nested lists of int32 to a device without waiting, through memory that the driver can read"
+    "Copy an array, or nested lists of int32, to a device through pinned memory, without waiting"
     import numpy as np, torch
     x = np.asarray(x, np.int32) if isinstance(x, list) else x
     host = torch.empty(x.shape, dtype=getattr(torch, str(x.dtype)), pin_memory=True)
     host.numpy()[...] = x
     return host.to(device, non_blocking=True)
+
+def to_current_device(x: Any) -> torch.Tensor:
+    "Return an array, or an image of nvImageCodec, as a tensor on the current device"
+    import torch
+    return torch.as_tensor(x, device="cuda")

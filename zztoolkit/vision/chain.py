@@ -5,31 +5,32 @@
 # %% ../../nbs/vision/17_chain.ipynb #imports
 from __future__ import annotations
 
-import json, time
+import json, time, warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from html import escape
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from ..batch import Batch
 from ..device import Device, on_device, parse_device
+from ..display import Table
 from ..errors import InputError, ToolkitError
 from ..system import usable_cores
-from .convert import of_timm, of_torchvision
+from .convert import convert_timm, convert_torchvision
 from .cpu import plan_cpu, run_steps, Step
 from .cuda import plan_cuda, run_batch
 from .cuda_decode import explain_decoder
 from .geometry import Crop, Decode
 from .registry import check_order, op_from_dict, op_to_dict
 from .show import show_difference, show_plan, show_stages
-from .source import check_image, shown, source, stack_rows
+from .source import check_image, read_input, resolve_example, stack_arrays
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
+    from typing_extensions import Self
 
 # %% auto #0
 __all__ = ['Plan', 'Chain']
@@ -37,33 +38,32 @@ __all__ = ['Plan', 'Chain']
 # %% ../../nbs/vision/17_chain.ipynb #plan
 @dataclass(frozen=True)
 class Plan:
-    "The steps of a chain on a device; call it with one input"
+    "Steps of a chain on a device; call it with one input"
     device: str
     exact: bool
     steps: tuple[Step, ...]
 
     def __call__(self, x: Any) -> Any:
-        "Raises `RequestError` for an input that is no image"
+        "Run the plan on one input. Raise `RequestError` for an input that is no image"
         device = parse_device(self.device)
         if not device.is_cuda: return run_steps(self.steps, x)
-        with on_device(device): answers = run_batch(self.steps, [x]).answers()
-        [answer] = answers
-        if isinstance(answer, Exception): raise answer
-        return answer
+        with on_device(device): result, = run_batch(self.steps, [x]).results()
+        if isinstance(result, Exception): raise result
+        return result
 
     def __str__(self) -> str:
-        rows = [(str(n), " + ".join(type(o).__name__ for o in s.ops), s.how) for n, s in enumerate(self.steps, 1)]
-        wide = max((len(ops) for _, ops, _ in rows), default=0)
-        return "\n".join(f"{n}  {ops:<{wide}}  {how}" for n, ops, how in rows)
+        def names(step: Step) -> str: return " + ".join(type(op).__name__ for op in step.ops)
+        rows = [(str(n), names(s), s.how) for n, s in enumerate(self.steps, 1)]
+        return str(Table(("", "", ""), rows))
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        cells = [[str(n), "<br>".join(escape(repr(o)) for o in s.ops), escape(s.how)] for n, s in enumerate(self.steps, 1)]
-        body = "".join("<tr>" + "".join(f"<td style='text-align:left'>{c}</td>" for c in row) + "</tr>" for row in cells)
-        return f"<table><tr><th>step</th><th style='text-align:left'>operations</th><th style='text-align:left'>on {escape(self.device)}</th></tr>{body}</table>"
+        titles = ("step", "operations", f"on {self.device}")
+        rows = [(str(n), repr(s), s.how) for n, s in enumerate(self.steps, 1)]
+        return Table(titles, rows)._repr_html_()
 
     def show(self,
-        photo: Any = None,   # a path or bytes: on CUDA the title says which decoder reads it, and why
+        photo: Any = None,   # a path or bytes: the title says which decoder reads it, and why
     ) -> Figure:
         "Draw a box for each step, in it the operations that it does together"
         fig = show_plan(self)
@@ -71,158 +71,235 @@ class Plan:
         return fig
 
     def decoder(self, photo: str | Path | bytes) -> str:
-        "Say which decoder reads an image, and why: on CUDA that depends on its header"
-        if not isinstance(photo, bytes) and not Path(photo).is_file(): raise ToolkitError(f"no file at {photo}", found=f"looked from {Path.cwd()}", do="give the path of an image, or its bytes")
-        body = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
-        return explain_decoder(self.steps, body) if parse_device(self.device).is_cuda else "the CPU"
+        "Return which decoder reads an image, and why: on CUDA that depends on its header"
+        body = photo if isinstance(photo, bytes) else read_file(Path(photo))
+        if not parse_device(self.device).is_cuda: return "the CPU"
+        return explain_decoder(self.steps, body)
 
-# %% ../../nbs/vision/17_chain.ipynb #chain
-class Chain:
-    "Image operations in order: a value that is planned for a device, saved as JSON and carried in an archive"
+# %% ../../nbs/vision/17_chain.ipynb #read-file
+def read_file(path: Path) -> bytes:
+    "Return the bytes of a file. Raise `ToolkitError` if there is none"
+    if path.is_file(): return path.read_bytes()
+    raise ToolkitError(
+        f"no file at {path}",
+        found=f"looked from {Path.cwd()}",
+        do="give the path of an image, or its bytes")
+
+# %% ../../nbs/vision/17_chain.ipynb #operations
+class Operations:
+    "Image operations in order: a value that can be changed, compared and saved"
     def __init__(self,
         *ops: Any,
-        exact: bool = False, # plan without any approximation, everywhere: as torchvision computes it
+        exact: bool = False, # plan without any approximation, as torchvision computes it
     ):
         check_order(ops)
-        if not isinstance(exact, bool): raise ToolkitError("exact is True or False", found=repr(exact))
+        if not isinstance(exact, bool):
+            raise ToolkitError("exact is True or False", found=repr(exact))
         self.ops = tuple(ops)
         self.exact = exact
 
     @property
     def decodes(self) -> bool:
-        "Does it begin with `Decode`, and so take bytes?"
+        "True if it begins with `Decode`, and so takes bytes"
         return bool(self.ops) and isinstance(self.ops[0], Decode)
 
     @property
     def crops_per_request(self) -> bool:
-        "Does it take the region of each request?"
-        return any(isinstance(o, Crop) and o.per_request for o in self.ops)
+        "True if it takes a region from each request"
+        return any(isinstance(op, Crop) and op.per_request for op in self.ops)
 
     def __repr__(self) -> str:
         parts = [*map(repr, self.ops), *["exact=True"] * self.exact]
-        return f"Chain({', '.join(parts)})"
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Chain) and (self.ops, self.exact) == (other.ops, other.exact)
+        if not isinstance(other, Operations): return False
+        return (self.ops, self.exact) == (other.ops, other.exact)
 
     def __hash__(self) -> int: return hash((self.ops, self.exact))
 
+    def with_exact(self, exact: bool = True) -> Self:
+        "Return the chain that plans without any approximation, or one that may approximate"
+        return type(self)(*self.ops, exact=exact)
+
+    def with_reducing_gap(self, gap: float | None) -> Self:
+        "Return the chain with another `reducing_gap`. Raise `ToolkitError` without a `Decode`"
+        return type(self)(*replace_gap(self, gap), exact=self.exact)
+
+    def with_crop(self, region: tuple[int, int, int, int]) -> Self:
+        "Return the chain for the region of one request. Raise `InputError` if it takes none"
+        return type(self)(*replace_region(self, region), exact=self.exact)
+
+    def to_json(self) -> str:
+        "Return the chain as JSON; `Chain.from_json` reads it back"
+        return save_operations(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        "Return the chain that `to_json` saved. Raise `ToolkitError` for anything else"
+        ops, exact = load_operations(text)
+        return cls(*ops, exact=exact)
+
+# %% ../../nbs/vision/17_chain.ipynb #replace
+def replace_gap(chain: Operations, gap: float | None) -> list:
+    "Return a chain's operations with another `reducing_gap`"
+    if chain.decodes: return [replace(chain.ops[0], reducing_gap=gap), *chain.ops[1:]]
+    raise ToolkitError(
+        "this chain decodes nothing",
+        found=repr(chain),
+        do="leave reducing_gap out")
+
+def replace_region(chain: Operations, region: tuple[int, int, int, int]) -> list:
+    "Return a chain's operations with a region in its `Crop`"
+    if not chain.crops_per_request: raise InputError("this chain crops no region of a request")
+    def is_open(op: Any) -> bool: return isinstance(op, Crop) and op.per_request
+    return [Crop(*region) if is_open(op) else op for op in chain.ops]
+
+# %% ../../nbs/vision/17_chain.ipynb #json
+def save_operations(chain: Operations) -> str:
+    "Return a chain as JSON"
+    saved: dict = {"chain": list(map(op_to_dict, chain.ops))}
+    if chain.exact: saved["exact"] = True
+    return json.dumps(saved, indent=1)
+
+def load_operations(text: str) -> tuple[list, bool]:
+    "Return the operations of a saved chain, and whether it is exact"
+    try: saved = json.loads(text)
+    except (ValueError, TypeError): saved = None
+    if isinstance(saved, dict) and isinstance(saved.get("chain"), list):
+        return list(map(op_from_dict, saved["chain"])), saved.get("exact", False)
+    raise ToolkitError("not a saved chain", found=str(text)[:80], do="Chain.to_json writes one")
+
+# %% ../../nbs/vision/17_chain.ipynb #planned
+class PlannedOperations(Operations):
+    "Operations that run: planned once for each device"
     def plan(self,
-        device: str = "cpu", # or "cuda"
-        exact: bool | None = None, # forbid every approximation: full decode, resize before crop; None: as the chain says
+        device: str = "cpu",       # or "cuda"; planning needs no GPU
+        exact: bool | None = None, # without approximation; None: as the chain
     ) -> Plan:
-        "What runs on a device. Raises `ToolkitError` for an operation that its engine lacks; planning needs no GPU"
-        kind = parse_device(device).kind
+        "Return the plan for a device. Raise `ToolkitError` for an operation that it lacks"
         if exact is None: exact = self.exact
-        plan = plan_cpu if kind == "cpu" else plan_cuda
+        plan = plan_cuda if parse_device(device).is_cuda else plan_cpu
         return Plan(str(device), exact, plan(self.ops, exact))
 
     @cached_property
-    def _planned(self) -> Plan: return self.plan()
+    def _cpu_plan(self) -> Plan: return self.plan()
 
     @cached_property
-    def _planned_for_cuda(self) -> Plan: return self.plan("cuda")
-
-    def decoding(self, reducing_gap: float | None) -> Chain:
-        "The chain with another `reducing_gap` of its `Decode`. Raises `ToolkitError` if it has none"
-        if not self.decodes: raise ToolkitError("this chain decodes nothing", found=repr(self), do="leave reducing_gap out")
-        return Chain(replace(self.ops[0], reducing_gap=reducing_gap), *self.ops[1:], exact=self.exact)
-
-    def with_exact(self, exact: bool = True) -> Chain:
-        "Return the chain that plans without any approximation, or with `exact=False` the one that may approximate"
-        return Chain(*self.ops, exact=exact)
-
-    def at(self, region: tuple[int, int, int, int]) -> Chain:
-        "The chain for the region of one request. Raises `InputError` if it takes none"
-        if not self.crops_per_request: raise InputError("this chain crops no region of a request")
-        ops = [Crop(*region) if isinstance(o, Crop) and o.per_request else o for o in self.ops]
-        return Chain(*ops, exact=self.exact)
+    def _cuda_plan(self) -> Plan: return self.plan("cuda")
 
     def __call__(self,
-        x: Any, # encoded image (bytes or a `Path`), an image uint8 (H, W, C) if the chain decodes none, or a dict of one and a region
-    ) -> np.ndarray: # what the last operation gives: float32 (C, H, W) after `Normalize`
-        "Run the chain on one input. Raises `RequestError` for an input that is no image"
-        plan, value = self._begun(x)
+        x: Any, # bytes, a `Path`, a request with a region, or an image if the chain decodes nothing
+    ) -> np.ndarray: # of the last operation: float32 (C, H, W) after `Normalize`
+        "Run the chain on one input. Raise `RequestError` for an input that is no image"
+        plan, value = choose_cpu_plan(self, x)
         return plan(value)
 
-    def _begun(self, x: Any) -> tuple[Plan, Any]:
-        "The plan for one input, and what it begins with"
-        value, region = source(x)
-        if not self.decodes: value = check_image(value)
-        return (self.at(region).plan() if region else self._planned), value
-
     def batch(self,
-        xs: Sequence,                 # as many inputs
-        pool: Executor | None = None, # threads to share them on the CPU; decoding and resizing release Python's lock
+        xs: Sequence,                 # inputs as of a call
+        pool: Executor | None = None, # threads on the CPU; decoding releases Python's lock
         device: str | Device = "cpu", # or "cuda", "cuda:1"
-        decoded: Callable[[float], None] = lambda share: None, # told what share of the time so far went into decoding, with what the plan has joined to it
+        decoded: Callable[[float], None] = lambda share: None, # gets decoding's share of the time
         threads: int | None = None,   # of the GPU's decoder on the CPU; default: all usable cores
-    ) -> Batch: # the live ones stacked, (N, C, H, W): a NumPy array, or on CUDA a torch tensor; the others in `errors`
+    ) -> Batch: # live ones stacked (N, C, H, W), NumPy or on CUDA torch; the others in `errors`
         "Run the chain on many inputs, each failing alone"
-        if (where := parse_device(device)).is_cuda:
-            with on_device(where): return run_batch(self._planned_for_cuda.steps, xs, decoded, pool, threads or usable_cores())
-        spent: list[tuple[float, float]] = []
-        batch = Batch.of(xs).map(partial(self._timed, spent), pool).through(stack_rows)
-        if self.decodes and spent: decoded(sum(first for first, _ in spent) / sum(whole for _, whole in spent))
-        return batch
+        where = parse_device(device)
+        if not where.is_cuda: return run_on_cpu(self, xs, pool, decoded)
+        with on_device(where):
+            steps, n = self._cuda_plan.steps, threads or usable_cores()
+            return run_batch(steps, xs, decoded, pool, n)
 
-    def _timed(self, spent: list[tuple[float, float]], x: Any) -> Any:
-        "The chain on one input; the seconds of the plan's first step and of all go to `spent`"
-        plan, value = self._begun(x)
-        start = time.perf_counter()
-        value = run_steps(plan.steps[:1], value)
-        first = time.perf_counter()
-        value = run_steps(plan.steps[1:], value)
-        spent.append((first - start, time.perf_counter() - start))
-        return value
+# %% ../../nbs/vision/17_chain.ipynb #run
+def choose_cpu_plan(chain: PlannedOperations, x: Any) -> tuple[Plan, Any]:
+    "Return the plan for one input, and the body or the image that it starts with"
+    value, region = read_input(x)
+    if not chain.decodes: value = check_image(value)
+    plan = chain.with_crop(region).plan() if region else chain._cpu_plan
+    return plan, value
 
+# %% ../../nbs/vision/17_chain.ipynb #run-on-cpu
+def run_on_cpu(
+    chain: PlannedOperations, xs: Sequence, pool: Executor | None, decoded: Callable[[float], None],
+) -> Batch:
+    "Run a chain on many inputs, and report the share of the time spent decoding"
+    spent: list[tuple[float, float]] = []
+    batch = Batch.of(xs).map(partial(run_timed, chain, spent), pool).map_batch(stack_arrays)
+    if chain.decodes and spent:
+        decoded(sum(first for first, _ in spent) / sum(whole for _, whole in spent))
+    return batch
+
+# %% ../../nbs/vision/17_chain.ipynb #run-timed
+def run_timed(
+    chain: PlannedOperations, spent: list[tuple[float, float]], x: Any,
+) -> Any:
+    "Run a chain on one input; append the seconds of the first step and of all to `spent`"
+    plan, value = choose_cpu_plan(chain, x)
+    start = time.perf_counter()
+    value = run_steps(plan.steps[:1], value)
+    first = time.perf_counter()
+    value = run_steps(plan.steps[1:], value)
+    spent.append((first - start, time.perf_counter() - start))
+    return value
+
+# %% ../../nbs/vision/17_chain.ipynb #chain
+class Chain(PlannedOperations):
+    "Image operations in order, planned for a device, saved as JSON and carried in an archive"
     def example(self, photo: Any = None):
-        "A real input of the model behind this chain: a torch tensor (1, C, H, W) of `photo` (what `show` takes)"
+        "Return a real input of the model behind this chain: a torch tensor (1, C, H, W) of `photo`"
         import torch
-        chain, x = shown(self, photo)
+        chain, x = resolve_example(self, photo)
         y = chain(x)
-        if chain.ops[-1].gives != "tensor": raise ToolkitError("the chain gives no model input", found=f"{y.dtype} {y.shape}", do="end it with Normalize() or ToDtype()")
+        check_ends_in_tensor(chain, y)
         return torch.from_numpy(y[None])
 
-    def to_json(self) -> str:
-        "The chain as JSON; `Chain.from_json` reads it back"
-        saved: dict = {"chain": list(map(op_to_dict, self.ops))}
-        if self.exact: saved["exact"] = True
-        return json.dumps(saved, indent=1)
+    @classmethod
+    def from_torchvision(cls, transform: Any, exact: bool = False) -> Self:
+        """Return the chain of a torchvision pipeline, with a `Decode` before it.
+
+        `transform` is a `Compose` of `torchvision.transforms` or `.v2`, or `weights.transforms()`
+        of a classifier, detector or segmenter. With `exact`, the numbers are the transform's too.
+        Raise `ToolkitError` naming a transform that cannot be converted.
+        """
+        return cls(Decode(), *convert_torchvision(transform), exact=exact)
 
     @classmethod
-    def from_json(cls, text: str) -> Chain:
-        "The chain that `to_json` wrote"
-        try: saved = json.loads(text)
-        except (ValueError, TypeError): saved = None
-        if not isinstance(saved, dict) or not isinstance(saved.get("chain"), list):
-            raise ToolkitError("not a saved chain", found=str(text)[:80], do="Chain.to_json writes one")
-        return cls(*map(op_from_dict, saved["chain"]), exact=saved.get("exact", False))
+    def from_timm(cls, config: Any, exact: bool = False) -> Self:
+        """Return the chain of timm's evaluation.
 
-    @classmethod
-    def from_torchvision(cls,
-        transform: Any,      # of `torchvision.transforms` or `.v2`: a `Compose`, or `weights.transforms()` of a classifier, detector or segmenter
-        exact: bool = False, # plan without any approximation, so that the numbers are the transform's too
-    ) -> Chain:
-        "Return a chain of a torchvision pipeline, with a `Decode` before it. Raise `ToolkitError` that names what it cannot convert"
-        return cls(Decode(), *of_torchvision(transform), exact=exact)
+        `config` is `timm.data.create_transform(...)`, or the dict of
+        `timm.data.resolve_data_config({}, model=model)`. With `exact`, the numbers are timm's too.
+        Raise `ToolkitError` naming a transform that cannot be converted.
+        """
+        if not isinstance(config, dict): return cls.from_torchvision(config, exact)
+        return cls(*convert_timm(config), exact=exact)
 
-    @classmethod
-    def from_timm(cls,
-        config: Any,         # `timm.data.create_transform(...)`, or the dict of `timm.data.resolve_data_config({}, model=model)`
-        exact: bool = False, # plan without any approximation, so that the numbers are the transform's too
-    ) -> Chain:
-        "Return a chain of what timm evaluates with. Raise `ToolkitError` that names what it cannot convert"
-        ops = of_timm(config) if isinstance(config, dict) else [Decode(), *of_torchvision(config)]
-        return cls(*ops, exact=exact)
+    def decoding(self, reducing_gap: float | None) -> Self:
+        "Deprecated name of `with_reducing_gap`"
+        warnings.warn("Chain.decoding is now with_reducing_gap", DeprecationWarning, stacklevel=2)
+        return self.with_reducing_gap(reducing_gap)
 
-    def show(self,
-        photo: Any = None,   # a path, bytes, an image (PIL, or uint8 (H, W, C)), or a dict of one and a region; default: a sample photograph
-        times: bool = True,  # with the milliseconds that each stage takes by itself
-    ) -> Figure:
-        "A picture of every stage with its shape and dtype"
-        return show_stages(*shown(self, photo), times)
+    def at(self, region: tuple[int, int, int, int]) -> Self:
+        "Deprecated name of `with_crop`"
+        warnings.warn("Chain.at is now with_crop", DeprecationWarning, stacklevel=2)
+        return self.with_crop(region)
+
+    def show(self, photo: Any = None, times: bool = True) -> Figure:
+        """Draw every stage with its shape and dtype, and with `times` its milliseconds.
+
+        `photo` is a path, bytes, an image (PIL, or uint8 (H, W, C)), a request with a region, or by
+        default a sample photograph.
+        """
+        return show_stages(*resolve_example(self, photo), times)
 
     def compare(self, photo: Any = None) -> Figure:
-        "What the plan gives of `photo` (what `show` takes) beside what `exact=True` gives, the difference of their pixels, amplified, and how large it is for the model"
-        return show_difference(*shown(self, photo))
+        "Draw the plan's pixels beside those of `exact=True`, and their difference, amplified"
+        return show_difference(*resolve_example(self, photo))
+
+# %% ../../nbs/vision/17_chain.ipynb #ends-in-tensor
+def check_ends_in_tensor(chain: Operations, y: np.ndarray):
+    "Raise `ToolkitError` for a chain whose result is no input of a model"
+    if chain.ops[-1].produces == "tensor": return
+    raise ToolkitError(
+        "the chain returns no model input",
+        found=f"{y.dtype} {y.shape}",
+        do="end it with Normalize() or ToDtype()")

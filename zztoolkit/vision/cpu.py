@@ -11,15 +11,13 @@ from functools import partial
 from typing import Any, TYPE_CHECKING
 
 from ..errors import InputError
-from zztoolkit.vision.cpu_kernels import (
-    as_pil, Box, center_crop, cpu_kernel, framed, pillow_resize,
-)
+from .cpu_kernels import (
+    as_pil, Box, center_crop, cpu_kernel, pad_to_frame, pillow_resize)
 from .geometry import CenterCrop, Crop, Decode, Flip, Letterbox, Resize
 from .pixels import Apply, Normalize, ToDtype
-from .progressive import coarse_scans
-from zztoolkit.vision.reading import (
-    as_hwc, open_image, orientation, read_upright, UPRIGHT_SWAPS,
-)
+from .progressive import drop_fine_scans
+from .reading import (
+    as_hwc, open_image, read_orientation, read_upright, UPRIGHT_SWAPS)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,89 +26,125 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/vision/08_cpu.ipynb #large
-LARGE = 1 << 18     # pixels; a smaller image is decoded in full, which takes a few milliseconds
-_TURN = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}     # EXIF's orientation to PIL.Image.Transpose
+# %% ../../nbs/vision/08_cpu.ipynb #scaled-image
+TRANSPOSE = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}     # EXIF orientation to PIL's Transpose
+Size = tuple[int, int]      # width, height
 
-# %% ../../nbs/vision/08_cpu.ipynb #reduced
 @dataclass(frozen=True)
-class _Reduced:
-    "An image decoded no larger than needed: not turned yet, what of it is picture (libjpeg rounds its size up), its orientation, and the size it is to get"
+class ScaledImage:
+    "Decoded image, no larger than needed and not yet upright"
     img: Image
-    box: Box
-    turned: int
-    size: tuple[int, int]
+    box: Box            # its part with pixels: libjpeg rounds its size up
+    orientation: int    # EXIF, 1 to 8
+    size: Size          # after the resize, upright
 
-    def resized(self, interpolation: str) -> Image:
-        "All of it, upright"
+    def resize(self, interpolation: str) -> Image:
+        "Return the whole image, resized and upright"
         import PIL.Image
-        if self.turned not in _TURN: return pillow_resize(self.img, self.size, interpolation, self.box)
-        size = self.size[::-1] if self.turned in UPRIGHT_SWAPS else self.size
-        return pillow_resize(self.img, size, interpolation, self.box).transpose(PIL.Image.Transpose(_TURN[self.turned]))
+        size = self.size[::-1] if self.orientation in UPRIGHT_SWAPS else self.size
+        out = pillow_resize(self.img, size, interpolation, self.box)
+        turn = TRANSPOSE.get(self.orientation)
+        return out if turn is None else out.transpose(PIL.Image.Transpose(turn))
 
-    def middle(self, interpolation: str, crop: CenterCrop) -> np.ndarray:
-        "The middle of it, upright"
-        if self.turned in _TURN: return center_crop(crop, as_hwc(self.resized(interpolation)))
-        return _resized_middle(self.img, self.box, self.size, interpolation, crop)
+    def resize_middle(self, interpolation: str, crop: CenterCrop) -> np.ndarray:
+        "Return the middle of the resized image, upright"
+        if self.orientation in TRANSPOSE:
+            return center_crop(crop, as_hwc(self.resize(interpolation)))
+        return resize_middle(self.img, self.box, self.size, interpolation, crop)
 
-# %% ../../nbs/vision/08_cpu.ipynb #reduced-2
-def _reduced(decode: Decode, data: bytes, target: Callable[[int, int], tuple[int, int]]) -> _Reduced:
-    "An image decoded no larger than its target (by the upright width and height) needs it"
-    img = open_image(data, decode.max_pixels)
-    turned = orientation(img) if decode.apply_exif_orientation else 1
-    w, h = (img.height, img.width) if turned in UPRIGHT_SWAPS else img.size
+# %% ../../nbs/vision/08_cpu.ipynb #resize-middle
+def resize_middle(
+    img: Image, box: Box, size: Size, interpolation: str, crop: CenterCrop,
+) -> np.ndarray:
+    "Return the middle of an image whose `box` is resized to `size`"
+    (ch, cw), (w, h) = crop.hw, size
+    if w < cw or h < ch:        # the crop pads it
+        return center_crop(crop, as_hwc(pillow_resize(img, size, interpolation, box)))
+    left, top = crop.corner(w, h)
+    sx, sy = box[2] / w, box[3] / h
+    right, bottom = min((left + cw) * sx, img.width), min((top + ch) * sy, img.height)
+    middle = (left * sx, top * sy, right, bottom)
+    return as_hwc(pillow_resize(img, (cw, ch), interpolation, middle))
+
+# %% ../../nbs/vision/08_cpu.ipynb #decode-scaled
+LARGE = 1 << 18     # pixels; a smaller image is decoded in full, which takes a few milliseconds
+
+def decode_scaled(
+    op: Decode,
+    data: bytes,
+    target: Callable[[int, int], Size],     # by the upright width and height
+) -> ScaledImage:
+    "Decode an image no larger than its target needs it"
+    img = open_image(data, op.max_pixels)
+    orientation = read_orientation(img) if op.apply_exif_orientation else 1
+    is_swapped = orientation in UPRIGHT_SWAPS
+    w, h = (img.height, img.width) if is_swapped else img.size
     size = target(w, h)
     box: Box = (0, 0, *img.size)
     if img.format in ("JPEG", "MPO") and w * h >= LARGE:
-        gap = decode.reducing_gap or 1
-        least = max(1, round(size[0] * gap)), max(1, round(size[1] * gap))
-        fits = min(w // least[0], h // least[1])        # libjpeg gives an eighth, a quarter, a half or all
-        if img.info.get("progressive"): img = open_image(coarse_scans(bytes(data), min(fits, 8), min(w / size[0], h / size[1])), decode.max_pixels)
-        drawn = img.draft("L" if decode.mode == "GRAY" else None, least[::-1] if turned in UPRIGHT_SWAPS else least)
-        if drawn: box = drawn[1]
-    return _Reduced(read_upright(img, decode.mode, exif=False), box, turned, size)
+        img = shrink_progressive(op, img, data, (w, h), size)
+        least = smallest_decode(op, size)
+        draft = img.draft(draft_mode(op), least[::-1] if is_swapped else least)
+        if draft: box = draft[1]
+    return ScaledImage(read_upright(img, op.mode, exif=False), box, orientation, size)
 
-# %% ../../nbs/vision/08_cpu.ipynb #resized-middle
-def _resized_middle(img: Image, box: Box, size: tuple[int, int], interpolation: str, crop: CenterCrop) -> np.ndarray:
-    "The middle of what `box` of an image resized to `size` would be"
-    (ch, cw), (w, h) = crop.hw, size
-    if w < cw or h < ch: return center_crop(crop, as_hwc(pillow_resize(img, size, interpolation, box)))      # padded there
-    (left, top), sx, sy = crop.corner(w, h), box[2] / w, box[3] / h
-    return as_hwc(pillow_resize(img, (cw, ch), interpolation, (left * sx, top * sy, min((left + cw) * sx, img.width), min((top + ch) * sy, img.height))))
+# %% ../../nbs/vision/08_cpu.ipynb #smallest-decode
+def draft_mode(op: Decode) -> str | None: return "L" if op.mode == "GRAY" else None
 
-def _decode_resize_exactly(decode: Decode, resize: Resize, data: bytes) -> np.ndarray:
-    img = read_upright(open_image(data, decode.max_pixels), decode.mode, decode.apply_exif_orientation)
+def smallest_decode(op: Decode, size: Size) -> Size:
+    "Return the least size that a JPEG may be decoded at, upright"
+    gap = op.reducing_gap or 1
+    return max(1, round(size[0] * gap)), max(1, round(size[1] * gap))
+
+# %% ../../nbs/vision/08_cpu.ipynb #shrink-progressive
+def shrink_progressive(
+    op: Decode, img: Image, data: bytes, upright: Size, size: Size,
+) -> Image:
+    "Open a progressive JPEG again, without the scans that its target does not need"
+    if not img.info.get("progressive"): return img
+    (w, h), least = upright, smallest_decode(op, size)
+    fits = min(w // least[0], h // least[1])        # libjpeg decodes 1/8, 1/4, 1/2 or all
+    shrink = min(w / size[0], h / size[1])
+    return open_image(drop_fine_scans(bytes(data), min(fits, 8), shrink), op.max_pixels)
+
+# %% ../../nbs/vision/08_cpu.ipynb #fused
+def decode_resize_exactly(op: Decode, resize: Resize, data: bytes) -> np.ndarray:
+    img = read_upright(open_image(data, op.max_pixels), op.mode, op.apply_exif_orientation)
     return as_hwc(pillow_resize(img, resize.target(*img.size), resize.interpolation))
 
-def _decode_resize(decode: Decode, resize: Resize, data: bytes) -> np.ndarray:
-    return as_hwc(_reduced(decode, data, resize.target).resized(resize.interpolation))
+def decode_resize(op: Decode, resize: Resize, data: bytes) -> np.ndarray:
+    return as_hwc(decode_scaled(op, data, resize.target).resize(resize.interpolation))
 
-def _decode_resize_crop(decode: Decode, resize: Resize, crop: CenterCrop, data: bytes) -> np.ndarray:
-    return _reduced(decode, data, resize.target).middle(resize.interpolation, crop)
+def decode_resize_crop(op: Decode, resize: Resize, crop: CenterCrop, data: bytes) -> np.ndarray:
+    return decode_scaled(op, data, resize.target).resize_middle(resize.interpolation, crop)
 
-def _resize_crop(resize: Resize, crop: CenterCrop, img: np.ndarray) -> np.ndarray:
-    return _resized_middle(as_pil(img), (0, 0, img.shape[1], img.shape[0]), resize.target(img.shape[1], img.shape[0]), resize.interpolation, crop)
+def decode_letterbox(op: Decode, frame: Letterbox, data: bytes) -> np.ndarray:
+    return pad_to_frame(frame, as_hwc(decode_scaled(op, data, frame.target).resize("bilinear")))
 
-# %% ../../nbs/vision/08_cpu.ipynb #decode-letterbox
-def _decode_letterbox(decode: Decode, frame: Letterbox, data: bytes) -> np.ndarray:
-    return framed(frame, as_hwc(_reduced(decode, data, frame.target).resized("bilinear")))
+# %% ../../nbs/vision/08_cpu.ipynb #resize-crop
+def resize_crop(resize: Resize, crop: CenterCrop, img: np.ndarray) -> np.ndarray:
+    h, w = img.shape[:2]
+    return resize_middle(as_pil(img), (0, 0, w, h), resize.target(w, h), resize.interpolation, crop)
 
 # %% ../../nbs/vision/08_cpu.ipynb #step
 @dataclass(frozen=True)
 class Step:
-    "One thing a plan does: the operations it stands for, the function that does them, and in words how"
+    "Step of a plan: its operations, the function that does them, and how in words"
     ops: tuple
     run: Callable[[Any], Any]
     how: str
 
     def __repr__(self) -> str: return " + ".join(map(repr, self.ops))
 
-def _named(o: Any) -> str:
-    match o:
+# %% ../../nbs/vision/08_cpu.ipynb #describe-kernel
+def describe_kernel(op: Any) -> str:
+    "Return the library that does one operation"
+    match op:
         case Decode(): return "Pillow, libjpeg-turbo"
-        case Resize() | Letterbox(): return "Pillow" if getattr(o, "smooth", True) else "OpenCV"
+        case Resize(): return "Pillow" if op.is_antialiased else "OpenCV"
+        case Letterbox(): return "Pillow"
         case CenterCrop() | Crop() | Flip(): return "a view, no copy"
-        case Normalize() | ToDtype(): return "one pass: convert, normalise, lay out"
+        case Normalize() | ToDtype(): return "one pass: convert, normalize, lay out"
         case Apply(): return "your function"
     return "OpenCV"
 
@@ -119,27 +153,58 @@ def plan_cpu(
     ops: Sequence[Any],
     exact: bool = False, # forbid every approximation
 ) -> tuple[Step, ...]:
-    "Steps for `ops` on the CPU, neighbours together where that is cheaper"
-    match list(ops):
-        case []: return ()
-        case [Decode() as d, Resize() as r, CenterCrop() as c, *rest] if not exact and d.reducing_gap and r.smooth:
-            return Step((d, r, c), partial(_decode_resize_crop, d, r, c), "scaled JPEG decode, crop before resize"), *plan_cpu(rest)
-        case [Decode() as d, Resize() as r, *rest] if not exact and d.reducing_gap and r.smooth:
-            return Step((d, r), partial(_decode_resize, d, r), "scaled JPEG decode"), *plan_cpu(rest)
-        case [Decode() as d, Letterbox() as b, *rest] if not exact and d.reducing_gap:
-            return Step((d, b), partial(_decode_letterbox, d, b), "scaled JPEG decode"), *plan_cpu(rest)
-        case [Decode() as d, Resize() as r, *rest] if r.smooth:
-            return Step((d, r), partial(_decode_resize_exactly, d, r), "Pillow, no copy in between"), *plan_cpu(rest, exact)
-        case [Resize() as r, CenterCrop() as c, *rest] if not exact and r.smooth:
-            return Step((r, c), partial(_resize_crop, r, c), "crop before resize"), *plan_cpu(rest)
-        case [first, *rest]: return Step((first,), cpu_kernel(first), _named(first)), *plan_cpu(rest, exact)
-    raise AssertionError("a list is empty or has a first item")
+    "Return the steps for `ops` on the CPU, neighbours together where that is cheaper"
+    fuse_first = fuse_exactly if exact else fuse
+    steps, rest = [], list(ops)
+    while rest:
+        step = fuse_first(rest) or single_step(rest[0])
+        steps.append(step)
+        rest = rest[len(step.ops):]
+    return tuple(steps)
+
+def single_step(op: Any) -> Step: return Step((op,), cpu_kernel(op), describe_kernel(op))
+
+def fuse(ops: Sequence[Any]) -> Step | None:
+    "Return a step for the first operations, approximations allowed; None if they do not fuse"
+    return fuse_decode(ops) or fuse_crop(ops) or fuse_exactly(ops)
+
+# %% ../../nbs/vision/08_cpu.ipynb #fuse-decode
+def fuse_decode(ops: Sequence[Any]) -> Step | None:
+    "Return a step that decodes no larger than needed; None if no resize follows"
+    match ops:
+        case [Decode(reducing_gap=None), *_]: return None
+        case [Decode() as d, Resize(is_antialiased=True) as r, CenterCrop() as c, *_]:
+            run = partial(decode_resize_crop, d, r, c)
+            return Step((d, r, c), run, "scaled JPEG decode, crop before resize")
+        case [Decode() as d, Resize(is_antialiased=True) as r, *_]:
+            return Step((d, r), partial(decode_resize, d, r), "scaled JPEG decode")
+        case [Decode() as d, Letterbox() as b, *_]:
+            return Step((d, b), partial(decode_letterbox, d, b), "scaled JPEG decode")
+    return None
+
+# %% ../../nbs/vision/08_cpu.ipynb #fuse-others
+def fuse_crop(ops: Sequence[Any]) -> Step | None:
+    "Return a step that crops before it resizes; None if a crop does not follow a resize"
+    match ops:
+        case [Resize(is_antialiased=True) as r, CenterCrop() as c, *_]:
+            return Step((r, c), partial(resize_crop, r, c), "crop before resize")
+    return None
+
+def fuse_exactly(ops: Sequence[Any]) -> Step | None:
+    "Return a step that approximates nothing; None if the operations do not fuse"
+    match ops:
+        case [Decode() as d, Resize(is_antialiased=True) as r, *_]:
+            run = partial(decode_resize_exactly, d, r)
+            return Step((d, r), run, "Pillow, no copy in between")
+    return None
 
 # %% ../../nbs/vision/08_cpu.ipynb #run
 def run_steps(steps: Sequence[Step], x: Any) -> Any:
-    "What the steps make of `x`. What OpenCV refuses is an `InputError` that names the step"
+    "Return the result of the steps. Raise `InputError` naming a step that OpenCV rejects"
     import cv2
     for step in steps:
         try: x = step.run(x)
-        except (cv2.error, MemoryError) as e: raise InputError(f"{step!r} cannot take this image: {str(getattr(e, 'err', e)).strip()}") from e
+        except (cv2.error, MemoryError) as e:
+            reason = str(getattr(e, "err", e)).strip()
+            raise InputError(f"{step!r} cannot take this image: {reason}") from e
     return x

@@ -12,22 +12,16 @@ from typing import Any, TYPE_CHECKING
 
 from ..batch import Batch
 from ..errors import InputError, ToolkitError
-from .bridge import check_cuda, keep_memory
+from . import cuda_kernels as kernels
+from .bridge import check_cuda, keep_memory, to_current_device
 from .cpu import plan_cpu, Step
-from .cuda_decode import decode_rule, DecodeRule, DecodeStep
-from zztoolkit.vision.cuda_kernels import (
-    _crop, _resize, _threshold, _warp, center_crop, clahe, crop_normalize, cvt_color,
-    equalize, flip, gaussian_blur, letterbox, median_blur, morphology, normalize, pad,
-    resize_by_area, resize_crop_convert, resize_to_nearest, rotate, to_dtype,
-)
-from zztoolkit.vision.geometry import (
-    CenterCrop, Crop, Decode, Flip, Letterbox, Pad, Resize, Rotate, Warp,
-)
+from .cuda_decode import DecodeRule, DecodeStep, make_rule
+from .geometry import (
+    CenterCrop, Crop, Decode, Flip, Letterbox, Pad, Resize, Rotate, Warp)
 from .ops import as_pair
-from zztoolkit.vision.pixels import (
-    Apply, CLAHE, CvtColor, Equalize, GaussianBlur, MedianBlur, Morphology, Normalize,
-    Threshold, ToDtype,
-)
+from .pixels import (
+    Apply, CLAHE, CvtColor, Equalize, GaussianBlur,
+    MedianBlur, Morphology, Normalize, Threshold, ToDtype)
 
 if TYPE_CHECKING:
     import torch
@@ -35,104 +29,158 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/vision/12_cuda.ipynb #cuda-kernel
-def _each(kernel: Callable[[Any], Any], xs: Sequence[Any]) -> Batch: return Batch.of(xs).map(kernel)
-
+# %% ../../nbs/vision/12_cuda.ipynb #cuda-step
 @singledispatch
-def cuda_kernel(op: Any) -> Step:
-    "The step that does one operation to a batch on a device: a list of images, or a tensor of them, to another or to a `Batch`"
-    raise ToolkitError(f"{op!r} has no CUDA kernel", do="plan the chain for the CPU, or leave the operation out")
+def cuda_step(op: Any) -> Step:
+    """Return the step that does one operation to a batch on a device.
 
-for _op, _kernel, _calls in (
-        (CenterCrop, center_crop, "a view, no copy"), (Pad, pad, "cvcuda.copymakeborder"), (Flip, flip, "torch.flip"), (Rotate, rotate, "cvcuda.warp_affine"),
-        (Warp, _warp, "cvcuda.warp_affine or warp_perspective"), (GaussianBlur, gaussian_blur, "cvcuda.gaussian"), (MedianBlur, median_blur, "cvcuda.median_blur"),
-        (Morphology, morphology, "cvcuda.morphology"), (CvtColor, cvt_color, "cvcuda.cvtcolor"), (Equalize, equalize, "cvcuda.histogrameq"), (CLAHE, clahe, "cvcuda.clahe"),
-        (Threshold, _threshold, "cvcuda.threshold"), (ToDtype, to_dtype, "torch: convert, lay out"), (Normalize, normalize, "torch: convert, normalise, lay out")):
-    cuda_kernel.register(_op, lambda op, kernel=_kernel, calls=_calls: Step((op,), partial(_each, partial(kernel, op)), calls))
+    It takes a list of images, or a tensor of them, and returns another, or a `Batch`.
+    """
+    raise ToolkitError(
+        f"{op!r} has no CUDA kernel",
+        do="plan the chain for the CPU, or leave the operation out")
 
-@cuda_kernel.register
-def _(op: Decode) -> Step: return decode_step(op)
+def step_for_each(op: Any, kernel: Callable[[Any], Any], how: str) -> Step:
+    "Return a step that does an operation to one image after the other, each failing alone"
+    return Step((op,), partial(map_images, kernel), how)
+
+def map_images(kernel: Callable[[Any], Any], xs: Sequence[Any]) -> Batch:
+    return Batch.of(xs).map(kernel)
+
+# %% ../../nbs/vision/12_cuda.ipynb #one-by-one
+KERNELS: dict[type, tuple[Callable, str]] = {
+    CenterCrop: (kernels.center_crop, "a view, no copy"),
+    Pad: (kernels.pad, "cvcuda.copymakeborder"),
+    Flip: (kernels.flip, "torch.flip"),
+    Rotate: (kernels.rotate, "cvcuda.warp_affine"),
+    Warp: (kernels.warp, "cvcuda.warp_affine or warp_perspective"),
+    GaussianBlur: (kernels.gaussian_blur, "cvcuda.gaussian"),
+    MedianBlur: (kernels.median_blur, "cvcuda.median_blur"),
+    Morphology: (kernels.morphology, "cvcuda.morphology"),
+    CvtColor: (kernels.cvt_color, "cvcuda.cvtcolor"),
+    Equalize: (kernels.equalize, "cvcuda.histogrameq"),
+    CLAHE: (kernels.clahe, "cvcuda.clahe"),
+    Threshold: (kernels.threshold, "cvcuda.threshold"),
+    ToDtype: (kernels.to_dtype, "torch: convert, lay out"),
+    Normalize: (kernels.normalize, "torch: convert, normalize, lay out")}
+
+def register_kernel(kind: type, kernel: Callable, how: str):
+    "Let `cuda_step` run an operation by a kernel for one image"
+    cuda_step.register(kind, lambda op: step_for_each(op, partial(kernel, op), how))
+
+for _kind, (_kernel, _how) in KERNELS.items(): register_kernel(_kind, _kernel, _how)
+
+# %% ../../nbs/vision/12_cuda.ipynb #resize-steps
+WHOLE_BATCH = "cvcuda.tvresize, the whole batch"
+
+@cuda_step.register
+def _(op: Resize) -> Step:
+    if op.interpolation == "area":
+        return step_for_each(op, partial(kernels.resize_by_area, op), "cvcuda.resize")
+    if op.interpolation.startswith("nearest"):
+        return step_for_each(op, partial(kernels.resize_to_nearest, op), "torch.index_select")
+    return Step((op,), partial(kernels.resize, op), WHOLE_BATCH)
+
+@cuda_step.register
+def _(op: Letterbox) -> Step:
+    return Step((op,), partial(kernels.letterbox, op), f"{WHOLE_BATCH}; cvcuda.copymakeborder")
+
+# %% ../../nbs/vision/12_cuda.ipynb #own-steps
+@cuda_step.register
+def _(op: Crop) -> Step:
+    if not op.per_request: return step_for_each(op, partial(kernels.crop, op), "a view, no copy")
+    raise ToolkitError(
+        "Crop() of a region of each request has no CUDA kernel",
+        do="give the Crop a region, or plan the chain for the CPU")
+
+@cuda_step.register
+def _(op: Apply) -> Step:
+    if op.on == "tensor" and op.cuda:
+        return step_for_each(op, op.function, "your function, on a torch tensor")
+    raise ToolkitError(
+        f"{op!r} does not say that it takes CUDA tensors",
+        do="Apply(function, on='tensor', cuda=True), after ToDtype or Normalize")
 
 # %% ../../nbs/vision/12_cuda.ipynb #decode-step
 def decode_step(op: Decode, resize: Any = None, exact: bool = False) -> Step:
-    "Plan a decode that `resize` follows. Raise `ToolkitError` for a mode that cannot be one batch"
-    if op.mode == "UNCHANGED": raise ToolkitError("Decode(mode='UNCHANGED') has no CUDA kernel", found="images of different channels in one batch", do="use 'RGB' or 'GRAY'")
-    rule = DecodeRule() if exact else decode_rule(op, resize)
+    "Return the step of a decode that `resize` follows. Raise `ToolkitError` for a mixed mode"
+    if op.mode == "UNCHANGED":
+        raise ToolkitError(
+            "Decode(mode='UNCHANGED') has no CUDA kernel",
+            found="images of different channels in one batch",
+            do="use 'RGB' or 'GRAY'")
+    rule = DecodeRule() if exact else make_rule(op, resize)
     on_cpu = plan_cpu((op, resize) if rule.target else (op,), exact)
     return Step((op,), DecodeStep(op, rule, on_cpu), "by its header: JPEG engines, GPU or CPU")
 
-@cuda_kernel.register
-def _(op: Resize) -> Step:
-    if op.interpolation == "area": return Step((op,), partial(_each, partial(resize_by_area, op)), "cvcuda.resize")
-    if op.interpolation.startswith("nearest"): return Step((op,), partial(_each, partial(resize_to_nearest, op)), "torch.index_select")
-    return Step((op,), partial(_resize, op), "cvcuda.tvresize, the whole batch")
-
-@cuda_kernel.register
-def _(op: Letterbox) -> Step: return Step((op,), partial(letterbox, op), "cvcuda.tvresize, the whole batch; cvcuda.copymakeborder")
-
-# %% ../../nbs/vision/12_cuda.ipynb #-
-@cuda_kernel.register
-def _(op: Crop) -> Step:
-    if op.per_request: raise ToolkitError("Crop() of a region of each request has no CUDA kernel", do="give the Crop a region, or plan the chain for the CPU")
-    return Step((op,), partial(_each, partial(_crop, op)), "a view, no copy")
-
-@cuda_kernel.register
-def _(op: Apply) -> Step:
-    if op.on == "tensor" and op.cuda: return Step((op,), partial(_each, op.function), "your function, on a torch tensor")
-    raise ToolkitError(f"{op!r} does not say that it takes CUDA tensors", do="Apply(function, on='tensor', cuda=True), after ToDtype or Normalize")
-
-# %% ../../nbs/vision/12_cuda.ipynb #is-plain
-def _is_plain(op: Resize) -> bool:
-    "Bilinear to one size without antialiasing: what CV-CUDA's fused resize does"
-    return op.interpolation == "bilinear" and not op.antialias and not isinstance(op.size, int)
+@cuda_step.register
+def _(op: Decode) -> Step: return decode_step(op)
 
 # %% ../../nbs/vision/12_cuda.ipynb #plan-cuda
 def plan_cuda(
     ops: Sequence[Any],
     exact: bool = False,   # decode every image at its full size
 ) -> tuple[Step, ...]:
-    "Plan `ops` for CUDA, neighbours together where CV-CUDA has one call for them. Raise `ToolkitError` that names an operation without a kernel"
-    match list(ops):
-        case []: return ()
-        case [Decode() as d, *rest]: return decode_step(d, rest[0] if rest else None, exact), *plan_cuda(rest)
-        case [CenterCrop() as c, Normalize() as n, *rest]:
-            return Step((c, n), partial(crop_normalize, c, n), "cvcuda.crop_flip_normalize_reformat, the whole batch"), *plan_cuda(rest)
-        case [Resize() as r, CenterCrop() as c, ToDtype("float32", True) as t, *rest] if _is_plain(r) and _covers(r, c):
-            return Step((r, c, t), partial(resize_crop_convert, r, c), "cvcuda.resize_crop_convert_reformat, the whole batch"), *plan_cuda(rest)
-        case [first, *rest]: return cuda_kernel(first), *plan_cuda(rest)
-    raise AssertionError("a list is empty or has a first item")
+    "Return the steps for `ops` on CUDA. Raise `ToolkitError` naming an operation without a kernel"
+    steps, rest = [], list(ops)
+    while rest:
+        step = fuse(rest, exact) or cuda_step(rest[0])
+        steps.append(step)
+        rest = rest[len(step.ops):]
+    return tuple(steps)
 
-def _covers(resize: Resize, crop: CenterCrop) -> bool: return all(have >= want for have, want in zip(as_pair(resize.size), crop.hw))
+# %% ../../nbs/vision/12_cuda.ipynb #fuse
+def fuse(ops: Sequence[Any], exact: bool) -> Step | None:
+    "Return a step for the first operations that one call does; None if they do not fuse"
+    match ops:
+        case [Decode() as d, *rest]:
+            return decode_step(d, rest[0] if rest else None, exact)
+        case [CenterCrop() as c, Normalize() as n, *_]:
+            run = partial(kernels.crop_normalize, c, n)
+            return Step((c, n), run, "cvcuda.crop_flip_normalize_reformat, the whole batch")
+        case [Resize() as r, CenterCrop() as c, ToDtype("float32", True) as t, *_]:
+            if not can_convert(r, c): return None
+            run = partial(kernels.resize_crop_convert, r, c)
+            return Step((r, c, t), run, "cvcuda.resize_crop_convert_reformat, the whole batch")
+    return None
+
+def can_convert(resize: Resize, crop: CenterCrop) -> bool:
+    "Return whether CV-CUDA's fused resize does this one: bilinear, one size, no antialiasing"
+    is_plain = resize.interpolation == "bilinear" and not resize.antialias
+    if not is_plain or isinstance(resize.size, int): return False
+    return all(have >= want for have, want in zip(as_pair(resize.size), crop.hw))
 
 # %% ../../nbs/vision/12_cuda.ipynb #run-batch
 def run_batch(
     steps: Sequence[Step],
     xs: Sequence[Any],                # bodies, or images uint8 (H, W, C), NumPy or torch
-    decoded: Callable[[float], None] = lambda share: None,   # called when the images have been decoded
+    decoded: Callable[[float], None] = lambda share: None,   # called when the images are decoded
     pool: Executor | None = None,     # threads for the images that the CPU decodes
     threads: int = 1,                 # of nvImageCodec on the CPU
 ) -> Batch:
-    "Run a plan on the current device: one torch tensor of the live inputs, each failing alone. The host waits for the decoder alone"
+    """Run a plan on the current device: one torch tensor of the live inputs, each failing alone.
+
+    The host waits only for the decoder.
+    """
     import torch
     check_cuda()
     keep_memory(torch.cuda.current_device())
     decodes = bool(steps) and isinstance(steps[0].run, DecodeStep)
-    batch = Batch.of(xs) if decodes else Batch.of(xs).map(_on_device)
+    batch = Batch.of(xs) if decodes else Batch.of(xs).map(to_current_device)
     for step in steps:
         if isinstance(step.run, DecodeStep):
-            batch = batch.through(partial(step.run, pool=pool, threads=threads))
+            batch = batch.map_batch(partial(step.run, pool=pool, threads=threads))
             decoded(1.0)
-        else: batch = batch.through(step.run)
-    return batch.through(_stacked)
+        else: batch = batch.map_batch(step.run)
+    return batch.map_batch(stack_images)
 
-# %% ../../nbs/vision/12_cuda.ipynb #stacked
-def _on_device(x: Any) -> torch.Tensor:
-    import torch
-    return torch.as_tensor(x, device="cuda")
-
-def _stacked(xs: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+# %% ../../nbs/vision/12_cuda.ipynb #stack-images
+def stack_images(xs: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    "Return images of one shape as one tensor. Raise `InputError` for different shapes"
     import torch
     if isinstance(xs, torch.Tensor): return xs
-    if len(shapes := {tuple(x.shape) for x in xs}) > 1:
-        raise InputError(f"inputs of different shapes {sorted(shapes)} cannot be one batch; crop or resize to (H, W)")
+    shapes = {tuple(x.shape) for x in xs}
+    if len(shapes) > 1:
+        what = f"inputs of different shapes {sorted(shapes)} cannot be one batch"
+        raise InputError(f"{what}; crop or resize to (H, W)")
     return torch.stack(list(xs))

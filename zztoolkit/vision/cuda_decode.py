@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TYPE_CHECKING
 
 from ..batch import Batch
 from ..errors import TooLargeError
-from .bridge import upload
+from .bridge import to_current_device, upload
 from .cpu import run_steps, Step
 from .geometry import Decode, Letterbox, Resize
 from .jpeg import is_complete, JpegHeader, read_header
@@ -28,126 +28,172 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/vision/10_cuda_decode.ipynb #decode-rule
+Choice = tuple[str, str]      # the decoder, and why
+
 @dataclass(frozen=True)
 class DecodeRule:
-    """Which decoder reads an image of a chain on CUDA, by its header.
+    """Rule that chooses a decoder on CUDA by an image's header.
 
-    The numbers behind it, in images per second on an H100 with 16 cores (nbs/benchmarks/gpu): baseline 4:2:0 of
-    3 megapixels 3,210 by one nvImageCodec decoder, 865 by the CPU's scaled decode on all cores; progressive of
-    4 megapixels 84 by one decoder and 312 by four, 567 by the CPU's scaled decode and 177 by its full one. Where
-    between full size and a sixth of it the CPU overtakes was not measured: `progressive_shrink` is a guess between.
+    The numbers behind it, in images per second on an H100 with 16 cores (nbs/benchmarks/gpu):
+    baseline 4:2:0 of 3 megapixels 3,210 by one nvImageCodec decoder, 865 by the CPU's scaled decode
+    on all cores; progressive of 4 megapixels 84 by one decoder and 312 by four, 567 by the CPU's
+    scaled decode and 177 by its full one. The CPU overtakes somewhere between full size and a sixth
+    of it, which was not measured: `progressive_shrink` is a guess.
     """
-    target: int = 0                   # pixels of the shorter side after the resize that follows; 0: none follows
-    progressive_shrink: float = 2.0   # from here on the CPU's scaled decode of a progressive image is cheaper
+    target: int = 0                   # pixels of the shorter side after the resize, 0 without one
+    progressive_shrink: float = 2.0   # from here on the CPU's scaled decode is cheaper
 
-    def choose(self, header: JpegHeader | None) -> tuple[str, str]:
-        "Return the decoder, 'engines' (hardware), 'hybrid' (Huffman on the CPU, the rest on the GPU) or 'cpu', and why"
+    def choose(self, header: JpegHeader | None) -> Choice:
+        """Return a decoder, and why.
+
+        'engines' is the hardware, 'hybrid' Huffman on the CPU and the rest on the GPU.
+        """
         if header is None: return "cpu", "not a JPEG, or its header cannot be read"
         if header.is_rgb: return "cpu", "RGB inside, which the GPU takes for YCbCr"
-        if len(header.components) not in (1, 3): return "cpu", f"{len(header.components)} components"
-        if header.is_baseline and header.is_subsampled: return "engines", "baseline, subsampled or grey"
-        if header.is_baseline: return "hybrid", "baseline 4:4:4, slow on the JPEG engines"
-        if not header.is_progressive: return "cpu", f"a JPEG of kind 0x{header.frame:X}, {header.bits} bits"
+        n = len(header.components)
+        if n not in (1, 3): return "cpu", f"{n} components"
+        if header.is_baseline: return self.choose_for_baseline(header)
+        if header.is_progressive: return self.choose_for_progressive(header)
+        return "cpu", f"a JPEG of kind 0x{header.frame:X}, {header.bits} bits"
+
+    def choose_for_baseline(self, header: JpegHeader) -> Choice:
+        if header.is_subsampled: return "engines", "baseline, subsampled or grey"
+        return "hybrid", "baseline 4:4:4, slow on the JPEG engines"
+
+    def choose_for_progressive(self, header: JpegHeader) -> Choice:
         shrink = min(header.width, header.height) / self.target if self.target else 1.0
-        if shrink < self.progressive_shrink: return "hybrid", "progressive, needed at nearly its full size"
+        if shrink < self.progressive_shrink:
+            return "hybrid", "progressive, needed at nearly its full size"
         return "cpu", f"progressive, {shrink:.1f} times as large as needed"
 
-# %% ../../nbs/vision/10_cuda_decode.ipynb #decode-rule-2
-def decode_rule(op: Decode, resize: Any = None) -> DecodeRule:
-    "Make the rule for a decode that `resize` follows"
-    scales = isinstance(resize, Letterbox) or isinstance(resize, Resize) and resize.smooth and not resize.max_size
-    return DecodeRule(target=min(as_pair(resize.size))) if scales and op.reducing_gap else DecodeRule()
+# %% ../../nbs/vision/10_cuda_decode.ipynb #make-rule
+def make_rule(op: Decode, resize: Any = None) -> DecodeRule:
+    "Return the rule for a decode that `resize` follows"
+    match resize:
+        case Letterbox(): can_shrink = True
+        case Resize(is_antialiased=True): can_shrink = not resize.max_size
+        case _: can_shrink = False
+    if not can_shrink or not op.reducing_gap: return DecodeRule()
+    return DecodeRule(target=min(as_pair(resize.size)))
+
+# %% ../../nbs/vision/10_cuda_decode.ipynb #route
+def choose_decoder(op: Decode, rule: DecodeRule, body: Any) -> str:
+    "Return an image's decoder. Raise `RequestError` for a body that no decoder should see"
+    header = read_header(body) if isinstance(body, (bytes, bytearray, memoryview)) else None
+    if header is None or not header.width * header.height or not is_complete(body):
+        open_image(body, op.max_pixels)          # the CPU's decoder reports a broken file
+        return "cpu"
+    if header.width * header.height > op.max_pixels:
+        size = f"{header.width} x {header.height} pixels"
+        raise TooLargeError(f"{size} is over the limit of {op.max_pixels:,}")
+    if header.is_progressive: check_scans(body)
+    return rule.choose(header)[0]
 
 # %% ../../nbs/vision/10_cuda_decode.ipynb #decoder
-_BACKENDS = {"engines": ("HW_GPU_ONLY", "HYBRID_CPU_GPU"), "hybrid": ("HYBRID_CPU_GPU",)}
+BACKENDS = {"engines": ("HW_GPU_ONLY", "HYBRID_CPU_GPU"), "hybrid": ("HYBRID_CPU_GPU",)}
 
 @lru_cache(32)
-def _decoder(kind: str, device: int, thread: int, threads: int) -> Any:
-    "Make a decoder for a thread: they cannot be shared. By default it starts a thread for every core, in each worker"
+def make_decoder(kind: str, device: int, thread: int, threads: int) -> Any:
+    """Return a decoder for a thread; threads cannot share one.
+
+    By default nvImageCodec starts a thread for every core, in each worker.
+    """
     from nvidia import nvimgcodec
-    backends = [nvimgcodec.Backend(getattr(nvimgcodec.BackendKind, name)) for name in _BACKENDS[kind]]
+    kinds = [getattr(nvimgcodec.BackendKind, name) for name in BACKENDS[kind]]
     make = partial(nvimgcodec.Decoder, device_id=device, max_num_cpu_threads=threads)
-    try: return make(backends=backends)
+    try: return make(backends=list(map(nvimgcodec.Backend, kinds)))
     except RuntimeError as e:
         if "create decoder" not in str(e): raise
         return make()      # a GPU without JPEG engines
 
-def _parameters(op: Decode) -> Any:
+# %% ../../nbs/vision/10_cuda_decode.ipynb #decode-params
+def decode_params(op: Decode) -> Any:
+    "Return nvImageCodec's parameters for a decode"
     from nvidia import nvimgcodec
     spec = nvimgcodec.ColorSpec.GRAY if op.mode == "GRAY" else nvimgcodec.ColorSpec.SRGB
-    return nvimgcodec.DecodeParams(apply_exif_orientation=op.apply_exif_orientation, color_spec=spec)
+    exif = op.apply_exif_orientation
+    return nvimgcodec.DecodeParams(apply_exif_orientation=exif, color_spec=spec)
 
 # %% ../../nbs/vision/10_cuda_decode.ipynb #open-stream
-def _open_stream(body: bytes) -> Any:
-    "Parse an image's header; None for one that nvImageCodec refuses, and the CPU has the words for what is wrong"
+def open_stream(body: bytes) -> Any:
+    "Parse an image's header; None if nvImageCodec rejects it: the CPU reports what is wrong"
     from nvidia import nvimgcodec
     try:
         stream = nvimgcodec.CodeStream(body)
-        return stream if stream.width else None      # asking is what has it parsed
+        return stream if stream.width else None      # reading the width parses the header
     except RuntimeError: return None
 
 # %% ../../nbs/vision/10_cuda_decode.ipynb #decode-on-gpu
-def _decode_on_gpu(op: Decode, kind: str, bodies: Sequence[bytes], threads: int) -> list[Any]:
-    "Decode to nvImageCodec's images on the device, None where it could not"
+def decode_on_gpu(op: Decode, kind: str, bodies: Sequence[bytes], threads: int) -> list[Any]:
+    "Decode to nvImageCodec's images on the device, None for those that it could not"
     import torch
-    streams = [_open_stream(body) for body in bodies]
+    streams = [open_stream(body) for body in bodies]
     readable = [s for s in streams if s is not None]
     if not readable: return streams
-    decoder = _decoder(kind, torch.cuda.current_device(), threading.get_ident(), threads)
+    device, thread = torch.cuda.current_device(), threading.get_ident()
+    decoder = make_decoder(kind, device, thread, threads)
     stream = torch.cuda.current_stream().cuda_stream
-    decoded = iter(decoder.decode(readable, params=_parameters(op), cuda_stream=stream))
-    return [None if s is None else next(decoded) for s in streams]
-
-# %% ../../nbs/vision/10_cuda_decode.ipynb #route
-def _route(op: Decode, rule: DecodeRule, body: Any) -> str:
-    "Choose an image's decoder by its header. Raise `RequestError` for a body that no decoder should see"
-    header = read_header(body) if isinstance(body, (bytes, bytearray, memoryview)) else None
-    if header is None or not header.width * header.height or not is_complete(body):
-        open_image(body, op.max_pixels)          # the CPU's decoder says what is wrong with it
-        return "cpu"
-    if header.width * header.height > op.max_pixels:
-        raise TooLargeError(f"{header.width} x {header.height} pixels is over the limit of {op.max_pixels:,}")
-    if header.is_progressive: check_scans(body)
-    return rule.choose(header)[0]
+    images = iter(decoder.decode(readable, params=decode_params(op), cuda_stream=stream))
+    return [None if s is None else next(images) for s in streams]
 
 # %% ../../nbs/vision/10_cuda_decode.ipynb #decode-step
 @dataclass(frozen=True)
 class DecodeStep:
-    "Decode a batch on a device: each image by the decoder that its header asks for"
+    "Decode a batch on a device, each image by the decoder for its header"
     op: Decode
     rule: DecodeRule
-    on_cpu: tuple[Step, ...]      # the same for one image on the CPU, with the resize that follows it
+    on_cpu: tuple[Step, ...]      # the same for one image on the CPU, with the resize after it
 
-    def __call__(self, bodies: Sequence[Any], pool: Executor | None = None, threads: int = 1) -> Batch:
-        "Return tensors uint8 (H, W, C) on the current device; those from the CPU are resized already. Each body fails alone"
-        routed = Batch.of(bodies).map(lambda body: (_route(self.op, self.rule, body), body))
-        if not len(routed): return routed
-        decode = partial(run_steps, self.on_cpu)
-        begun = [pool.submit(decode, body) if pool and kind == "cpu" else None for kind, body in routed.items]
-        of_kind = {kind: [body for k, body in routed.items if k == kind] for kind in _BACKENDS}
-        images = {kind: iter(_decode_on_gpu(self.op, kind, bodies, threads)) for kind, bodies in of_kind.items()}
-        def finish(item: Any) -> torch.Tensor:
-            (kind, body), future = item
-            image = next(images[kind]) if kind in images else None
-            if image is not None: return _as_torch(image)
-            return _from_cpu(future.result() if future else decode(body))
-        return Batch(list(zip(routed.items, begun)), routed.requests, routed.errors).map(finish)
+    def __call__(
+        self, bodies: Sequence[Any], pool: Executor | None = None, threads: int = 1,
+    ) -> Batch:
+        """Return tensors uint8 (H, W, C) on the current device, each body failing alone.
+
+        Images from the CPU are resized already.
+        """
+        routed = Batch.of(bodies).map(lambda body: Routed(self, body))
+        for item in routed.items: item.begin(pool)
+        for kind in BACKENDS:
+            group = [item for item in routed.items if item.kind == kind]
+            images = decode_on_gpu(self.op, kind, [item.body for item in group], threads)
+            for item, image in zip(group, images): item.image = image
+        return routed.map(Routed.finish)
+
+# %% ../../nbs/vision/10_cuda_decode.ipynb #routed
+class Routed:
+    "Body on its way through its decoder"
+    def __init__(self, step: DecodeStep, body: Any):
+        self.step, self.body = step, body
+        self.kind = choose_decoder(step.op, step.rule, body)
+        self.image: Any = None                  # nvImageCodec's
+        self.future: Future | None = None       # of the CPU's
+
+    def begin(self, pool: Executor | None):
+        "Start to decode in the pool, if the CPU decodes it"
+        if pool and self.kind == "cpu": self.future = pool.submit(self.decode_on_cpu)
+
+    def decode_on_cpu(self) -> Any: return run_steps(self.step.on_cpu, self.body)
+
+    def finish(self) -> torch.Tensor:
+        "Return the image on the device. Raise `RequestError` if it cannot be decoded"
+        if self.image is not None: return to_current_device(self.image)
+        decoded = self.future.result() if self.future else self.decode_on_cpu()
+        return upload_image(decoded)
+
+def upload_image(x: Any) -> torch.Tensor:
+    import torch
+    return upload(x, torch.device("cuda", torch.cuda.current_device()))
 
 # %% ../../nbs/vision/10_cuda_decode.ipynb #explain-decoder
+DECODERS = {
+    "engines": "the JPEG engines", "cpu": "the CPU",
+    "hybrid": "the GPU, with the CPU's Huffman decoder"}
+
 def explain_decoder(steps: Sequence[Step], body: bytes) -> str:
-    "Say which decoder of a plan reads an image, and why"
+    "Return which decoder of a plan reads an image, and why"
     step = next((s.run for s in steps if isinstance(s.run, DecodeStep)), None)
     if step is None: return "this plan decodes nothing"
     header = read_header(body)
     if header and not is_complete(body): return "the CPU: a JPEG without an end"
     decoder, reason = step.rule.choose(header)
-    where = {"engines": "the JPEG engines", "hybrid": "the GPU, with the CPU's Huffman decoder", "cpu": "the CPU"}
-    return f"{where[decoder]}: {reason}"
-
-def _as_torch(image: Any) -> torch.Tensor:
-    import torch
-    return torch.as_tensor(image, device="cuda")
-
-def _from_cpu(x: Any) -> torch.Tensor:
-    import torch
-    return upload(x, torch.device("cuda", torch.cuda.current_device()))
+    return f"{DECODERS[decoder]}: {reason}"

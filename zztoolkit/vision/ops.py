@@ -16,62 +16,84 @@ from ..errors import ToolkitError
 __all__ = []
 
 # %% ../../nbs/vision/01_ops.ipynb #op
-T = TypeVar("T")
-OPS: dict[str, Any] = {}   # every operation by its name, for reading a chain back from JSON
-
 class Op:
-    "What all operations have: the kind of value they take and give, and what they do to the number of channels"
-    takes: ClassVar[str] = "image"
-    gives: ClassVar[str] = "image"
+    "Base class of operations: the kinds of value before and after, and the number of channels"
+    accepts: ClassVar[str] = "image"
+    produces: ClassVar[str] = "image"
 
     def channels(self, n: int | None) -> int | None:
-        "Channels after the operation, for `n` before it (None: not known before an image is there). Raises `ToolkitError` if it takes no `n`"
+        """Return the number of channels after the operation, for `n` before it.
+
+        None stands for a number that only the image tells. Raise `ToolkitError` if the
+        operation does not accept `n` channels.
+        """
         return n
 
     def __repr__(self) -> str:
-        "Return its required parameters and those that are not the default, in order"
-        params = [(f, getattr(self, f.name)) for f in fields(self)]     # type: ignore[arg-type]
-        shown = [f"{f.name}={_to_text(v)}" for f, v in params if f.default is MISSING or v != f.default]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        "Return the call that makes the operation, without parameters at their defaults"
+        params = []
+        for f in fields(self):      # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if f.default is MISSING or value != f.default:
+                params.append(f"{f.name}={format_value(value)}")
+        return f"{type(self).__name__}({', '.join(params)})"
 
-# %% ../../nbs/vision/01_ops.ipynb #op-2
-def _to_text(value: Any) -> str:
-    "Return the name of a function, the `repr` of anything else"
+# %% ../../nbs/vision/01_ops.ipynb #register
+T = TypeVar("T")
+OPS: dict[str, Any] = {}   # every operation by its name, to read a chain back from JSON
+
+def format_value(value: Any) -> str:
+    "Return the name of a function, and the `repr` of anything else"
     return getattr(value, "__name__", None) or repr(value)
 
-def op(cls: type[T]) -> type[T]:
-    "A frozen dataclass that chains can hold and JSON can name"
+def register(cls: type[T]) -> type[T]:
+    "Add an operation to those that a saved chain may name"
     OPS[cls.__name__] = cls
     return cls
 
 # %% ../../nbs/vision/01_ops.ipynb #as-pair
 def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    "A size as (H, W)"
+    "Return a size as (H, W)"
     if not isinstance(size, tuple): return size, size
-    if len(size) != 2: raise ToolkitError("a size is one number or (H, W)", found=repr(size))
-    return size
+    if len(size) == 2: return size
+    raise ToolkitError("a size is one number or (H, W)", found=repr(size))
 
-def _positive(name: str, *values: Any):
-    for v in values:
-        if isinstance(v, bool) or not isinstance(v, int) or v < 1:
-            raise ToolkitError(f"{name} must be a positive whole number of pixels", found=repr(v))
+def freeze_lists(op: Any, *names: str):
+    "Turn fields that are lists, as JSON has them, into tuples"
+    for name in names:
+        value = getattr(op, name)
+        if isinstance(value, list): object.__setattr__(op, name, tuple(value))
 
-def one_of(name: str, value: Any, allowed: Sequence):
-    if value not in allowed: raise ToolkitError(f"{name} must be one of {', '.join(map(repr, allowed))}", found=repr(value))
+# %% ../../nbs/vision/01_ops.ipynb #checks
+def is_whole(value: Any) -> bool:
+    "Return whether a value is an integer; True and False are not"
+    return isinstance(value, int) and not isinstance(value, bool)
 
-def _odd(name: str, value: Any):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % 2 == 0: raise ToolkitError(f"{name} must be an odd whole number", found=repr(value))
+def check_positive(name: str, *values: Any):
+    "Raise `ToolkitError` unless every value is a positive whole number"
+    for value in values:
+        if is_whole(value) and value >= 1: continue
+        raise ToolkitError(
+            f"{name} must be a positive whole number of pixels",
+            found=repr(value))
+
+# %% ../../nbs/vision/01_ops.ipynb #check-odd
+def check_odd(name: str, value: Any):
+    "Raise `ToolkitError` unless a value is a positive odd number"
+    if is_whole(value) and value >= 1 and value % 2 == 1: return
+    raise ToolkitError(f"{name} must be an odd whole number", found=repr(value))
+
+def check_one_of(name: str, value: Any, allowed: Sequence):
+    "Raise `ToolkitError` unless a value is one of those allowed"
+    if value in allowed: return
+    choices = ", ".join(map(repr, allowed))
+    raise ToolkitError(f"{name} must be one of {choices}", found=repr(value))
 
 # %% ../../nbs/vision/01_ops.ipynb #finite
-def _finite(name: str, values: Any, n: int | None = None) -> tuple[float, ...]:
-    "`values` as a tuple of (n) finite numbers"
-    try: out = tuple(float(v) for v in values)
-    except (TypeError, ValueError): out = ()
-    if not out or (n and len(out) != n) or not all(map(math.isfinite, out)):
-        raise ToolkitError(f"{name} needs {n or 'some'} finite numbers", found=repr(values))
-    return out
-
-def as_tuple(o: Any, *names: str):
-    "Lists, as JSON has them, become tuples"
-    for n in names:
-        if isinstance(v := getattr(o, n), list): object.__setattr__(o, n, tuple(v))
+def as_finite(name: str, values: Any, n: int | None = None) -> tuple[float, ...]:
+    "Return values as a tuple of (`n`) finite numbers. Raise `ToolkitError` for any others"
+    try: numbers = tuple(float(v) for v in values)
+    except (TypeError, ValueError): numbers = ()
+    is_long_enough = len(numbers) == n if n else bool(numbers)
+    if is_long_enough and all(map(math.isfinite, numbers)): return numbers
+    raise ToolkitError(f"{name} needs {n or 'some'} finite numbers", found=repr(values))

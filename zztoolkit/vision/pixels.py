@@ -10,181 +10,221 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import ToolkitError
-from zztoolkit.vision.ops import (
-    _finite, _odd, _positive, as_pair, as_tuple, one_of, Op, op,
-)
+from .ops import (
+    as_finite, as_pair, check_odd, check_one_of, check_positive, freeze_lists, Op, register)
 
 # %% auto #0
 __all__ = ['GaussianBlur', 'MedianBlur', 'Morphology', 'CvtColor', 'Equalize', 'CLAHE', 'Threshold', 'ToDtype', 'Normalize',
            'Apply']
 
 # %% ../../nbs/vision/03_pixels.ipynb #gaussian-blur
-@op
+@register
 @dataclass(frozen=True, repr=False)
 class GaussianBlur(Op):
-    "Gaussian filter of `kernel_size` (odd, or (height, width) of odd numbers) and `sigma` pixels: `cv2.GaussianBlur`, torchvision's `gaussian_blur`"
+    """Blur with a Gaussian filter of `kernel_size` and `sigma` pixels.
+
+    `kernel_size` is an odd number, or (height, width) of odd numbers: `cv2.GaussianBlur`,
+    torchvision's `gaussian_blur`.
+    """
     kernel_size: int | tuple[int, int]
     sigma: float
 
     def __post_init__(self):
-        as_tuple(self, "kernel_size")
-        for k in as_pair(self.kernel_size): _odd("kernel_size", k)
-        object.__setattr__(self, "sigma", _finite("sigma", (self.sigma,))[0])
-        if self.sigma <= 0: raise ToolkitError("sigma must be a positive number", found=repr(self.sigma))
+        freeze_lists(self, "kernel_size")
+        for k in as_pair(self.kernel_size): check_odd("kernel_size", k)
+        sigma, = as_finite("sigma", (self.sigma,))
+        object.__setattr__(self, "sigma", sigma)
+        if sigma > 0: return
+        raise ToolkitError("sigma must be a positive number", found=repr(sigma))
 
 # %% ../../nbs/vision/03_pixels.ipynb #median-blur
-@op
+@register
 @dataclass(frozen=True, repr=False)
 class MedianBlur(Op):
-    "The median of a square of `kernel_size` (odd) pixels: `cv2.medianBlur`"
+    "Replace each pixel by the median of a square of `kernel_size` (odd): `cv2.medianBlur`"
     kernel_size: int = 3
 
-    def __post_init__(self): _odd("kernel_size", self.kernel_size)
+    def __post_init__(self): check_odd("kernel_size", self.kernel_size)
 
 # %% ../../nbs/vision/03_pixels.ipynb #morphology
-@op
+@register
 @dataclass(frozen=True, repr=False)
 class Morphology(Op):
-    "'erode' (minimum), 'dilate' (maximum), 'open' (erode, then dilate) or 'close', over a rectangle of `kernel_size` (odd), `iterations` times: `cv2.morphologyEx`"
+    """Take the minimum, the maximum, or one after the other, of a rectangle: `cv2.morphologyEx`.
+
+    `operation` is 'erode' (minimum), 'dilate' (maximum), 'open' (erode, then dilate) or 'close';
+    the rectangle is of `kernel_size` (odd), and it is done `iterations` times.
+    """
     operation: str
     kernel_size: int | tuple[int, int] = 3
     iterations: int = 1
 
     def __post_init__(self):
-        as_tuple(self, "kernel_size")
-        one_of("operation", self.operation, ("erode", "dilate", "open", "close"))
-        for k in as_pair(self.kernel_size): _odd("kernel_size", k)
-        _positive("iterations", self.iterations)
+        freeze_lists(self, "kernel_size")
+        check_one_of("operation", self.operation, ("erode", "dilate", "open", "close"))
+        for k in as_pair(self.kernel_size): check_odd("kernel_size", k)
+        check_positive("iterations", self.iterations)
 
 # %% ../../nbs/vision/03_pixels.ipynb #conversions
-CONVERSIONS = {         # OpenCV's names, and the channels before and after
-    "RGB2BGR": (3, 3), "BGR2RGB": (3, 3), "RGB2GRAY": (3, 1), "BGR2GRAY": (3, 1), "GRAY2RGB": (1, 3), "GRAY2BGR": (1, 3), "RGB2RGBA": (3, 4), "RGBA2RGB": (4, 3),
-    "RGB2HSV": (3, 3), "HSV2RGB": (3, 3), "BGR2HSV": (3, 3), "HSV2BGR": (3, 3), "RGB2YUV": (3, 3), "YUV2RGB": (3, 3), "BGR2YUV": (3, 3), "YUV2BGR": (3, 3)}
+CONVERSIONS = {     # OpenCV's names, and the channels before and after
+    "RGB2BGR": (3, 3), "BGR2RGB": (3, 3), "RGB2RGBA": (3, 4), "RGBA2RGB": (4, 3),
+    "RGB2GRAY": (3, 1), "BGR2GRAY": (3, 1), "GRAY2RGB": (1, 3), "GRAY2BGR": (1, 3),
+    "RGB2HSV": (3, 3), "HSV2RGB": (3, 3), "BGR2HSV": (3, 3), "HSV2BGR": (3, 3),
+    "RGB2YUV": (3, 3), "YUV2RGB": (3, 3), "BGR2YUV": (3, 3), "YUV2BGR": (3, 3)}
 
-def _needs(what: Any, want: int, have: int | None):
-    if have not in (None, want): raise ToolkitError(f"{what!r} takes {want} channel{'s' * (want > 1)}, but the operation before it gives {have}")
+def check_channels(op: Any, want: int, have: int | None):
+    "Raise `ToolkitError` unless the channels before an operation are those that it needs"
+    if have in (None, want): return
+    needed = f"{want} channel{'s' * (want > 1)}"
+    raise ToolkitError(f"{op!r} takes {needed}, but the operation before it returns {have}")
 
 # %% ../../nbs/vision/03_pixels.ipynb #cvt-color
-@op
+@register
 @dataclass(frozen=True, repr=False)
 class CvtColor(Op):
-    "`cv2.cvtColor` on 8 bits, `code` without its COLOR_: RGB2GRAY is ITU-R 601 luma, HSV has H in 0..179, YUV is OpenCV's analogue YUV"
+    """Convert the colours of 8 bits: `cv2.cvtColor`, `code` without its COLOR_.
+
+    RGB2GRAY is ITU-R 601 luma, HSV has H in 0..179, YUV is OpenCV's analogue YUV.
+    """
     code: str
 
-    def __post_init__(self): one_of("code", self.code, tuple(CONVERSIONS))
+    def __post_init__(self): check_one_of("code", self.code, tuple(CONVERSIONS))
 
     def channels(self, n: int | None) -> int | None:
-        _needs(self, CONVERSIONS[self.code][0], n)
-        return CONVERSIONS[self.code][1]
+        before, after = CONVERSIONS[self.code]
+        check_channels(self, before, n)
+        return after
 
-@op
+# %% ../../nbs/vision/03_pixels.ipynb #equalize
+@register
 @dataclass(frozen=True, repr=False)
 class Equalize(Op):
-    "Histogram equalisation of each channel: `cv2.equalizeHist`"
+    "Equalize the histogram of each channel: `cv2.equalizeHist`"
 
 # %% ../../nbs/vision/03_pixels.ipynb #clahe
-@op
+@register
 @dataclass(frozen=True, repr=False)
 class CLAHE(Op):
-    "Contrast limited adaptive histogram equalisation of a grey image: `cv2.createCLAHE`; the grid is (columns, rows)"
+    """Equalize a grey image tile by tile, with limited contrast: `cv2.createCLAHE`.
+
+    The grid is (columns, rows).
+    """
     clip_limit: float = 40.0
     tile_grid_size: tuple[int, int] = (8, 8)
 
     def __post_init__(self):
-        as_tuple(self, "tile_grid_size")
+        freeze_lists(self, "tile_grid_size")
         object.__setattr__(self, "tile_grid_size", as_pair(self.tile_grid_size))
-        _positive("tile_grid_size", *self.tile_grid_size)
-        object.__setattr__(self, "clip_limit", _finite("clip_limit", (self.clip_limit,))[0])
+        check_positive("tile_grid_size", *self.tile_grid_size)
+        clip_limit, = as_finite("clip_limit", (self.clip_limit,))
+        object.__setattr__(self, "clip_limit", clip_limit)
 
     def channels(self, n: int | None) -> int | None:
-        _needs(self, 1, n)
+        check_channels(self, 1, n)
         return 1
 
-# %% ../../nbs/vision/03_pixels.ipynb #thresholds
+# %% ../../nbs/vision/03_pixels.ipynb #threshold-modes
 THRESHOLDS = ("binary", "binary_inv", "trunc", "tozero", "tozero_inv")
 
 # %% ../../nbs/vision/03_pixels.ipynb #threshold
-@op
+@register
 @dataclass(frozen=True, repr=False)
 class Threshold(Op):
-    "`cv2.threshold` on each channel; with `otsu=True` the threshold is Otsu's of the image, which must be grey, and `threshold` is not looked at"
+    """Compare each channel with a threshold: `cv2.threshold`.
+
+    With `otsu=True` the image must be grey; the threshold is Otsu's, and `threshold` is ignored.
+    """
     threshold: float = 127
     maxval: int = 255
     type: str = "binary"
     otsu: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "threshold", _finite("threshold", (self.threshold,))[0])
-        one_of("maxval", self.maxval, range(256))
-        one_of("type", self.type, THRESHOLDS)
+        threshold, = as_finite("threshold", (self.threshold,))
+        object.__setattr__(self, "threshold", threshold)
+        check_one_of("maxval", self.maxval, range(256))
+        check_one_of("type", self.type, THRESHOLDS)
 
     def channels(self, n: int | None) -> int | None:
-        if self.otsu: _needs(self, 1, n)
+        if self.otsu: check_channels(self, 1, n)
         return n
 
 # %% ../../nbs/vision/03_pixels.ipynb #to-dtype
-@op
+@register
 @dataclass(frozen=True, repr=False)
 class ToDtype(Op):
-    "An image to a tensor (C, H, W) of `dtype` ('float32', 'float16', 'uint8'); `scale` divides a float by 255, as in torchvision"
+    """Convert an image to a tensor (C, H, W) of `dtype`: 'float32', 'float16' or 'uint8'.
+
+    `scale` divides a float by 255, as in torchvision.
+    """
     dtype: str = "float32"
     scale: bool = True
-    gives: ClassVar[str] = "tensor"
+    produces: ClassVar[str] = "tensor"
 
-    def __post_init__(self): one_of("dtype", self.dtype, ("float32", "float16", "uint8"))
+    def __post_init__(self):
+        check_one_of("dtype", self.dtype, ("float32", "float16", "uint8"))
 
 # %% ../../nbs/vision/03_pixels.ipynb #normalize
-@op
+@register
 @dataclass(frozen=True, repr=False)
 class Normalize(Op):
-    """An image to float32 (C, H, W): `(x / 255 - mean) / std` for each channel. Of a float tensor (after `ToDtype`), `(x - mean) / std`.
+    """Convert an image to float32 (C, H, W): `(x / 255 - mean) / std` for each channel.
 
-    torchvision's `ToTensor` (or `ToDtype(scale=True)`) and `Normalize` in one; the defaults are ImageNet's. One number of
-    each for grey images.
+    After `ToDtype`, of a float tensor, it is `(x - mean) / std`. It is torchvision's `ToTensor` (or
+    `ToDtype(scale=True)`) and `Normalize` in one; the defaults are ImageNet's. A grey image takes
+    one number of each.
     """
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    takes: ClassVar[str] = "image or tensor"
-    gives: ClassVar[str] = "tensor"
+    accepts: ClassVar[str] = "image or tensor"
+    produces: ClassVar[str] = "tensor"
 
     def __post_init__(self):
-        for name in ("mean", "std"): self._check_tuple(name, getattr(self, name))
-        for name in ("mean", "std"): object.__setattr__(self, name, _finite(name, getattr(self, name)))
-        if len(self.mean) != len(self.std): raise ToolkitError("mean and std have as many numbers as the image has channels", found=f"{self.mean}, {self.std}")
+        for name in ("mean", "std"): check_no_number(name, getattr(self, name))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, as_finite(name, getattr(self, name)))
+        if len(self.mean) != len(self.std):
+            raise ToolkitError(
+                "mean and std have as many numbers as the image has channels",
+                found=f"{self.mean}, {self.std}")
         if 0 in self.std: raise ToolkitError("std must not be 0", found=repr(self.std))
 
-    @staticmethod
-    def _check_tuple(name: str, given: Any):
-        "Raise `ToolkitError` for a single number, of which it is not known for how many channels it is meant"
-        if not isinstance(given, (int, float)): return
-        raise ToolkitError(
-            f"{name} takes one number for each channel",
-            found=f"{name}={given}",
-            do=f"{name}=({given},) for grey images, {name}=({given}, {given}, {given}) for colour")
-
     def channels(self, n: int | None) -> int | None:
-        _needs(self, len(self.mean), n)
+        check_channels(self, len(self.mean), n)
         return len(self.mean)
+
+# %% ../../nbs/vision/03_pixels.ipynb #check-no-number
+def check_no_number(name: str, given: Any):
+    "Raise `ToolkitError` for a single number: it does not say for how many channels it is"
+    if not isinstance(given, (int, float)): return
+    grey, colour = f"({given},)", f"({given}, {given}, {given})"
+    raise ToolkitError(
+        f"{name} takes one number for each channel",
+        found=f"{name}={given}",
+        do=f"{name}={grey} for grey images, {name}={colour} for colour")
 
 # %% ../../nbs/vision/03_pixels.ipynb #apply
 @dataclass(frozen=True, repr=False)
 class Apply(Op):
-    """A function of one's own, on an image (`on="image"`: NumPy uint8 (H, W, C), CPU only) or on a tensor (`on="tensor"`).
+    """Call your function on an image or on a tensor.
 
-    After `ToDtype` or `Normalize` it gets one NumPy array (C, H, W) on the CPU, and on CUDA the batch as one torch tensor
-    (N, C, H, W) if `cuda=True` says that it takes that; it returns the same kind.
+    With `on="image"` it runs on the CPU only, and gets a NumPy array, uint8 (H, W, C). With
+    `on="tensor"`, after `ToDtype` or `Normalize`, it gets one NumPy array (C, H, W) on the CPU; on
+    CUDA it gets the batch as one torch tensor (N, C, H, W) if `cuda=True` says that it can. It
+    returns the same kind.
     """
     function: Callable
     on: str = "image"
     cuda: bool = False
 
     def __post_init__(self):
-        one_of("on", self.on, ("image", "tensor"))
-        if not callable(self.function): raise ToolkitError("Apply takes a function", found=repr(self.function))
+        check_one_of("on", self.on, ("image", "tensor"))
+        if callable(self.function): return
+        raise ToolkitError("Apply takes a function", found=repr(self.function))
 
     @property
-    def takes(self) -> str: return self.on      # type: ignore[override]
+    def accepts(self) -> str: return self.on      # type: ignore[override]
     @property
-    def gives(self) -> str: return self.on      # type: ignore[override]
+    def produces(self) -> str: return self.on     # type: ignore[override]
 
     def channels(self, n: int | None) -> int | None: return None

@@ -12,84 +12,118 @@ from collections.abc import Iterator, Sequence
 __all__ = []
 
 # %% ../../nbs/vision/05_progressive.ipynb #segments
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")     # in entropy-coded data: neither a stuffed zero nor a restart
-_SOF2, _EOI, _SOS, _DQT = 0xC2, 0xD9, 0xDA, 0xDB
-COARSE = 6      # the first coefficient in zigzag order that is finer than two half-waves a block
+MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")   # in a scan: no stuffed zero, no restart
+SOF2, EOI, SOS, DQT = 0xC2, 0xD9, 0xDA, 0xDB
+COARSE = 6      # the first coefficient that is finer than two half-waves a block
 
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    "Marker and bytes of every segment after the first, a scan with its data. Ends without EOI if the file does"
+Segment = tuple[int, bytes]     # its marker, and all its bytes
+
+def read_segments(data: bytes) -> Iterator[Segment]:
+    "Yield every segment after the first. A file without an end yields none for it"
     i = 2
-    while i + 4 <= len(data) and data[i] == 0xFF and data[i + 1] != _EOI:
+    while i + 4 <= len(data) and data[i] == 0xFF and data[i + 1] != EOI:
         marker, end = data[i + 1], i + 2 + int.from_bytes(data[i + 2:i + 4], "big")
-        if marker == _SOS:
-            found = _MARKER.search(data, end)
-            if not found: return
-            end = found.start()
+        if marker == SOS:
+            after = MARKER.search(data, end)
+            if not after: return
+            end = after.start()
         yield marker, data[i:end]
         i = end
-    if data[i:i + 2] == b"\xff\xd9": yield _EOI, data[i:]       # and whatever follows it
+    if data[i:i + 2] == b"\xff\xd9": yield EOI, data[i:]       # and the bytes after it
 
-# %% ../../nbs/vision/05_progressive.ipynb #scan
-def _components(frame: bytes) -> dict[int, tuple[int, int]]:
-    "Sampling factors and quantisation table of each component, by its id, from a frame header"
-    return {frame[i]: (frame[i + 1], frame[i + 2]) for i in range(10, 10 + 3 * frame[9], 3)}
+# %% ../../nbs/vision/05_progressive.ipynb #components
+def read_components(frame: bytes) -> dict[int, tuple[int, int]]:
+    "Return sampling factors and quantization table of each component, by its id"
+    n = frame[9]
+    return {frame[i]: (frame[i + 1], frame[i + 2]) for i in range(10, 10 + 3 * n, 3)}
 
-def _scan(segment: bytes) -> tuple[int, int, int, bool]:
-    "First component, first and last coefficient of a scan, and whether it refines what an earlier one gave"
+def read_scan(segment: bytes) -> tuple[int, int, int, bool]:
+    "Return a scan's first component, first and last coefficient, and whether it refines"
     n = segment[4]
     return segment[5], segment[5 + 2 * n], segment[6 + 2 * n], segment[7 + 2 * n] >= 16
 
-def _is_needed(segment: bytes, finest: dict[int, int]) -> bool:
-    "Does the scan hold means, or the first look at waves coarser than its component's finest?"
-    component, first, _, refines = _scan(segment)
-    return first == 0 or not refines and first < finest[component]
+def is_needed(segment: bytes, finest: dict[int, int]) -> bool:
+    "Return whether a scan holds means, or the first approximation of waves below the finest"
+    component, first, _, refines = read_scan(segment)
+    if first == 0: return True
+    return not refines and first < finest[component]
 
-# %% ../../nbs/vision/05_progressive.ipynb #quantisers
-def _quantisers(segment: bytes) -> Iterator[tuple[int, list[slice]]]:
-    "Id of every quantisation table of a segment, and where its 64 numbers stand, in zigzag order"
+# %% ../../nbs/vision/05_progressive.ipynb #quantizers
+def read_quantizers(segment: bytes) -> Iterator[tuple[int, list[slice]]]:
+    "Yield the id of each table of a segment, and the places of its 64 numbers in zigzag order"
     i = 4
     while i < len(segment):
         wide = 1 + (segment[i] >> 4)        # bytes a number
-        yield segment[i] & 15, [slice(j, j + wide) for j in range(i + 1, i + 1 + 64 * wide, wide)]
-        i += 1 + 64 * wide
+        end = i + 1 + 64 * wide
+        yield segment[i] & 15, [slice(j, j + wide) for j in range(i + 1, end, wide)]
+        i = end
 
-def _without_wave(segment: bytes, kept: set[int]) -> bytes:
-    "Quantisation tables with 0 for the wave `COARSE`, but for those in `kept`"
+# %% ../../nbs/vision/05_progressive.ipynb #zero-wave
+def zero_wave(segment: bytes, keep: set[int]) -> bytes:
+    "Return quantization tables with 0 for the wave `COARSE`, except for the tables in `keep`"
     out = bytearray(segment)
-    for table, numbers in _quantisers(segment):
-        if table not in kept: out[numbers[COARSE]] = bytes(len(out[numbers[COARSE]]))
+    for table, numbers in read_quantizers(segment):
+        if table in keep: continue
+        place = numbers[COARSE]
+        out[place] = bytes(len(out[place]))
     return bytes(out)
 
-# %% ../../nbs/vision/05_progressive.ipynb #coarse-scans
-def _roughness(tables: Sequence[bytes], wanted: int) -> int:
-    "The largest quantiser of the coarse waves in a quantisation table"
+# %% ../../nbs/vision/05_progressive.ipynb #coarsest-quantizer
+def coarsest_quantizer(tables: Sequence[bytes], wanted: int) -> int:
+    "Return the largest quantizer of the coarse waves in a table. Raise `KeyError` without it"
     for segment in tables:
-        for table, numbers in _quantisers(segment):
-            if table == wanted: return max(int.from_bytes(segment[n], "big") for n in numbers[1:COARSE])
+        for table, numbers in read_quantizers(segment):
+            if table != wanted: continue
+            return max(int.from_bytes(segment[n], "big") for n in numbers[1:COARSE])
     raise KeyError(wanted)
 
-def coarse_scans(
+# %% ../../nbs/vision/05_progressive.ipynb #drop-fine-scans
+def drop_fine_scans(
     data: bytes,
     reduction: int, # how many times smaller libjpeg will decode it: 1, 2, 4 or 8
     shrink: float,  # how many times smaller it is to become
 ) -> bytes:
-    "A progressive JPEG without the scans that it does not need to become so small; anything else as it is"
-    try: return _coarse_scans(data, reduction, shrink)
-    except (KeyError, IndexError): return data      # no sound JPEG: libjpeg has the words for it
+    "Return a progressive JPEG without the scans that a small image does not need; others unchanged"
+    try: return drop_scans(data, reduction, shrink)
+    except (KeyError, IndexError): return data      # a broken JPEG: libjpeg reports it
 
-# %% ../../nbs/vision/05_progressive.ipynb #coarse-scans-2
-def _coarse_scans(data: bytes, reduction: int, shrink: float) -> bytes:
-    segments = list(_segments(data))
-    frame = next((s for m, s in segments if m == _SOF2), None)
-    if frame is None or segments[-1][0] != _EOI: return data
-    parts = _components(frame)
-    largest = max(sampling for sampling, _ in parts.values())       # chroma is often half as large, and then decoded twice as large
-    rough = max(_roughness([s for m, s in segments if m == _DQT], table) for sampling, table in parts.values() if sampling == largest)
-    if reduction < 8 and not (shrink >= 5 and rough <= 1.4 * shrink): return data      # a first look at the waves would be too rough
-    finest = {c: 1 if reduction == 8 and sampling == largest else COARSE for c, (sampling, _) in parts.items()}
-    kept = [(m, s) for m, s in segments if m != _SOS or _is_needed(s, finest)]
+# %% ../../nbs/vision/05_progressive.ipynb #drop-scans
+def drop_scans(data: bytes, reduction: int, shrink: float) -> bytes:
+    "Return a JPEG without its fine scans. Raise `KeyError` or `IndexError` for a broken one"
+    segments = list(read_segments(data))
+    frame = next((s for m, s in segments if m == SOF2), None)
+    if frame is None or segments[-1][0] != EOI: return data
+    parts = read_components(frame)
+    if not is_small_enough(segments, parts, reduction, shrink): return data
+    finest = finest_waves(parts, reduction)
+    kept = [(m, s) for m, s in segments if m != SOS or is_needed(s, finest)]
     if len(kept) == len(segments): return data
-    waves = [_scan(s) for m, s in kept if m == _SOS]
+    waves = [read_scan(s) for m, s in kept if m == SOS]
     with_wave = {parts[c][1] for c, first, last, _ in waves if 0 < first <= COARSE <= last}
-    if with_wave == {table for _, table in parts.values()}: return data     # luma and chroma share one: it cannot be set to 0
-    return data[:2] + b"".join(_without_wave(s, with_wave) if m == _DQT else s for m, s in kept)
+    if with_wave == {table for _, table in parts.values()}:
+        return data     # luma and chroma share a table: its quantizer cannot be set to 0
+    return data[:2] + b"".join(zero_wave(s, with_wave) if m == DQT else s for m, s in kept)
+
+Components = dict[int, tuple[int, int]]
+
+def largest_sampling(parts: Components) -> int:
+    "Return the largest sampling factors; chroma often has half, and is then decoded twice as large"
+    return max(sampling for sampling, _ in parts.values())
+
+# %% ../../nbs/vision/05_progressive.ipynb #is-small-enough
+def is_small_enough(
+    segments: list[Segment], parts: Components, reduction: int, shrink: float,
+) -> bool:
+    "Return whether the first approximation of the coarse waves is fine enough"
+    largest = largest_sampling(parts)
+    tables = [s for m, s in segments if m == DQT]
+    luma = [table for sampling, table in parts.values() if sampling == largest]
+    rough = max(coarsest_quantizer(tables, table) for table in luma)
+    if reduction >= 8: return True      # no wave is used
+    return shrink >= 5 and rough <= 1.4 * shrink
+
+def finest_waves(parts: Components, reduction: int) -> dict[int, int]:
+    "Return the first coefficient of each component that is not needed"
+    largest = largest_sampling(parts)
+    def finest(sampling: int) -> int: return 1 if reduction == 8 and sampling == largest else COARSE
+    return {c: finest(sampling) for c, (sampling, _) in parts.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
-OURS = {"zztoolkit", "test_gpu", "test_frame", *(p.stem for p in HERE.glob("*.py"))}
+OURS = {"zztoolkit", "test_gpu", "test_features", *(p.stem for p in HERE.glob("*.py"))}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pynvml
 
-from zztoolkit.measure.gpu import Gpm, gpu_counters
+from zztoolkit.measure.gpu import Gpm, read_gpu_counters
 
 PERIOD = 0.2    # seconds
 
@@ -24,7 +24,7 @@ def start_gpm(gpu: Any) -> Gpm | None:
 
 def read_sample(gpu: Any, gpm: Gpm | None) -> dict[str, float]:
     "The time of the wall clock and every counter that the card has"
-    counters = gpu_counters(gpu, gpm)
+    counters = read_gpu_counters(gpu, gpm)
     return {"call": 1, "at": round(time.time(), 2)} | {k: round(v, 1) for k, v in counters.items()}
 
 

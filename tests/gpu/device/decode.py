@@ -196,8 +196,8 @@ def measure_steps(bodies: Sequence[bytes]):
     with finding(f"steps, batch {BATCH} of {IMAGENET}") as found:
         batch = Batch.of(bodies[:BATCH])
         for step in usual_chain().plan("cuda").steps:
-            found[repr(step)[:60]] = gpu_ms(lambda: batch.through(step.run), least=5, seconds=0.3)
-            batch = batch.through(step.run)
+            found[repr(step)[:60]] = gpu_ms(lambda: batch.map_batch(step.run), least=5, seconds=0.3)
+            batch = batch.map_batch(step.run)
 
 
 def main():

@@ -76,7 +76,8 @@ def what_lacks(part: str, site: Path) -> str:
 
 def environment(out: Path) -> dict[str, str]:
     "What a part runs with: the bundle, the project and its tests, caches that stay"
-    paths = [HOME / "site", ROOT, HERE, ROOT / "tests"]
+    tests = ROOT / "tests"
+    paths = [HOME / "site", ROOT, HERE, tests, tests / "features", tests / "handler"]
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return dict(os.environ) | {
         "PYTHONPATH": os.pathsep.join([*map(str, paths), *filter(None, given)]),

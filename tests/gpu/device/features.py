@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-import test_frame as T
+import test_features as T
 from common import finding
 from zztoolkit import features as F
-from zztoolkit.features.table import packed
+from zztoolkit.features.ops.base import transform_all
+from zztoolkit.features.table import pack_features
 from zztoolkit.features.columns import Columns
-from zztoolkit.features.keyed import moved
+from zztoolkit.features.keyed import move_column
 
 SIZES = (1000, 10_000, 100_000, 1_000_000)
 
@@ -25,13 +26,13 @@ def synchronize():
 
 def to_gpu(columns: Columns) -> Columns:
     import cupy
-    return Columns({name: moved(column, cupy) for name, column in columns.items()})
+    return Columns({name: move_column(column, cupy) for name, column in columns.items()})
 
 
-def run(fitted: F.Features, columns: Columns, door: Any) -> F.FeatureTable:
+def run(fitted: F.Features, columns: Columns, validated: Any) -> F.FeatureTable:
     "The features of columns, wherever they are"
-    columns.refused, columns.drift = {}, Counter()
-    return packed(fitted._run(columns), fitted.groups, door)
+    columns.rejected, columns.drift = {}, Counter()
+    return pack_features(transform_all(fitted.ops, columns), fitted.groups, validated)
 
 
 def compare(fitted: F.Features, rows: int = 5000):
@@ -39,8 +40,8 @@ def compare(fitted: F.Features, rows: int = 5000):
     df = T.goods(rows, seed=4)
     with finding("same as NumPy") as found:
         started = time.perf_counter()
-        door = fitted.schema(df)
-        on_gpu, on_cpu = run(fitted, to_gpu(door.columns), door), fitted.table(df)
+        validated = fitted.schema(df)
+        on_gpu, on_cpu = run(fitted, to_gpu(validated.columns), validated), fitted.table(df)
         found["first_call_s"] = round(time.perf_counter() - started, 1)     # CuPy compiles kernels
         for name, x in on_gpu.arrays.items():
             want = on_cpu.arrays[name]
@@ -70,10 +71,10 @@ def measure(fitted: F.Features, rows: int):
     with finding("rows", n=rows) as found:
         lists = {"viewed": [[1, 2]] * rows, "tags": [["new"]] * rows}
         df = T.goods(rows, seed=5).drop(columns=list(lists)).assign(**lists)
-        door = fitted.schema(df)
-        there = to_gpu(door.columns)
-        found["numpy_ms"] = median_ms(lambda: run(fitted, door.columns, door))
-        found["cupy_ms"] = median_ms(lambda: run(fitted, there, door))
+        validated = fitted.schema(df)
+        there = to_gpu(validated.columns)
+        found["numpy_ms"] = median_ms(lambda: run(fitted, validated.columns, validated))
+        found["cupy_ms"] = median_ms(lambda: run(fitted, there, validated))
 
 
 def main(sizes: tuple[int, ...] = SIZES):

@@ -12,13 +12,13 @@ from typing import Any
 
 from common import ENGINES, finding, photographs, report, small_jpegs
 from try_load import try_artifact
-from zztoolkit.archive.packing import archive
-from zztoolkit.measure.levels import Setup, measure
+from zztoolkit.archive.packing import pack
+from zztoolkit.measure.levels import Setup, measure_level
 from zztoolkit.system import usable_cores
 from zztoolkit.benchmarks.demo import HANDLERS
 from zztoolkit.samples import imagenet_labels, lite_weights
 from zztoolkit.benchmarks.ladder import Turn
-from zztoolkit.measure.profile import closed
+from zztoolkit.measure.profile import closed_loop
 from zztoolkit.serving.endpoint import Endpoint
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.torchserve.config import Settings
@@ -87,7 +87,7 @@ def stock_rungs(cores: int) -> list[Rung]:
 def put_on(server: LocalServer, rung: Rung) -> Endpoint:
     "Pack a rung and deploy it"
     name = "rung_" + re.sub(r"\W+", "_", rung.name)
-    mar = archive(
+    mar = pack(
         name, rung.handler, rung.model, store=server.folder / "ladder",
         example=photographs()[0], extra_files=[imagenet_labels(), *rung.files],
         minWorkers=rung.workers[0], maxWorkers=max(rung.workers), threads=1, **rung.config)
@@ -102,7 +102,7 @@ def press(endpoint: Endpoint, rung: Rung, workers: int, name: str, bodies: Seque
     about = {"rung": rung.name, "workers": workers, "bodies": name, "clients": rung.clients}
     with finding("turn", **about) as found:
         sent = [(body, "application/octet-stream") for body in bodies]
-        level = measure(endpoint, sent, closed(rung.clients), SECONDS, WARM_UP, setup)
+        level = measure_level(endpoint, sent, closed_loop(rung.clients), SECONDS, WARM_UP, setup)
         found["from"], found["to"] = time.time() - level.total.seconds, time.time()
         found |= asdict(Turn.of(level))
         found["batch"], found["steady"] = round(level.batch, 1), level.steady

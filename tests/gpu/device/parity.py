@@ -106,7 +106,7 @@ def broken_bodies(image: Any) -> dict[str, bytes]:
 
 def decode(body: Any, mode: str, device: str) -> np.ndarray | Exception:
     "The pixels of one body, or why there are none"
-    [answer] = V.Chain(V.Decode(mode)).batch([body], device=device).answers()
+    [answer] = V.Chain(V.Decode(mode)).batch([body], device=device).results()
     if isinstance(answer, Exception): return answer
     return (answer if isinstance(answer, np.ndarray) else answer.cpu().numpy()).astype(int)
 

@@ -29,7 +29,7 @@ def try_missing_dates():
         df = pd.DataFrame({"day": dates, "n": [1.0, None, 3.0]})
         ops = [F.DateParts("day", parts=("month",)), F.FillMissing(["day_month", "n"], value=0.0)]
         table = F.Features(ops).fit(df).table(cudf.from_pandas(df))
-        found["values"] = {name: x.tolist() for name, x in table.whole().arrays.items()}
+        found["values"] = {name: x.tolist() for name, x in table.raise_if_invalid().arrays.items()}
 
 
 def main():

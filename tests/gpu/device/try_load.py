@@ -50,7 +50,7 @@ def main():
     first = outputs if isinstance(outputs, torch.Tensor) else list(outputs)[0]
     if artifact.device == "cuda": torch.cuda.synchronize()
     ended = time.perf_counter()
-    print(json.dumps({"engine": artifact.engine, "device": str(first.device),
+    print(json.dumps({"engine": artifact.backend, "device": str(first.device),
                       "load_s": round(loaded - started, 2), "batch_s": round(ended - loaded, 2)}))
 
 

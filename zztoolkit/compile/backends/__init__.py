@@ -1,1 +1,1 @@
-"What compiles and runs a model: one module for each backend"
+"Backends that export and run a model, one module each"

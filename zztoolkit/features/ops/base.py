@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, TYPE_CHECKING
 
@@ -18,41 +19,72 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Operation']
 
+# %% ../../../nbs/features/ops/01_base.ipynb #check-parameter
+PARAMETER_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+
+def check_parameter(op: str, name: str, kind: str, value: Any) -> Any:
+    "Return a parameter as plain Python. Raises `ToolkitError` for another type or infinity"
+    if type(value).__module__ == "numpy":
+        value = tuple(value.tolist()) if value.ndim else value.item()
+    if kind == "float" and type(value) is int: value = float(value)
+    wanted = PARAMETER_TYPES.get(kind)
+    if wanted and type(value) is not wanted:
+        raise ToolkitError(f"{op}: {name} must be of type {kind}", found=repr(value))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ToolkitError(
+            f"{op}: {name} must be a finite number",
+            found=repr(value),
+            do="leave it out for no bound")
+    return value
+
 # %% ../../../nbs/features/ops/01_base.ipynb #operation
 @dataclass(frozen=True)
 class Operation:
-    "Reads `columns`, writes `gives`; holds what `fit` learned"
-    columns: Any      # names: a tuple in the end; a list, or one name alone, will do
+    "An operation reads `columns`, writes `outputs` and holds what `fit` learned"
+    columns: Any      # names: a list, or one name alone; kept as a tuple
 
-    # What an operation on numbers takes, and what makes that of something else
-    takes = "numbers"
-    otherwise = "Categorify, HashBucket or TargetEncoding make numbers of text; ListPad makes them of lists"
+    # for the error of another kind of column: what the operation takes, and what converts it
+    expects = "numbers"
+    hint = ("Categorify, HashBucket or TargetEncoding make numbers of text; "
+            "ListPad makes them of lists")
 
     def __post_init__(self):
-        self._names("columns")
+        self._set_names("columns")
         if not self.columns: raise ToolkitError(f"{type(self).__name__} takes names of columns", found="none")
-        for f in fields(self): self._set(f.name, plain_parameter(type(self).__name__, f.name, str(f.type), getattr(self, f.name)))
+        for f in fields(self):
+            value = check_parameter(type(self).__name__, f.name, str(f.type), getattr(self, f.name))
+            self._set(f.name, value)
 
     def _set(self, attribute: str, value: Any): object.__setattr__(self, attribute, value)
 
-    def _names(self, attribute: str):
-        "Let a field that holds names hold a tuple of them: one name alone is a tuple of it"
+    def _set_names(self, attribute: str):
+        "Turn a field that holds a name or a list of names into a tuple"
         given = getattr(self, attribute)
-        found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, (list, tuple)) else (None,)
-        if not all(isinstance(c, str) for c in found) or len(set(found)) < len(found): raise ToolkitError(f"{type(self).__name__} takes names as its {attribute}, each once", found=repr(given))
-        self._set(attribute, found)
+        if isinstance(given, str): names = (given,)
+        else: names = tuple(given) if isinstance(given, (list, tuple)) else (None,)
+        are_text = all(isinstance(c, str) for c in names)
+        if not are_text or len(set(names)) < len(names):
+            raise ToolkitError(
+                f"{type(self).__name__} takes names as its {attribute}, each once",
+                found=repr(given))
+        self._set(attribute, names)
 
-    def _need(self, ok: bool, what: str, do: str = ""):
+    def _require(self, ok: bool, what: str, do: str = ""):
         "Raise `ToolkitError` unless `ok`: the parameters must be `what`"
-        if not ok: raise ToolkitError(f"{type(self).__name__} needs {what}", found=", ".join(f"{f.name}={getattr(self, f.name)!r:.60}" for f in fields(self) if f.name != "columns"), do=do)
+        if ok: return
+        parameters = [f.name for f in fields(self) if f.name != "columns"]
+        raise ToolkitError(
+            f"{type(self).__name__} needs {what}",
+            found=", ".join(f"{p}={getattr(self, p)!r:.60}" for p in parameters),
+            do=do)
 
     @property
-    def reads(self) -> tuple[str, ...]:
+    def inputs(self) -> tuple[str, ...]:
         "Columns that `transform` reads"
         return self.columns
 
     @property
-    def learns(self) -> tuple[str, ...]:
+    def fit_inputs(self) -> tuple[str, ...]:
         "Columns that only `fit` reads"
         return ()
 
@@ -62,43 +94,46 @@ class Operation:
         return ()
 
     @property
-    def gives(self) -> tuple[str, ...]: return self.columns
+    def outputs(self) -> tuple[str, ...]:
+        "Columns that `transform` writes"
+        return self.columns
 
     @property
-    def sizes(self) -> dict[str, int]:
-        "Of columns that become ids: how many ids there are, 0 among them"
+    def cardinalities(self) -> dict[str, int]:
+        "Number of ids of each column that becomes ids, 0 among them"
         return {}
 
-    def unknowing(self) -> Operation:
-        "Itself with empty tables: what it makes of a key that nobody knows"
+    def for_unknown_keys(self) -> Operation:
+        "Return a copy with empty lookup tables, to see the output for an unknown key"
         return self
 
     def fit(self, table: Columns) -> Operation: return self
+
     def transform(self, table: Columns) -> Columns: raise NotImplementedError
 
     def fit_transform(self, table: Columns) -> tuple[Operation, Columns]:
-        "Fitted, and what the training table itself becomes"
+        "Return the fitted operation, and the training table transformed"
         fitted = self.fit(table)
         return fitted, fitted.transform(table)
 
-# %% ../../../nbs/features/ops/01_base.ipynb #plain-parameter
-def plain_parameter(op: str, name: str, kind: str, x: Any) -> Any:
-    "A parameter as JSON can say it. Raises `ToolkitError` for one of another kind, and for infinities"
-    if type(x).__module__ == "numpy": x = tuple(x.tolist()) if x.ndim else x.item()
-    if kind == "float" and type(x) is int: x = float(x)
-    wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(kind)
-    if wanted and type(x) is not wanted: raise ToolkitError(f"{op}: {name} must be of type {kind}", found=repr(x))
-    if isinstance(x, float) and not math.isfinite(x): raise ToolkitError(f"{op}: {name} must be a finite number", found=repr(x), do="leave it out for no bound")
-    return x
+# %% ../../../nbs/features/ops/01_base.ipynb #transform-all
+def transform_all(ops: Iterable[Operation], table: Columns) -> Columns:
+    "Run fitted operations one after another"
+    for o in ops: table = o.transform(table)
+    return table
 
-def number(table: Columns, column: str, op: Operation) -> Array:
-    "A column of numbers. Raises `ToolkitError` for another"
-    if not isinstance(x := table[column], (Text, Lists)): return x
-    raise ToolkitError(f"{type(op).__name__} takes {op.takes}, {column} holds {'text' if isinstance(x, Text) else 'lists'}", do=op.otherwise)
+# %% ../../../nbs/features/ops/01_base.ipynb #numeric-column
+def numeric_column(table: Columns, column: str, op: Operation) -> Array:
+    "Return a column of numbers. Raises `ToolkitError` for text and lists"
+    x = table[column]
+    if not isinstance(x, (Text, Lists)): return x
+    held = "text" if isinstance(x, Text) else "lists"
+    raise ToolkitError(f"{type(op).__name__} takes {op.expects}, {column} holds {held}", do=op.hint)
 
-# %% ../../../nbs/features/ops/01_base.ipynb #known
-def known(x: Array, name: str) -> Array:
-    "The numbers that are not missing. Raises `ToolkitError` if none are"
-    kept = x[~is_missing(x)]
-    if not len(kept): raise ToolkitError(f"{name} has no value in the training table", do="leave it out, or give FillMissing a value")
-    return kept
+def non_missing(x: Array, name: str) -> Array:
+    "Return the numbers that are not missing. Raises `ToolkitError` if there are none"
+    numbers = x[~is_missing(x)]
+    if len(numbers): return numbers
+    raise ToolkitError(
+        f"{name} has no value in the training table",
+        do="leave it out, or give FillMissing a value")

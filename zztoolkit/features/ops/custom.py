@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING
 
 from ...errors import ToolkitError
-from ..columns import array_module, Columns, on_host, Text
-from ..fields import shown
-from .base import number, Operation
+from ..columns import array_module, Columns, Text, to_host
+from ..fields import short_repr
+from .base import numeric_column, Operation
 
 if TYPE_CHECKING:
     from zztoolkit.features.columns import Array
@@ -23,52 +23,79 @@ __all__ = ['Lambda']
 # %% ../../../nbs/features/ops/07_custom.ipynb #lambda
 @dataclass(frozen=True)
 class Lambda(Operation):
-    """`into` = `function(*columns)`, which by default writes over the first of them.
+    """Write `function(*columns)` into the column `into`, by default the first of them.
 
-    Numbers come as arrays (NumPy's, or CuPy's on a GPU), and as many must come back. Of a single text column, the
-    function gets the distinct values, and gives a text (or None) for each.
+    Numbers come as arrays (NumPy's, or CuPy's on a GPU), and the function returns as many. Of a
+    single text column, it gets the distinct values, and returns a text (or None) for each.
     """
     function: Callable[..., Any] | None = None
     into: str = ""
 
     def __post_init__(self):
         super().__post_init__()
-        self._need(callable(self.function) and hasattr(self.function, "__name__"), "a function that has a name", "Lambda(('price', 'shipping'), total, into='total')")
+        self._require(
+            callable(self.function) and hasattr(self.function, "__name__"),
+            "a function that has a name",
+            "Lambda(('price', 'shipping'), total, into='total')")
 
     @property
-    def gives(self) -> tuple[str, ...]: return (self.into or self.columns[0],)
+    def outputs(self) -> tuple[str, ...]: return (self.into or self.columns[0],)
 
     def transform(self, table: Columns) -> Columns:
-        assert self.function
-        given = [table[c] for c in self.columns]
-        if len(given) == 1 and isinstance(x := given[0], Text): return table.put({self.gives[0]: self._on_text(table, x.used())})
-        xp, out = array_module(given[0]), self.function(*(_guarded(number(table, c, self)) for c in self.columns))
-        if getattr(out, "shape", None) != given[0].shape: raise ToolkitError(f"{self.function.__name__} gave {getattr(out, 'shape', type(out).__name__)} for {len(given[0])} rows", do="it must give one number for each row")
-        return table.put({self.gives[0]: xp.asarray(out, "int64" if out.dtype.kind in "biu" else "float64")})
+        first = table[self.columns[0]]
+        if len(self.columns) == 1 and isinstance(first, Text):
+            result: Any = apply_to_text(self, table, first.compact())
+        else: result = apply_to_numbers(self, table)
+        return table.with_columns({self.outputs[0]: result})
 
-    def _on_text(self, table: Columns, x: Text) -> Text:
-        "Text with other values in the place of its own; where the function raises for a value, its rows are refused"
-        assert self.function
-        broken: dict[int, Exception] = {}
-        try: values = list(self.function(x.values.tolist()))
-        except Exception: values, broken = self._one_by_one(x.values.tolist())
-        if len(values) != len(x.values) or not all(v is None or isinstance(v, str) for v in values): raise ToolkitError(f"{self.function.__name__} must give a text, or None, for each text", found=shown(values, 100))
-        codes = on_host(x.codes)
-        for at, why in broken.items(): table.refuse(codes == at, lambda i: f"{self.columns[0]}: {self.function.__name__} has no answer to {shown(x.values[at])}: {why}")     # type: ignore[union-attr]
-        new = Text.of(values)
-        return Text(x.spread(new.codes, -1), new.values)
+# %% ../../../nbs/features/ops/07_custom.ipynb #apply-to-numbers
+def apply_to_numbers(op: Lambda, table: Columns) -> Array:
+    "Return the numbers that the function computes of its columns"
+    arrays = [_read_only(numeric_column(table, c, op)) for c in op.columns]
+    out = op.function(*arrays)      # type: ignore[misc]
+    first = table[op.columns[0]]
+    if getattr(out, "shape", None) != first.shape:
+        got = getattr(out, "shape", type(out).__name__)
+        raise ToolkitError(
+            f"{_name_of(op)} returned {got} for {len(first)} rows",
+            do="it must return one number for each row")
+    dtype = "int64" if out.dtype.kind in "biu" else "float64"
+    return array_module(first).asarray(out, dtype)
 
-    def _one_by_one(self, values: list) -> tuple[list, dict[int, Exception]]:
-        found: list[Any] = []
-        broken: dict[int, Exception] = {}
-        for i, v in enumerate(values):
-            try: found += self.function([v])      # type: ignore[misc]
-            except Exception as e: found, broken[i] = [*found, None], e
-        return found, broken
-
-# %% ../../../nbs/features/ops/07_custom.ipynb #guarded
-def _guarded(x: Array) -> Array:
-    "An array that a function of somebody else's may not write to"
+def _read_only(x: Array) -> Array:
+    "Return an array that the function cannot write to: a view, or a copy on the GPU"
     if not hasattr(x, "flags") or array_module(x).__name__ != "numpy": return x.copy()
-    (view := x.view()).flags.writeable = False
+    view = x.view()
+    view.flags.writeable = False
     return view
+
+def _name_of(op: Lambda) -> str: return op.function.__name__      # type: ignore[union-attr]
+
+# %% ../../../nbs/features/ops/07_custom.ipynb #apply-to-text
+def apply_to_text(op: Lambda, table: Columns, x: Text) -> Text:
+    "Return the text that the function makes of each value; where it raises, rows are rejected"
+    values, errors = _apply_to_values(op.function, x.values.tolist())      # type: ignore[arg-type]
+    is_text = all(v is None or isinstance(v, str) for v in values)
+    if len(values) != len(x.values) or not is_text:
+        raise ToolkitError(
+            f"{_name_of(op)} must return a text, or None, for each text",
+            found=short_repr(values, 100))
+    codes = to_host(x.codes)
+    for code, e in errors.items():
+        reason = f"{op.columns[0]}: {_name_of(op)} failed on {short_repr(x.values[code])}: {e}"
+        table.reject(codes == code, lambda i: reason)
+    new = Text.of(values)
+    return Text(x.gather(new.codes, -1), new.values)
+
+def _apply_to_values(function: Callable, values: list) -> tuple[list, dict[int, Exception]]:
+    "Return what the function returns, with None and an error for a value on which it raises"
+    try: return list(function(values)), {}
+    except Exception: pass      # find out on which
+    results: list[Any] = []
+    errors: dict[int, Exception] = {}
+    for i, v in enumerate(values):
+        try: results += function([v])
+        except Exception as e:
+            results.append(None)
+            errors[i] = e
+    return results, errors

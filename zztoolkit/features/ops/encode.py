@@ -11,11 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TYPE_CHECKING
 
 from ...errors import ToolkitError
-from zztoolkit.features.columns import (
-    array_module, Columns, is_missing, Lists, objects, Text,
-)
-from ..keyed import KeyedTable, whole_numbers
-from .base import known, number, Operation, plain_parameter
+from ..columns import array_module, Columns, is_missing, Lists, object_array, Text
+from ..keyed import KeyedTable, to_integers
+from .base import check_parameter, non_missing, numeric_column, Operation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,115 +25,164 @@ __all__ = ['FillMissing', 'Categorify', 'HashBucket', 'Bucketize']
 # %% ../../../nbs/features/ops/02_encode.ipynb #fill-missing
 @dataclass(frozen=True, kw_only=True)
 class FillMissing(Operation):
-    """Missing numbers become the training table's median, missing text its most frequent value (the first in order among equals); or `value`.
+    """Replace missing values by `value`, or by one of the training table.
 
-    With `indicator`, `<column>_missing` is 1 where there was nothing, else 0.
+    For numbers that is the median, for text the most frequent value (the first in order among
+    equals). With `indicator`, `<column>_missing` is 1 where a value was missing, else 0.
     """
     value: float | str | None = None
     indicator: bool = False
     fills: dict[str, float | str] = field(default_factory=dict)
 
     @property
-    def gives(self) -> tuple[str, ...]: return self.columns + (tuple(f"{c}_missing" for c in self.columns) if self.indicator else ())
+    def _indicators(self) -> dict[str, str]:
+        return {c: f"{c}_missing" for c in self.columns} if self.indicator else {}
 
     @property
-    def sizes(self) -> dict[str, int]: return {f"{c}_missing": 2 for c in self.columns} if self.indicator else {}
+    def outputs(self) -> tuple[str, ...]: return (*self.columns, *self._indicators.values())
 
-    def fit(self, table: Columns) -> FillMissing: return replace(self, fills={c: self._learned(c, table[c]) for c in self.columns})
+    @property
+    def cardinalities(self) -> dict[str, int]:
+        return dict.fromkeys(self._indicators.values(), 2)
 
-    def _learned(self, name: str, x: Column) -> float | str:
-        import numpy as np
-        if isinstance(x, Lists): raise ToolkitError(f"FillMissing takes numbers and text, {name} holds lists", do="a missing list is an empty one: ListPad fills it up")
-        if self.value is not None and isinstance(self.value, str) != isinstance(x, Text): raise ToolkitError(f"FillMissing cannot put {self.value!r} among the values of {name}")
-        if self.value is not None: return self.value
-        if not isinstance(x, Text): return float(np.median(known(x, name)))
-        counts = np.bincount(x.codes[x.codes >= 0], minlength=len(x.values))
-        if not counts.any(): known(np.array([]), name)
-        return min(x.values[counts == counts.max()])
+    def fit(self, table: Columns) -> FillMissing:
+        return replace(self, fills={c: learn_fill(self, c, table[c]) for c in self.columns})
 
     def transform(self, table: Columns) -> Columns:
-        gone = {f"{c}_missing": is_missing(table[c]).astype("int64") for c in self.columns} if self.indicator else {}
-        return table.put({c: _filled(table[c], fill) for c, fill in self.fills.items()} | gone)
+        filled = {c: _fill(table[c], value) for c, value in self.fills.items()}
+        flags = {n: is_missing(table[c]).astype("int64") for c, n in self._indicators.items()}
+        return table.with_columns(filled | flags)
 
-# %% ../../../nbs/features/ops/02_encode.ipynb #filled
-def _filled(x: Column, fill: Any) -> Column:
-    xp = array_module(x.codes if isinstance(x, Text) else x)
-    if isinstance(x, Text): return Text(xp.where(x.codes < 0, len(x.values), x.codes), objects([*x.values, fill]))
-    return xp.where(xp.isnan(x), fill, x) if x.dtype.kind == "f" else x      # type: ignore[union-attr]
+# %% ../../../nbs/features/ops/02_encode.ipynb #learn-fill
+def learn_fill(op: FillMissing, name: str, x: Column) -> float | str:
+    "Return the value for missing rows of a column: the given one, the median or the most frequent"
+    import numpy as np
+    if isinstance(x, Lists):
+        raise ToolkitError(
+            f"FillMissing takes numbers and text, {name} holds lists",
+            do="a missing list is an empty one: ListPad fills it up")
+    if op.value is not None: return _check_fill(op.value, name, x)
+    if isinstance(x, Text): return _most_frequent(name, x)
+    return float(np.median(non_missing(x, name)))
 
-# %% ../../../nbs/features/ops/02_encode.ipynb #ids
-def as_ids(x: Column, of_text: Callable[[Any], Any], of_numbers: Callable[[Any], Any]) -> Any:
-    "Ids of a column, or of the items of its lists: `of_text` is asked once for each distinct value, and missing values are 0"
-    if isinstance(x, Lists): return Lists(x.lengths, as_ids(x.flat, of_text, of_numbers), x.starts)
-    if isinstance(x, Text): return x.spread(of_text(x.values), 0)
+def _check_fill(value: float | str, name: str, x: Column) -> float | str:
+    if isinstance(value, str) == isinstance(x, Text): return value
+    raise ToolkitError(f"FillMissing cannot put {value!r} among the values of {name}")
+
+def _most_frequent(name: str, x: Text) -> str:
+    import numpy as np
+    counts = np.bincount(x.codes[x.codes >= 0], minlength=len(x.values))
+    if not counts.any(): non_missing(np.array([]), name)
+    return min(x.values[counts == counts.max()])
+
+def _fill(x: Any, value: Any) -> Column:
+    "Replace the missing values of a column"
+    if isinstance(x, Text):
+        codes = array_module(x.codes).where(x.codes < 0, len(x.values), x.codes)
+        return Text(codes, object_array([*x.values, value]))
     xp = array_module(x)
-    return xp.where(is_missing(x), 0, of_numbers(x)) if x.dtype.kind == "f" else of_numbers(x)
+    return xp.where(xp.isnan(x), value, x) if x.dtype.kind == "f" else x
+
+# %% ../../../nbs/features/ops/02_encode.ipynb #map-to-ids
+def map_to_ids(
+    x: Column,
+    of_text: Callable[[Any], Any],       # ids of distinct values
+    of_numbers: Callable[[Any], Any],    # ids of an array
+) -> Any:
+    "Return the ids of a column, or of the items of its lists; a missing value is 0"
+    if isinstance(x, Lists): return Lists(x.lengths, map_to_ids(x.flat, of_text, of_numbers), x.starts)
+    if isinstance(x, Text): return x.gather(of_text(x.values), 0)
+    if x.dtype.kind != "f": return of_numbers(x)
+    return array_module(x).where(is_missing(x), 0, of_numbers(x))
 
 # %% ../../../nbs/features/ops/02_encode.ipynb #categorify
 @dataclass(frozen=True, kw_only=True)
 class Categorify(Operation):
-    """Text and whole numbers become ids: 0 missing, 1 for what the training table does not have (at least `min_count` times), 2 and up in sorted order.
+    """Replace text and whole numbers by ids: 0 missing, 1 unknown, 2 and up in sorted order.
 
-    Of lists, the items become ids.
+    Known are the values that the training table has at least `min_count` times. Of lists, the
+    items become ids.
     """
     min_count: int = 1
     known: dict[str, KeyedTable] = field(default_factory=dict)
 
     def __post_init__(self):
         super().__post_init__()
-        self._need(self.min_count >= 1, "a min_count of 1 or more")
+        self._require(self.min_count >= 1, "a min_count of 1 or more")
 
     @property
     def keys(self) -> tuple[str, ...]: return self.columns
 
     @property
-    def sizes(self) -> dict[str, int]: return {c: len(t) + 2 for c, t in self.known.items()}
+    def cardinalities(self) -> dict[str, int]: return {c: len(t) + 2 for c, t in self.known.items()}
 
-    def fit(self, table: Columns) -> Categorify: return replace(self, known={c: KeyedTable(_frequent(table[c], self.min_count, c)) for c in self.columns})
+    def fit(self, table: Columns) -> Categorify:
+        known = {c: KeyedTable(find_frequent(table[c], self.min_count, c)) for c in self.columns}
+        return replace(self, known=known)
 
     def transform(self, table: Columns) -> Columns:
-        import numpy as np
-        def of_numbers(t: KeyedTable, x: Array) -> Array: return array_module(x).maximum(t.find(x) + 2, 1)
-        new = {c: as_ids(table[c], lambda values: np.maximum(t.find_values(values) + 2, 1), lambda x: of_numbers(t, x)) for c, t in self.known.items()}
-        for c, x in new.items(): table.count(c, "unknown", x.any(x.flat == 1) if isinstance(x, Lists) else x == 1)
-        return table.put(new)
+        ids = {c: _lookup_ids(t, table[c]) for c, t in self.known.items()}
+        for c, x in ids.items():
+            unknown = x.any(x.flat == 1) if isinstance(x, Lists) else x == 1
+            table.count_drift(c, "unknown", unknown)
+        return table.with_columns(ids)
 
-# %% ../../../nbs/features/ops/02_encode.ipynb #frequent
-def _frequent(x: Column, least: int, name: str) -> np.ndarray:
-    "Sorted values that are there so many times"
+# %% ../../../nbs/features/ops/02_encode.ipynb #lookup-ids
+def _lookup_ids(table: KeyedTable, x: Column) -> Any:
+    "Return the id of each value: its position among the known ones and 2, or 1"
+    def of_text(values: np.ndarray) -> np.ndarray:
+        import numpy as np
+        return np.maximum(table.find_text(values) + 2, 1)
+    def of_numbers(x: Array) -> Array: return array_module(x).maximum(table.find(x) + 2, 1)
+    return map_to_ids(x, of_text, of_numbers)
+
+def find_frequent(x: Column, min_count: int, name: str) -> np.ndarray:
+    "Return the sorted values that a column has at least `min_count` times"
     import numpy as np
-    if isinstance(x, Lists): return _frequent(x.flat, least, name)
-    if isinstance(x, Text): return objects(sorted(x.values[np.bincount(x.codes[x.codes >= 0], minlength=len(x.values)) >= least].tolist()))
-    values, counts = np.unique(whole_numbers(x[~is_missing(x)], name), return_counts=True)
-    return values[counts >= least]
+    if isinstance(x, Lists): return find_frequent(x.flat, min_count, name)
+    if isinstance(x, Text):
+        counts = np.bincount(x.codes[x.codes >= 0], minlength=len(x.values))
+        return object_array(sorted(x.values[counts >= min_count].tolist()))
+    values, counts = np.unique(to_integers(x[~is_missing(x)], name), return_counts=True)
+    return values[counts >= min_count]
 
 # %% ../../../nbs/features/ops/02_encode.ipynb #hash-bucket
 @dataclass(frozen=True, kw_only=True)
 class HashBucket(Operation):
-    "Text and whole numbers become ids: 0 missing, else 1 to `buckets` by a hash that is the same everywhere. Of lists, the items become ids"
+    """Replace text and whole numbers by ids: 0 missing, else 1 to `buckets` by a stable hash.
+
+    Of lists, the items become ids.
+    """
     buckets: int = 0
 
     def __post_init__(self):
         super().__post_init__()
-        self._need(self.buckets >= 1, "a number of buckets", "HashBucket('user', buckets=10_000)")
+        self._require(self.buckets >= 1, "a number of buckets", "HashBucket('user', buckets=10_000)")
 
     @property
     def keys(self) -> tuple[str, ...]: return self.columns
 
     @property
-    def sizes(self) -> dict[str, int]: return dict.fromkeys(self.columns, self.buckets + 1)
+    def cardinalities(self) -> dict[str, int]: return dict.fromkeys(self.columns, self.buckets + 1)
 
     def transform(self, table: Columns) -> Columns:
-        return table.put({c: as_ids(table[c], lambda v: _hashed_text(v, self.buckets), lambda x: _hashed_numbers(x, self.buckets, c)) for c in self.columns})
+        return table.with_columns({c: _hash(table[c], self.buckets, c) for c in self.columns})
 
-# %% ../../../nbs/features/ops/02_encode.ipynb #hashed-numbers
-def _hashed_text(values: np.ndarray, buckets: int) -> np.ndarray:
+# %% ../../../nbs/features/ops/02_encode.ipynb #hash
+def _hash(x: Column, buckets: int, name: str) -> Any:
+    "Return ids by hash"
+    def of_text(values: np.ndarray) -> np.ndarray: return _hash_text(values, buckets)
+    def of_numbers(x: Array) -> Array: return _hash_numbers(x, buckets, name)
+    return map_to_ids(x, of_text, of_numbers)
+
+def _hash_text(values: np.ndarray, buckets: int) -> np.ndarray:
     import numpy as np
-    return np.array([int.from_bytes(hashlib.blake2b(v.encode(), digest_size=8).digest(), "little") % buckets + 1 for v in values.tolist()], np.int64)
+    digests = (hashlib.blake2b(v.encode(), digest_size=8).digest() for v in values.tolist())
+    return np.array([int.from_bytes(d, "little") % buckets + 1 for d in digests], np.int64)
 
-def _hashed_numbers(x: Array, buckets: int, name: str) -> Array:
+def _hash_numbers(x: Array, buckets: int, name: str) -> Array:
     xp = array_module(x)
-    h = whole_numbers(xp.nan_to_num(x), name).astype("uint64")
+    h = to_integers(xp.nan_to_num(x), name).astype("uint64")
     h = (h ^ (h >> xp.uint64(30))) * xp.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> xp.uint64(27))) * xp.uint64(0x94D049BB133111EB)
     return ((h ^ (h >> xp.uint64(31))) % xp.uint64(buckets)).astype("int64") + 1
@@ -143,28 +190,49 @@ def _hashed_numbers(x: Array, buckets: int, name: str) -> Array:
 # %% ../../../nbs/features/ops/02_encode.ipynb #bucketize
 @dataclass(frozen=True, kw_only=True)
 class Bucketize(Operation):
-    "Numbers become ids: 0 missing, 1 below the first boundary, one more from each boundary on. `boundaries`, or as many quantiles of the training table as make `buckets` of about equal size"
+    """Replace numbers by ids: 0 missing, 1 below the first boundary, one more from each on.
+
+    Boundaries that are not given are quantiles of the training table, for `buckets` of about
+    equal size.
+    """
     buckets: int = 10
     boundaries: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
         super().__post_init__()
-        self._need(self.buckets >= 2, "2 buckets or more")
-        self._set("boundaries", {c: tuple(plain_parameter("Bucketize", f"a boundary of {c}", "float", x) for x in b) for c, b in self.boundaries.items()})
-        self._need(set(self.boundaries) <= set(self.columns), "boundaries for its own columns")
-        self._need(all(list(b) == sorted(set(b)) for b in self.boundaries.values()), "boundaries that rise")
+        self._require(self.buckets >= 2, "2 buckets or more")
+        checked = {c: _check_boundaries(c, given) for c, given in self.boundaries.items()}
+        self._set("boundaries", checked)
+        self._require(set(checked) <= set(self.columns), "boundaries for its own columns")
+        rise = all(list(b) == sorted(set(b)) for b in checked.values())
+        self._require(rise, "boundaries that rise")
 
     @property
-    def sizes(self) -> dict[str, int]: return {c: len(b) + 2 for c, b in self.boundaries.items()}
+    def cardinalities(self) -> dict[str, int]:
+        return {c: len(b) + 2 for c, b in self.boundaries.items()}
 
     def fit(self, table: Columns) -> Bucketize:
-        import numpy as np
-        steps = np.arange(1, self.buckets) / self.buckets
-        learned = {c: tuple(np.unique(np.quantile(known(number(table, c, self), c), steps)).tolist()) for c in self.columns if c not in self.boundaries}
-        return replace(self, boundaries=dict(self.boundaries) | learned)
+        learned = {
+            c: learn_boundaries(c, numeric_column(table, c, self), self.buckets)
+            for c in self.columns if c not in self.boundaries}
+        return replace(self, boundaries=self.boundaries | learned)
 
     def transform(self, table: Columns) -> Columns:
-        return table.put({c: as_ids(number(table, c, self), _no_text, lambda x: array_module(x).searchsorted(array_module(x).asarray(b, "float64"), x, side="right") + 1) for c, b in self.boundaries.items()})
+        return table.with_columns({
+            c: _find_bucket(numeric_column(table, c, self), boundaries)
+            for c, boundaries in self.boundaries.items()})
 
-# %% ../../../nbs/features/ops/02_encode.ipynb #no-text
-def _no_text(values: Any) -> Any: raise AssertionError("number() let text through")
+# %% ../../../nbs/features/ops/02_encode.ipynb #boundaries
+def _check_boundaries(name: str, given: Any) -> tuple[float, ...]:
+    return tuple(check_parameter("Bucketize", f"a boundary of {name}", "float", x) for x in given)
+
+def learn_boundaries(name: str, x: Array, buckets: int) -> tuple[float, ...]:
+    "Return the quantiles that cut numbers into buckets of about equal size"
+    import numpy as np
+    shares = np.arange(1, buckets) / buckets
+    return tuple(np.unique(np.quantile(non_missing(x, name), shares)).tolist())
+
+def _find_bucket(x: Array, boundaries: tuple[float, ...]) -> Array:
+    xp = array_module(x)
+    ids = xp.searchsorted(xp.asarray(boundaries, "float64"), x, side="right") + 1
+    return xp.where(is_missing(x), 0, ids) if x.dtype.kind == "f" else ids

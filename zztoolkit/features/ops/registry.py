@@ -22,29 +22,60 @@ from .target import TargetEncoding
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/features/ops/08_registry.ipynb #to-dict
-OPERATIONS: dict[str, type[Operation]] = {cls.__name__: cls for cls in (FillMissing, Categorify, HashBucket, Bucketize, LogOp, Clip, Normalize, MinMax, TargetEncoding, JoinExternal, JoinGroupby, ListPad, DateParts, Lambda)}
+# %% ../../../nbs/features/ops/08_registry.ipynb #operations
+OPERATIONS: dict[str, type[Operation]] = {cls.__name__: cls for cls in (
+    FillMissing, Categorify, HashBucket, Bucketize,
+    LogOp, Clip, Normalize, MinMax,
+    TargetEncoding, JoinExternal, JoinGroupby,
+    ListPad, DateParts, Lambda)}
 
-def to_dict(op: Operation, tables: dict[str, KeyedTable]) -> dict:
-    "An operation as JSON can say it; its tables go into `tables`, under names that stand in their places"
-    def plain(x: Any) -> Any:
-        if isinstance(x, KeyedTable):
-            tables[name := f"{len(tables)}"] = x
-            return {"table": name}
-        if isinstance(x, dict): return {"by column": {k: plain(v) for k, v in x.items()}}
-        if callable(x) and x.__name__ == "<lambda>": raise ToolkitError("a function of a Lambda needs a name to be saved", do="def name(...), and give it again at load: functions=[name]")
-        return {"function": x.__name__} if callable(x) else list(x) if isinstance(x, tuple) else x
-    return {"op": type(op).__name__} | {f.name: plain(getattr(op, f.name)) for f in fields(op)}
+# %% ../../../nbs/features/ops/08_registry.ipynb #to-dict
+def operation_to_dict(
+    op: Operation,
+    tables: dict[str, KeyedTable],    # its tables are added, under the names that JSON has for them
+) -> dict:
+    "Return an operation as JSON values"
+    values = {f.name: _to_json(getattr(op, f.name), tables) for f in fields(op)}
+    return {"op": type(op).__name__} | values
+
+def _to_json(x: Any, tables: dict[str, KeyedTable]) -> Any:
+    if isinstance(x, KeyedTable):
+        name = f"{len(tables)}"
+        tables[name] = x
+        return {"table": name}
+    if isinstance(x, dict): return {"by column": {k: _to_json(v, tables) for k, v in x.items()}}
+    if isinstance(x, tuple): return list(x)
+    return {"function": _saved_name(x)} if callable(x) else x
+
+def _saved_name(function: Callable) -> str:
+    if function.__name__ != "<lambda>": return function.__name__
+    raise ToolkitError(
+        "a function of a Lambda needs a name to be saved",
+        do="def name(...), and give it again at load: functions=[name]")
 
 # %% ../../../nbs/features/ops/08_registry.ipynb #from-dict
-def from_dict(d: Mapping[str, Any], tables: Mapping[str, KeyedTable], functions: Mapping[str, Callable]) -> Operation:
-    "The operation that `to_dict` wrote"
-    if d.get("op") not in OPERATIONS: raise ToolkitError(f"unknown feature operation {d.get('op')!r}", do=f"this version has {', '.join(OPERATIONS)}")
-    def live(x: Any) -> Any:
-        if isinstance(x, list): return tuple(x)
-        if not isinstance(x, dict): return x
-        if "table" in x: return tables[x["table"]]
-        if "by column" in x: return {k: live(v) for k, v in x["by column"].items()}
-        if x["function"] in functions: return functions[x["function"]]
-        raise ToolkitError(f"these features use a function {x['function']}", do=f"give it when they are loaded: Features.load(folder, functions=[{x['function']}]); in a Handler, functions = ({x['function']},)")
-    return OPERATIONS[d["op"]](**{k: live(v) for k, v in d.items() if k != "op"})
+def operation_from_dict(
+    d: Mapping[str, Any],
+    tables: Mapping[str, KeyedTable],      # by the names that JSON has for them
+    functions: Mapping[str, Callable],     # of `Lambda`s, by their names
+) -> Operation:
+    "Return the operation that `operation_to_dict` wrote"
+    if d.get("op") not in OPERATIONS:
+        raise ToolkitError(
+            f"unknown feature operation {d.get('op')!r}",
+            do=f"this version has {', '.join(OPERATIONS)}")
+    values = {k: _from_json(v, tables, functions) for k, v in d.items() if k != "op"}
+    return OPERATIONS[d["op"]](**values)
+
+def _from_json(x: Any, tables: Mapping, functions: Mapping) -> Any:
+    if isinstance(x, list): return tuple(x)
+    if not isinstance(x, dict): return x
+    if "table" in x: return tables[x["table"]]
+    if "by column" in x:
+        return {k: _from_json(v, tables, functions) for k, v in x["by column"].items()}
+    name = x["function"]
+    if name in functions: return functions[name]
+    in_handler = f"in a Handler, functions = ({name},)"
+    raise ToolkitError(
+        f"these features use a function {name}",
+        do=f"give it when they are loaded: Features.load(folder, functions=[{name}]); {in_handler}")

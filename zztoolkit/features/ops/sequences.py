@@ -11,7 +11,7 @@ from typing import Any, TYPE_CHECKING
 
 from ...errors import ToolkitError
 from ..columns import array_module, Columns, Lists, Text
-from .base import number, Operation
+from .base import numeric_column, Operation
 
 if TYPE_CHECKING:
     from zztoolkit.features.columns import Array
@@ -22,24 +22,41 @@ __all__ = ['ListPad', 'DateParts']
 # %% ../../../nbs/features/ops/06_sequences.ipynb #list-pad
 @dataclass(frozen=True, kw_only=True)
 class ListPad(Operation):
-    "Lists of numbers (ids, after `Categorify`) become (N, length): the `keep` items of a longer one (`last` or `first`), 0 on the `side` (`right` or `left`) of a shorter one"
+    """Cut or fill lists of numbers (ids, after `Categorify`) to an array (N, length).
+
+    Of a longer list, the `last` or `first` items are kept; a shorter one is filled with 0 on its
+    `right` or `left` side.
+    """
     length: int = 0
     keep: str = "last"
     side: str = "right"
 
     def __post_init__(self):
         super().__post_init__()
-        self._need(self.length >= 1 and self.keep in ("last", "first") and self.side in ("left", "right"), "a length, keep='last' or 'first' and side='right' or 'left'")
+        has_words = self.keep in ("last", "first") and self.side in ("left", "right")
+        self._require(
+            self.length >= 1 and has_words,
+            "a length, keep='last' or 'first' and side='right' or 'left'")
 
-    def transform(self, table: Columns) -> Columns: return table.put({c: self._padded(c, table[c]) for c in self.columns})
+    def transform(self, table: Columns) -> Columns:
+        keep_last, fill_right = self.keep == "last", self.side == "right"
+        return table.with_columns({
+            c: _require_lists(c, table[c]).pad(self.length, 0, keep_last, fill_right)
+            for c in self.columns})
 
-    def _padded(self, name: str, x: Any) -> Array:
-        if isinstance(x, Lists) and not isinstance(x.flat, Text): return x.padded(self.length, 0, self.keep == "last", self.side == "right")
-        raise ToolkitError(f"ListPad takes lists of numbers, {name} holds {'lists of text' if isinstance(x, Lists) else 'no lists'}", do="Categorify before it makes ids of text" if isinstance(x, Lists) else "")
+def _require_lists(name: str, x: Any) -> Lists:
+    "Return a column of lists of numbers. Raises `ToolkitError` for another"
+    if not isinstance(x, Lists):
+        raise ToolkitError(f"ListPad takes lists of numbers, {name} holds no lists")
+    if isinstance(x.flat, Text):
+        raise ToolkitError(
+            f"ListPad takes lists of numbers, {name} holds lists of text",
+            do="Categorify before it makes ids of text")
+    return x
 
-# %% ../../../nbs/features/ops/06_sequences.ipynb #civil
-def _civil(days: Array) -> tuple[Array, Array, Array]:
-    "Year, month and day of days since 1970 in the Gregorian calendar"
+# %% ../../../nbs/features/ops/06_sequences.ipynb #to-civil
+def _to_civil(days: Array) -> tuple[Array, Array, Array]:
+    "Return year, month and day, in the Gregorian calendar, of days since 1970"
     xp = array_module(days)
     z = days + 719468
     era = z // 146097
@@ -50,31 +67,50 @@ def _civil(days: Array) -> tuple[Array, Array, Array]:
     month = xp.where(mp < 10, mp + 3, mp - 9)
     return yoe + era * 400 + (month <= 2), month, doy - (153 * mp + 2) // 5 + 1
 
-DAY = 86_400_000_000     # microseconds
+# %% ../../../nbs/features/ops/06_sequences.ipynb #parts
+MINUTE, HOUR, DAY = 60_000_000, 3_600_000_000, 86_400_000_000     # microseconds
+
 DATE_PARTS: dict[str, Callable[[Any], Any]] = {
-    "year": lambda t: _civil(t // DAY)[0], "month": lambda t: _civil(t // DAY)[1], "day": lambda t: _civil(t // DAY)[2],
-    "weekday": lambda t: (t // DAY + 3) % 7, "hour": lambda t: t // 3_600_000_000 % 24, "minute": lambda t: t // 60_000_000 % 60}
+    "year": lambda t: _to_civil(t // DAY)[0],
+    "month": lambda t: _to_civil(t // DAY)[1],
+    "day": lambda t: _to_civil(t // DAY)[2],
+    "weekday": lambda t: (t // DAY + 3) % 7,
+    "hour": lambda t: t // HOUR % 24,
+    "minute": lambda t: t // MINUTE % 60}
+
+# of the parts that are ids; their largest value and 1
+PART_SIZES = {"month": 13, "day": 32, "weekday": 7, "hour": 24, "minute": 60}
 
 # %% ../../../nbs/features/ops/06_sequences.ipynb #date-parts
 @dataclass(frozen=True, kw_only=True)
 class DateParts(Operation):
-    "`<column>_<part>` of dates: year, month, day, weekday (Monday is 0), hour, minute; in UTC; of a missing date, missing"
+    """Write `<column>_<part>` of dates, in UTC; missing for a missing date.
+
+    Parts are year, month, day, weekday (Monday is 0), hour and minute.
+    """
     parts: Any = ("weekday", "hour")
 
-    takes = "dates"
-    otherwise = "pd.to_datetime(df.column) makes dates of text"
+    expects = "dates"
+    hint = "pd.to_datetime(df.column) makes dates of text"
 
     def __post_init__(self):
         super().__post_init__()
-        self._names("parts")
-        self._need(set(self.parts) <= set(DATE_PARTS), f"parts that are some of {', '.join(DATE_PARTS)}")
+        self._set_names("parts")
+        known = ", ".join(DATE_PARTS)
+        self._require(set(self.parts) <= set(DATE_PARTS), f"parts that are some of {known}")
 
     @property
-    def gives(self) -> tuple[str, ...]: return tuple(f"{c}_{p}" for c in self.columns for p in self.parts)
+    def _names(self) -> dict[str, tuple[str, str]]:
+        return {f"{c}_{p}": (c, p) for c in self.columns for p in self.parts}
 
     @property
-    def sizes(self) -> dict[str, int]:
-        most = {"month": 13, "day": 32, "weekday": 7, "hour": 24, "minute": 60}
-        return {f"{c}_{p}": most[p] for c in self.columns for p in self.parts if p in most}
+    def outputs(self) -> tuple[str, ...]: return tuple(self._names)
 
-    def transform(self, table: Columns) -> Columns: return table.put({f"{c}_{p}": DATE_PARTS[p](number(table, c, self)) for c in self.columns for p in self.parts})
+    @property
+    def cardinalities(self) -> dict[str, int]:
+        return {name: PART_SIZES[p] for name, (_, p) in self._names.items() if p in PART_SIZES}
+
+    def transform(self, table: Columns) -> Columns:
+        return table.with_columns({
+            name: DATE_PARTS[p](numeric_column(table, c, self))
+            for name, (c, p) in self._names.items()})

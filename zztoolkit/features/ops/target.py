@@ -10,8 +10,8 @@ from typing import Any, TYPE_CHECKING
 
 from ...errors import ToolkitError
 from ..columns import array_module, Columns, is_missing, Lists, Text
-from ..keyed import KeyedTable, whole_numbers
-from .base import number, Operation
+from ..keyed import KeyedTable, to_integers
+from .base import numeric_column, Operation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +23,12 @@ __all__ = ['TargetEncoding']
 # %% ../../../nbs/features/ops/04_target.ipynb #target-encoding
 @dataclass(frozen=True, kw_only=True)
 class TargetEncoding(Operation):
-    "`<column>_<target>`: the target's mean for the value, smoothed; for a missing value or one that the training table does not have, the mean of all"
+    """Write `<column>_<target>`: the smoothed mean of the target for the value.
+
+    A missing value, or one that the training table does not have, gets the mean of all.
+    """
     target: str = ""
-    smoothing: float = 20.0
+    smoothing: float = 20.0      # weight of the mean of all, in rows
     folds: int = 5
     seed: int = 0
     means: dict[str, KeyedTable] = field(default_factory=dict)
@@ -33,61 +36,88 @@ class TargetEncoding(Operation):
 
     def __post_init__(self):
         super().__post_init__()
-        self._need(bool(self.target) and self.folds >= 2 and self.smoothing >= 0, "a target, 2 folds or more, and a smoothing of 0 or more", "TargetEncoding('brand', target='sold')")
+        self._require(
+            bool(self.target) and self.folds >= 2 and self.smoothing >= 0,
+            "a target, 2 folds or more, and a smoothing of 0 or more",
+            "TargetEncoding('brand', target='sold')")
 
     @property
     def keys(self) -> tuple[str, ...]: return self.columns
 
     @property
-    def learns(self) -> tuple[str, ...]: return (self.target,)
+    def fit_inputs(self) -> tuple[str, ...]: return (self.target,)
 
     @property
-    def gives(self) -> tuple[str, ...]: return tuple(f"{c}_{self.target}" for c in self.columns)
+    def outputs(self) -> tuple[str, ...]: return tuple(f"{c}_{self.target}" for c in self.columns)
 
     def fit(self, table: Columns) -> TargetEncoding:
-        y = number(table, self.target, self)
-        if bool(is_missing(y).any()): raise ToolkitError(f"the target {self.target} is missing in a row of the training table", do="drop those rows")
+        y = numeric_column(table, self.target, self)
+        if bool(is_missing(y).any()):
+            raise ToolkitError(
+                f"the target {self.target} is missing in a row of the training table",
+                do="drop those rows")
         overall = float(y.mean())
-        return replace(self, overall=overall, means={c: self._means(c, table[c], y, overall) for c in self.columns})
+        means = {c: _smooth_means(self, c, table[c], y, overall) for c in self.columns}
+        return replace(self, overall=overall, means=means)
 
-    def _means(self, name: str, x: Any, y: Array, overall: float) -> KeyedTable:
-        keys, sums, counts = sums_by_key(name, x, y)
-        return KeyedTable(keys, {"mean": (sums + self.smoothing * overall) / (counts + self.smoothing)})
-
-    def _encoded(self, column: str, x: Any) -> Array:
-        t = self.means[column]
-        found = t.column("mean", t.find(x))
-        return array_module(found).where(is_missing(found), self.overall, found)     # type: ignore[arg-type]
-
-    def transform(self, table: Columns) -> Columns: return table.put({name: self._encoded(c, table[c]) for c, name in zip(self.columns, self.gives)})
+    def transform(self, table: Columns) -> Columns:
+        names = zip(self.columns, self.outputs)
+        return table.with_columns({name: _encode(self, c, table[c]) for c, name in names})
 
     def fit_transform(self, table: Columns) -> tuple[TargetEncoding, Columns]:
-        "The training table's rows get the means of the folds that they are not in"
-        import numpy as np
-        n = len(table[self.target])
-        if n < self.folds: raise ToolkitError(f"TargetEncoding needs a row for each of its {self.folds} folds", found=f"{n} rows", do="folds=2 is the least")
-        own = Columns({c: table[c] for c in (*self.columns, self.target)})
-        fold = np.random.default_rng(self.seed).permutation(n) % self.folds
-        new = {name: np.empty(n) for name in self.gives}
-        for k in range(self.folds):
-            inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-            fitted, held_out = self.fit(own.rows(outside)), own.rows(inside)
-            for c, name in zip(self.columns, self.gives): new[name][inside] = fitted._encoded(c, held_out[c])
-        return self.fit(table), table.put(new)
+        "Fit to the table; its rows get the means of the folds that they are not in"
+        return self.fit(table), table.with_columns(encode_out_of_fold(self, table))
 
-# %% ../../../nbs/features/ops/04_target.ipynb #sums-by-key
-def sums_by_key(name: str, x: Column, y: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Sorted keys of a column, and the sum and count of `y` for each; rows without a key or a `y` left out"
+# %% ../../../nbs/features/ops/04_target.ipynb #encode
+def _smooth_means(op: TargetEncoding, name: str, x: Any, y: Array, overall: float) -> KeyedTable:
+    "Return the mean of each key, pulled towards the mean of all"
+    keys, sums, counts = sum_by_key(name, x, y)
+    means = (sums + op.smoothing * overall) / (counts + op.smoothing)
+    return KeyedTable(keys, {"mean": means})
+
+def _encode(op: TargetEncoding, column: str, x: Any) -> Array:
+    "Return the mean of each row's key"
+    table = op.means[column]
+    means: Any = table.column("mean", table.find(x))
+    return array_module(means).where(is_missing(means), op.overall, means)
+
+def encode_out_of_fold(op: TargetEncoding, table: Columns) -> dict[str, np.ndarray]:
+    "Return the encoded columns of the training table, each row without its own fold"
     import numpy as np
-    if isinstance(x, Lists): raise ToolkitError(f"{name} holds lists, which are no keys", do="a key is text or a whole number")
+    n = len(table[op.target])
+    if n < op.folds:
+        raise ToolkitError(
+            f"TargetEncoding needs a row for each of its {op.folds} folds",
+            found=f"{n} rows",
+            do="folds=2 is the least")
+    own = Columns({c: table[c] for c in (*op.columns, op.target)})
+    fold = np.random.default_rng(op.seed).permutation(n) % op.folds
+    encoded = {name: np.empty(n) for name in op.outputs}
+    for k in range(op.folds):
+        inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
+        fitted, held_out = op.fit(own.take_rows(outside)), own.take_rows(inside)
+        for c, name in zip(op.columns, op.outputs):
+            encoded[name][inside] = _encode(fitted, c, held_out[c])
+    return encoded
+
+# %% ../../../nbs/features/ops/04_target.ipynb #sum-by-key
+def sum_by_key(name: str, x: Column, y: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Return the sorted keys of a column, and the sum and count of `y` for each, without gaps"
+    import numpy as np
+    if isinstance(x, Lists):
+        raise ToolkitError(
+            f"{name} holds lists, which are no keys",
+            do="a key is text or a whole number")
     kept = ~is_missing(x) & ~is_missing(y)
-    keys, codes = (np.unique(whole_numbers(x[kept], name), return_inverse=True) if not isinstance(x, Text) else _sorted(x, kept))
-    return keys, np.bincount(codes, weights=y[kept], minlength=len(keys)), np.bincount(codes, minlength=len(keys))
+    if isinstance(x, Text): keys, codes = _sort_text(x, kept)
+    else: keys, codes = np.unique(to_integers(x[kept], name), return_inverse=True)
+    sums = np.bincount(codes, weights=y[kept], minlength=len(keys))
+    return keys, sums, np.bincount(codes, minlength=len(keys))
 
-def _sorted(x: Text, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Sorted distinct values of the kept rows, and each row's place among them"
+def _sort_text(x: Text, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Return the sorted distinct values of the kept rows, and each row's position among them"
     import numpy as np
-    used = Text(*np.unique(x.codes[kept], return_inverse=True)[::-1])      # codes of codes
-    values = x.values[used.values]
+    used, codes = np.unique(x.codes[kept], return_inverse=True)
+    values = x.values[used]
     order = np.argsort(values, kind="stable")
-    return values[order], np.argsort(order, kind="stable")[used.codes]
+    return values[order], np.argsort(order, kind="stable")[codes]

@@ -5,107 +5,143 @@
 # %% ../../../nbs/measure/tuning/04_runner.ipynb #imports
 from __future__ import annotations
 
-import math, time
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...archive.mar import Mar
-from ...archive.reconfigure import reconfigured
+from ...archive.reconfigure import with_config
 from ...compile.artifact import Artifact
 from ...errors import ToolkitError
-from ..benchmark import setup_of
-from ..bottleneck import CROWD
-from ..levels import Level, measure, Window
-from ..profile import closed
-from .space import config_of
-from .trials import Tried, tried_of
+from ..benchmarking import describe_setup
+from ..bottleneck import NOISE_CORES
+from ..levels import LoadLevel, measure_level, Window
+from ..profile import closed_loop
+from .space import to_config
+from .trials import build_trial, Trial
 from ...serving.endpoint import Endpoint
 from ...serving.rollout import deploy
 from ...serving.torchserve.server import LocalServer
-from ...system import usable_cores
+from ...system import usable_cores, wait_until
 
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/measure/tuning/04_runner.ipynb #stand
+# %% ../../../nbs/measure/tuning/04_runner.ipynb #wait-for-idle-cpu
+def _has_idle_cores() -> bool:
+    "Return whether the usable cores are idle, in a third of a second"
+    import psutil
+    cores = psutil.cpu_count() or 1
+    idle = (1 - psutil.cpu_percent(0.3) / 100) * cores
+    return idle >= min(cores, usable_cores()) - NOISE_CORES
+
+def wait_for_idle_cpu(timeout: float) -> bool:
+    "Wait until the usable cores are idle; False after `timeout` seconds"
+    if timeout <= 0: return False
+    return wait_until(_has_idle_cores, timeout, every=0)
+
+# %% ../../../nbs/measure/tuning/04_runner.ipynb #prune-reason
+def prune_reason(w: Window, best: float, slo: float) -> str:
+    "Return why a setting is not worth measuring to the end; '' if it is"
+    if not best: return ""
+    if w.rate < 0.7 * best: return f"{w.rate:.0f}/s in a window, where the best has {best:.0f}/s"
+    if slo and w.p50 > 1500 * slo: return f"half of its responses took {w.p50:.0f} ms or more"
+    return ""
+
+def needed_artifacts(
+    artifacts: Mapping[str, Artifact], s: Mapping[str, Any],
+) -> dict[str, Artifact]:
+    "Return the extra artifact that a setting names, if it names one"
+    return {name: a for name, a in artifacts.items() if name == s.get("artifact")}
+
+def _describe_error(e: Exception) -> str:
+    if not isinstance(e, ToolkitError): return f"{type(e).__name__}: {e}"
+    return "; ".join([e.problem, *e.found.splitlines()[-1:]])
+
+# %% ../../../nbs/measure/tuning/04_runner.ipynb #runner
+Prune = Callable[[Window], str]
+Progress = Callable[[str], None]
+
 @dataclass
-class Stand:
-    "Settings of one archive, one after the other, on one server; `work` is a folder of its own"
+class TrialRunner:
+    "Tries settings of one archive, one after the other, on one server"
     server: LocalServer
     mar: Mar
     bodies: Sequence[tuple[bytes, str]]
     clients: int
     slo: float
     seconds: float                        # of a measurement, at most
-    work: Path
+    work: Path                            # private folder
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
-    patience: float = 5                   # seconds that a measurement waits, at most, for other processes to leave the cores
-    level: Level | None = None            # of the last measurement
+    patience: float = 5                   # longest wait for idle cores, in seconds
+    level: LoadLevel | None = None        # of the last measurement
 
     def serve(self, s: Mapping[str, Any]) -> Endpoint:
-        "The archive with this setting, in the place of what was served before. Raises `ToolkitError`"
+        "Serve the archive with this setting instead of the last one. Raise `ToolkitError`"
         self.server.start()
         for name in self.server.management.models(): self.server.endpoint(name).remove()
-        return deploy(self.server, reconfigured(self.mar, self.work, artifacts=needed(self.artifacts, s), **config_of(s)))
+        artifacts = needed_artifacts(self.artifacts, s)
+        mar = with_config(self.mar, self.work, artifacts=artifacts, **to_config(s))
+        return deploy(self.server, mar)
 
-    def measure(self, endpoint: Endpoint, s: Mapping[str, Any], clients: int, progress: Callable[[str], None], hopeless: Callable[[Window], str] = lambda w: "") -> Tried:
-        "At a number of clients; with patience up to three times while other processes take cores, of which the calmest counts"
-        found: list[tuple[Tried, Level]] = []
-        while not found or self.patience and len(found) < 3 and found[-1][0].crowd > CROWD: found.append(self._once(endpoint, s, clients, progress, hopeless))
-        tried, self.level = min(found, key=lambda f: f[0].crowd)
-        return tried
+    def measure(self,
+        endpoint: Endpoint,
+        s: Mapping[str, Any],
+        clients: int,
+        progress: Progress,
+        prune: Prune = lambda window: "",
+    ) -> Trial:
+        "Measure a setting; up to three times while other processes take cores"
+        tries = 3 if self.patience else 1
+        results: list[tuple[Trial, LoadLevel]] = []
+        while len(results) < tries:
+            results.append(_measure_once(self, endpoint, s, clients, progress, prune))
+            if results[-1][0].other_cores <= NOISE_CORES: break
+        trial, self.level = min(results, key=lambda r: r[0].other_cores)
+        return trial
 
-    def _once(self, endpoint: Endpoint, s: Mapping[str, Any], clients: int, progress: Callable[[str], None], hopeless: Callable[[Window], str]) -> tuple[Tried, Level]:
-        def enough(windows: Sequence[Window]) -> bool: return bool(windows and hopeless(windows[-1]))
-        wait_calm(self.patience)
-        level = measure(endpoint, self.bodies, closed(clients), self.seconds, min(1.5, self.seconds / 2), setup_of(endpoint, self.bodies), progress, enough=enough)
-        return replace(tried_of(s, level, hopeless(level.windows[-1]) if level.windows else ""), clients=clients), level
+    def attempt(self, s: Mapping[str, Any], best: float, progress: Progress) -> Trial:
+        "Serve and measure a setting; a failure is a trial too"
+        prune = lambda w: prune_reason(w, best, self.slo)
+        try: return self.measure(self.serve(s), s, self.clients, progress, prune)
+        except Exception as e:
+            return Trial(dict(s), "failed", _describe_error(e), clients=self.clients)
 
-    def attempt(self, s: Mapping[str, Any], best: float, progress: Callable[[str], None]) -> Tried:
-        "Serve and measure; whatever fails is told in the answer"
-        try: return self.measure(self.serve(s), s, self.clients, progress, lambda w: hopeless(w, best, self.slo))
-        except Exception as e: return Tried(dict(s), "failed", _reason(e), clients=self.clients)
-
-# %% ../../../nbs/measure/tuning/04_runner.ipynb #wait-calm
-def _reason(e: Exception) -> str:
-    "In one line"
-    if not isinstance(e, ToolkitError): return f"{type(e).__name__}: {e}"
-    return "; ".join([e.problem, *e.found.splitlines()[-1:]])
-
-def wait_calm(patience: float) -> bool:
-    "Wait until as many cores are idle as may be used, at most so many seconds; True if that happened"
-    import psutil
-    end, cores = time.monotonic() + patience, psutil.cpu_count() or 1
-    while time.monotonic() < end:
-        if (1 - psutil.cpu_percent(0.3) / 100) * cores >= min(cores, usable_cores()) - CROWD: return True
-    return False
-
-def needed(artifacts: Mapping[str, Artifact], s: Mapping[str, Any]) -> dict[str, Artifact]:
-    "Of the artifacts that an archive does not hold itself, the one that a setting names"
-    return {name: a for name, a in artifacts.items() if name == s.get("artifact")}
-
-# %% ../../../nbs/measure/tuning/04_runner.ipynb #hopeless
-def hopeless(w: Window, best: float, slo: float) -> str:
-    "Why a setting need not be measured to the end, if the best so far has a rate of `best`; '' if it must"
-    if not best: return ""
-    if w.rate < 0.7 * best: return f"{w.rate:.0f}/s in a window, where the best has {best:.0f}/s"
-    return f"half of its answers took {w.p50:.0f} ms or more" if slo and w.p50 > 1500 * slo else ""
+# %% ../../../nbs/measure/tuning/04_runner.ipynb #measure-once
+def _measure_once(
+    runner: TrialRunner,
+    endpoint: Endpoint,
+    s: Mapping[str, Any],
+    clients: int,
+    progress: Progress,
+    prune: Prune,
+) -> tuple[Trial, LoadLevel]:
+    def is_enough(windows: Sequence[Window]) -> bool:
+        return bool(windows and prune(windows[-1]))
+    wait_for_idle_cpu(runner.patience)
+    seconds, setup = runner.seconds, describe_setup(endpoint, runner.bodies)
+    level = measure_level(
+        endpoint, runner.bodies, closed_loop(clients), seconds, min(1.5, seconds / 2), setup,
+        progress=progress, is_enough=is_enough)
+    reason = prune(level.windows[-1]) if level.windows else ""
+    return build_trial(s, level, clients, reason), level
 
 # %% ../../../nbs/measure/tuning/04_runner.ipynb #how-long
-START, FINALISTS = 10, 4     # seconds that a setting takes to serve, at most; settings of the sweep: the best three and the default
+START = 10       # seconds that a setting takes to serve, at most
+FINALISTS = 4    # settings of the sweep: the best three and the default
 
 def longest(
     trials: int,     # settings to try
     loads: int,      # numbers of clients of the sweep
     seconds: float,  # of a measurement, at most
 ) -> float: # seconds
-    "Time that a tuning takes at most while other processes leave the cores alone"
-    one = min(1.5, seconds / 2) + seconds + 2      # the warm-up, and the processes that send and watch
+    "Return how long a tuning takes at most, while other processes leave the cores idle"
+    one = min(1.5, seconds / 2) + seconds + 2      # warm-up, measurement, start of the sender
     sweep = FINALISTS * (START + loads * one) if trials > 1 else 0
     return trials * (START + one) + sweep
 
-def minutes(seconds: float) -> str:
-    "A long time in words: whole minutes, rounded up"
+def format_minutes(seconds: float) -> str:
+    "Return a long time as whole minutes, rounded up"
     return f"{max(1, math.ceil(seconds / 60))} min"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from ...errors import ToolkitError
-from .space import Knob, Setting, Space
-from .trials import Tried
+from .space import Parameter, SearchSpace, Setting
+from .trials import Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -20,87 +20,114 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/measure/tuning/03_search.ipynb #study-in
-def _optuna() -> Any:
+# %% ../../../nbs/measure/tuning/03_search.ipynb #open-study
+def _import_optuna() -> Any:
     try: import optuna
-    except ImportError: raise ToolkitError("tuning needs Optuna", found="it is not installed", do="pip install 'zztoolkit[tune]'") from None
+    except ImportError:
+        do = "pip install 'zztoolkit[tune]'"
+        raise ToolkitError("tuning needs Optuna", found="it is not installed", do=do) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
-def study_in(folder: Path, seed: int = 0) -> optuna.Study:
-    "The study whose journal is in a folder, a new one if there is none"
+def open_study(folder: Path, seed: int = 0) -> optuna.Study:
+    "Return the study whose journal is in a folder, a new one if there is none"
     import warnings
-    optuna = _optuna()
+    optuna = _import_optuna()
     from optuna.storages.journal import JournalFileBackend, JournalStorage
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")      # experimental, it says of some
+        warnings.simplefilter("ignore")      # some of this is experimental
         storage = JournalStorage(JournalFileBackend(str(folder / "trials.log")))
-        study = optuna.create_study(storage=storage, study_name="tune", direction="maximize", load_if_exists=True)
-        study.sampler = optuna.samplers.GPSampler(seed=seed + len(study.trials), n_startup_trials=1)
+        study = optuna.create_study(
+            storage=storage, study_name="tune", direction="maximize", load_if_exists=True)
+        study.sampler = optuna.samplers.GPSampler(
+            seed=seed + len(study.trials), n_startup_trials=1)
     return study
+
+# %% ../../../nbs/measure/tuning/03_search.ipynb #journal
+def _read_trials(study: optuna.Study) -> list[Trial]:
+    "Return the trials in a study's journal"
+    return [Trial(**t.user_attrs["trial"]) for t in study.trials if "trial" in t.user_attrs]
+
+def _restart_interrupted(study: optuna.Study):
+    "Queue trials again that were running when the process ended"
+    for t in [t for t in study.trials if t.state.name == "RUNNING"]:
+        study.tell(t.number, state=_import_optuna().trial.TrialState.FAIL)
+        if t.params: study.enqueue_trial(t.params)
+
+def _suggest(trial: optuna.Trial, p: Parameter) -> Any:
+    "Return the value of a parameter that Optuna proposes"
+    places = list(range(len(p.values)))
+    if p.ordered: return p.values[trial.suggest_int(p.name, 0, places[-1])]
+    return p.values[trial.suggest_categorical(p.name, places)]
 
 # %% ../../../nbs/measure/tuning/03_search.ipynb #search
 class Search:
-    "Settings proposed one after the other, and what came of them; everything is in the study's journal"
-    def __init__(self, space: Space, study: optuna.Study, slo: float = 0, memory: float = 0):
+    "Proposes settings one after the other, and keeps their trials in the study's journal"
+    def __init__(self, space: SearchSpace, study: optuna.Study, slo: float = 0, memory: float = 0):
         self.space, self.study, self.slo, self.memory = space, study, slo, memory
-        self.tried = [Tried(**t.user_attrs["tried"]) for t in study.trials if "tried" in t.user_attrs]
-        for t in [t for t in study.trials if t.state.name == "RUNNING"]:       # ended in the middle
-            study.tell(t.number, state=_optuna().trial.TrialState.FAIL)
-            if t.params: study.enqueue_trial(t.params)
+        self.trials = _read_trials(study)
+        _restart_interrupted(study)
         if not study.trials: self.queue(space.default)
 
     @property
     def left(self) -> list[Setting]:
         "Settings that may still be tried"
-        had = [dict(t.setting) for t in self.tried]
-        large = [t.setting for t in self.tried if self.memory and t.memory > self.memory]
-        return [s for s in self.space.settings if s not in had and not any(self._as_large(s, t) for t in large)]
-
-    def _as_large(self, s: Mapping[str, Any], t: Mapping[str, Any]) -> bool:
-        "Whether it takes no less memory than `t`: as many workers, as large a batch, and of all that has no order the same"
-        return all(s[k.name] >= t[k.name] if k.name in ("minWorkers", "batchSize") else k.ordered or s[k.name] == t[k.name] for k in self.space.knobs)
+        tried = [dict(t.setting) for t in self.trials]
+        too_large = [t.setting for t in self.trials if self.memory and t.memory > self.memory]
+        untried = [s for s in self.space.settings if s not in tried]
+        return [s for s in untried if not any(needs_memory_of(self.space, s, t) for t in too_large)]
 
     def queue(self, s: Mapping[str, Any]):
-        "Propose this one soon"
-        s = self.space.normal(s)
-        self.study.enqueue_trial({k.name: k.values.index(s[k.name]) for k in self.space.knobs})
+        "Propose this setting soon"
+        s = self.space.normalize(s)
+        places = {p.name: p.values.index(s[p.name]) for p in self.space.parameters}
+        self.study.enqueue_trial(places)
 
     def propose(self) -> tuple[optuna.Trial, Setting]:
-        "A setting that was not tried yet; there must be one left"
+        "Return an untried setting; there must be one left"
         while True:
-            trial = self.study.ask()
-            s = self.space.normal({k.name: k.values[self._place(trial, k)] for k in self.space.knobs})
-            if s in (left := self.left): return trial, s
-            had = next((t for t in self.tried if dict(t.setting) == s), None)
-            self._tell(trial, had or Tried(s, "failed"))
+            proposal = self.study.ask()
+            values = {p.name: _suggest(proposal, p) for p in self.space.parameters}
+            s, left = self.space.normalize(values), self.left
+            if s in left: return proposal, s
+            known = next((t for t in self.trials if dict(t.setting) == s), None)
+            self._tell(proposal, known or Trial(s, "failed"))
             self.queue(self.space.nearest(s, left))
 
-    def _place(self, trial: optuna.Trial, k: Knob) -> int:
-        "Which of a knob's values"
-        n = len(k.values)
-        return trial.suggest_int(k.name, 0, n - 1) if k.ordered else trial.suggest_categorical(k.name, list(range(n)))
+    def record(self, proposal: optuna.Trial, t: Trial):
+        "Keep the trial of a proposal"
+        self.trials.append(t)        # first: the journal may have it when Ctrl-C interrupts
+        proposal.set_user_attr("trial", asdict(t))
+        self._tell(proposal, t)
 
-    def _tell(self, trial: optuna.Trial, t: Tried):
-        if t.outcome == "failed": return self.study.tell(trial, state=_optuna().trial.TrialState.FAIL)
-        for name, off in t.off(self.slo, self.memory).items(): trial.set_constraint(name, off)
-        self.study.tell(trial, t.rate)
+    def _tell(self, proposal: optuna.Trial, t: Trial):
+        if t.status == "failed":
+            self.study.tell(proposal, state=_import_optuna().trial.TrialState.FAIL)
+            return
+        for name, violation in t.violations(self.slo, self.memory).items():
+            proposal.set_constraint(name, violation)
+        self.study.tell(proposal, t.rate)
 
-    def take(self, trial: optuna.Trial, t: Tried):
-        "Keep what came of a proposal"
-        self.tried.append(t)        # first: Ctrl-C in the middle of it leaves what the journal may have already
-        trial.set_user_attr("tried", asdict(t))
-        self._tell(trial, t)
+# %% ../../../nbs/measure/tuning/03_search.ipynb #needs-memory
+def needs_memory_of(space: SearchSpace, s: Mapping[str, Any], t: Mapping[str, Any]) -> bool:
+    "Return whether `s` needs at least as much memory as `t`"
+    def is_as_large(p: Parameter) -> bool:
+        if p.name in ("workers", "batch_size"): return s[p.name] >= t[p.name]
+        return p.ordered or s[p.name] == t[p.name]
+    return all(map(is_as_large, space.parameters))
 
-    def run(self,
-        trials: int,                                         # with those that the journal has already
-        attempt: Callable[[int, Setting], Tried],            # told the number of the trial, from 1
-        prior: Callable[[Tried], Sequence[Setting]] = lambda default: (), # what to try after the default
-    ) -> list[Tried]:
-        "Until there are so many, or no setting is left"
-        while len(self.tried) < trials and self.left:
-            trial, s = self.propose()
-            self.take(trial, found := attempt(len(self.tried) + 1, s))
-            if len(self.tried) == 1:
-                for first in prior(found): self.queue(first)
-        return self.tried
+# %% ../../../nbs/measure/tuning/03_search.ipynb #run-search
+def run_search(
+    search: Search,
+    trials: int,                                # including those in the journal
+    attempt: Callable[[int, Setting], Trial],   # given the number of the trial, from 1
+    prior: Callable[[Trial], Sequence[Setting]] = lambda default: (), # to try after the default
+) -> list[Trial]:
+    "Try settings until there are enough trials, or no setting is left"
+    while len(search.trials) < trials and search.left:
+        proposal, s = search.propose()
+        trial = attempt(len(search.trials) + 1, s)
+        search.record(proposal, trial)
+        if len(search.trials) > 1: continue
+        for setting in prior(trial): search.queue(setting)
+    return search.trials

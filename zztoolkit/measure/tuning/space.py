@@ -11,112 +11,161 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ...archive.config import CONFIG_DEFAULTS
+from ...archive.config import CONFIG_DEFAULTS, to_torchserve_keys
 from ...errors import check_whole, ToolkitError
-from ...handler.worker import worker_threads
+from ...handler.torchserve import worker_threads
+from ...serving.torchserve.config import from_torchserve
 from ...system import usable_cores
 
 # %% auto #0
-__all__ = ['Knob']
+__all__ = []
 
 # %% ../../../nbs/measure/tuning/01_space.ipynb #setting
-Setting = dict[str, Any]    # values by key of model-config.yaml
-_LEAST = {"minWorkers": 1, "maxWorkers": 1, "threads": 1, "batchSize": 1, "maxBatchDelay": 0}
-_WORDS = {"minWorkers": "workers", "batchSize": "batch", "maxBatchDelay": "delay ms", "artifact": "engine"}
+Setting = dict[str, Any]    # values by name of parameter
+DEFAULTS = from_torchserve(CONFIG_DEFAULTS)
+_LEAST = {"workers": 1, "max_workers": 1, "threads": 1, "batch_size": 1, "max_batch_delay": 0}
+_LABELS = {"batch_size": "batch", "max_batch_delay": "delay", "artifact": "backend"}
+_UNITS = {"max_batch_delay": " ms"}
 
-# %% ../../../nbs/measure/tuning/01_space.ipynb #knob
+# %% ../../../nbs/measure/tuning/01_space.ipynb #parameter
+def _is_number(x: Any) -> bool: return isinstance(x, (int, float)) and not isinstance(x, bool)
+
 @dataclass(frozen=True)
-class Knob:
-    "A key of model-config.yaml and the values worth trying, the first one what holds where the key is not given"
+class Parameter:
+    "Key of the configuration, and its values worth trying; the first one is the default"
     name: str
     values: tuple[Any, ...]
 
     @property
-    def ordered(self) -> bool: return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in self.values)
+    def ordered(self) -> bool: return all(map(_is_number, self.values))
 
     @property
-    def words(self) -> str: return _WORDS.get(self.name, self.name)
+    def label(self) -> str: return _LABELS.get(self.name, self.name)
 
-    def having(self, value: Any) -> Knob:
-        "With this value among its own"
+    @property
+    def unit(self) -> str: return _UNITS.get(self.name, "")
+
+    def including(self, value: Any) -> Parameter:
+        "Return the parameter with this value among its own"
         if value in self.values: return self
-        return replace(self, values=tuple(sorted((*self.values, value)))) if replace(self, values=(value,)).ordered and self.ordered else replace(self, values=(value, *self.values))
+        if self.ordered and _is_number(value):
+            return replace(self, values=tuple(sorted((*self.values, value))))
+        return replace(self, values=(value, *self.values))
 
-    def apart(self, a: Any, b: Any) -> float:
-        "How far two of its values are from each other, 0 to 1"
+    def distance(self, a: Any, b: Any) -> float:
+        "Return how far two of its values are from each other, 0 to 1"
         if not self.ordered or len(self.values) < 2: return float(a != b)
         return abs(self.values.index(a) - self.values.index(b)) / (len(self.values) - 1)
 
-# %% ../../../nbs/measure/tuning/01_space.ipynb #knob-of
-def knob_of(text: str) -> Knob:
-    "`name=value,value` as in `--knob threads=1,2`; values as YAML says them. Raises `ToolkitError`"
+# %% ../../../nbs/measure/tuning/01_space.ipynb #parse-parameter
+_EXAMPLE = "--knob threads=1,2"
+
+def _full_name(name: str) -> str:
+    "Return the name of a parameter given by its name, its label or TorchServe's key"
+    by_label = {label: full for full, label in _LABELS.items()}
+    return next(iter(from_torchserve({by_label.get(name, name): None})))
+
+def parse_parameter(text: str) -> Parameter:
+    "Return the parameter in `threads=1,2`, with values as in YAML. Raise `ToolkitError`"
     import yaml
     name, _, values = text.partition("=")
-    name = next((key for key, words in _WORDS.items() if name in (words, words.removesuffix(" ms"))), name)
-    if not re.fullmatch(r"\w+", name) or not values: raise ToolkitError("not a knob", found=repr(text), do="--knob threads=1,2, or a key that the handler reads: --knob reducing_gap=1.5,3")
-    try: knob = Knob(name, tuple(yaml.safe_load(v) for v in values.split(",")))
-    except yaml.YAMLError: raise ToolkitError("not a knob", found=repr(text), do="values with commas between them: --knob threads=1,2") from None
-    if name in _LEAST:
-        for value in knob.values: check_whole(_LEAST[name], **{f"each value of {knob.words.removesuffix(' ms')}": value})
-    return knob
+    if not re.fullmatch(r"\w+", name) or not values:
+        do = f"{_EXAMPLE}, or a key that the handler reads: --knob reducing_gap=1.5,3"
+        raise ToolkitError("not a parameter", found=repr(text), do=do)
+    try: parsed = tuple(yaml.safe_load(v) for v in values.split(","))
+    except yaml.YAMLError:
+        do = f"comma-separated values: {_EXAMPLE}"
+        raise ToolkitError("not a parameter", found=repr(text), do=do) from None
+    parameter = Parameter(_full_name(name), parsed)
+    _check_values(parameter)
+    return parameter
 
-# %% ../../../nbs/measure/tuning/01_space.ipynb #space
+def _check_values(p: Parameter):
+    if p.name not in _LEAST: return
+    for value in p.values:
+        check_whole(_LEAST[p.name], **{f"each value of {p.label}": value})
+
+# %% ../../../nbs/measure/tuning/01_space.ipynb #search-space
 @dataclass(frozen=True)
-class Space:
-    "Knobs, and the settings of them that are worth trying; the default is one of them"
-    knobs: tuple[Knob, ...]
+class SearchSpace:
+    "Parameters, and the settings of them that are worth trying; the default is one of them"
+    parameters: tuple[Parameter, ...]
     default: Mapping[str, Any]
     cores: int
 
-    def normal(self, s: Mapping[str, Any]) -> Setting:
-        "The setting under its one name"
-        delays = next((k.values for k in self.knobs if k.name == "maxBatchDelay"), ())
-        return {k.name: s[k.name] for k in self.knobs} | ({"maxBatchDelay": delays[0]} if delays and s.get("batchSize") == 1 else {})
+    def normalize(self, s: Mapping[str, Any]) -> Setting:
+        "Return a setting without a batch delay that has no effect"
+        setting = {p.name: s[p.name] for p in self.parameters}
+        delays = next((p.values for p in self.parameters if p.name == "max_batch_delay"), ())
+        if delays and s.get("batch_size") == 1: setting["max_batch_delay"] = delays[0]
+        return setting
 
     @cached_property
     def settings(self) -> list[Setting]:
-        every = [self.normal(self.default)]
-        for values in itertools.product(*(k.values for k in self.knobs)):
-            s = self.normal(dict(zip((k.name for k in self.knobs), values)))
-            if s.get("minWorkers", 1) * s.get("threads", 1) <= 2 * self.cores and s not in every: every.append(s)
-        return every
+        names = [p.name for p in self.parameters]
+        settings = [self.normalize(self.default)]
+        for values in itertools.product(*(p.values for p in self.parameters)):
+            s = self.normalize(dict(zip(names, values)))
+            threads = s.get("workers", 1) * s.get("threads", 1)
+            if threads <= 2 * self.cores and s not in settings: settings.append(s)
+        return settings
 
     def nearest(self, s: Mapping[str, Any], among: Sequence[Setting]) -> Setting:
-        return min(among, key=lambda other: sum(k.apart(s[k.name], other[k.name]) for k in self.knobs))
+        def distance(other: Setting) -> float:
+            return sum(p.distance(s[p.name], other[p.name]) for p in self.parameters)
+        return min(among, key=distance)
 
-    def words(self, s: Mapping[str, Any]) -> str: return ", ".join(f"{k.words.removesuffix(' ms')} {s[k.name]}" + " ms" * k.words.endswith(" ms") for k in self.knobs)
+    def describe(self, s: Mapping[str, Any]) -> str:
+        return ", ".join(f"{p.label} {s[p.name]}{p.unit}" for p in self.parameters)
 
-# %% ../../../nbs/measure/tuning/01_space.ipynb #ladder
-def _ladder(most: int) -> tuple[int, ...]:
-    "1, 2, 3, 4, 6, 8, 12 ... up to and with `most`"
-    found = sorted({n for k in range(20) for n in (2**k, 3 * 2**k // 2) if 0 < n <= most} | {most})
-    return tuple(found)
+# %% ../../../nbs/measure/tuning/01_space.ipynb #steps
+def _steps(highest: int) -> tuple[int, ...]:
+    "Return 1, 2, 3, 4, 6, 8, 12 ... up to and including `highest`"
+    steps = (n for k in range(20) for n in (2**k, 3 * 2**k // 2))
+    return tuple(sorted({n for n in steps if 0 < n <= highest} | {highest}))
 
-# %% ../../../nbs/measure/tuning/01_space.ipynb #space-of
-def space_of(
+def _default_setting(config: Mapping[str, Any]) -> Setting:
+    full = CONFIG_DEFAULTS | to_torchserve_keys(config)
+    setting = from_torchserve(full) | {"threads": worker_threads(full)}
+    names = ("workers", "threads", "batch_size", "max_batch_delay")
+    return {name: setting[name] for name in names}
+
+# %% ../../../nbs/measure/tuning/01_space.ipynb #build-space
+def build_space(
     config: Mapping[str, Any],      # of the archive
-    batch_max: int,                 # that its artifacts take
+    batch_max: int,                 # largest batch of its artifacts
     clients: int,                   # of the load
-    slo: float = 0,                 # seconds; 0: none
-    cores: int = 0,                 # default: those that may be used
-    engines: Sequence[str] = (),    # folders of artifacts that the archive holds
-    gpu: bool = False,              # that the chain can run on
-    knobs: Sequence[Knob] = (),     # more, or in the place of those of their name
-) -> Space:
-    "What is worth trying: no more workers than clients or twice the cores, no batch that the clients cannot fill, no wait that the objective forbids"
-    cores = cores or usable_cores()
-    full = CONFIG_DEFAULTS | dict(config)
-    default = {"minWorkers": full["minWorkers"], "threads": worker_threads(full), "batchSize": full["batchSize"], "maxBatchDelay": full["maxBatchDelay"]}
-    delays = tuple(d for d in (0, 2, 5, 10, 20) if not slo or d <= 250 * slo)
-    found = [Knob("minWorkers", _ladder(max(1, min(2 * cores, clients)))), Knob("threads", _ladder(cores)),
-             Knob("batchSize", tuple(2**k for k in range(11) if 2**k <= min(batch_max, clients))), Knob("maxBatchDelay", delays)]
-    if len(engines) > 1: found.append(Knob("artifact", tuple(sorted(engines, key="artifact".__ne__))))
-    if gpu: found.append(Knob("device", ("cpu", "cuda")))
-    told = {k.name: k for k in found} | {k.name: k for k in knobs}
-    default |= {name: full.get(name, k.values[0]) for name, k in told.items() if name not in default}
-    return Space(tuple(k.having(default[k.name]) for k in told.values()), default, cores)
+    slo: float = 0,                 # p99 latency objective in seconds; 0: none
+    cores: int = 0,                 # default: the usable ones
+    backends: Sequence[str] = (),   # folders of artifacts in the archive
+    gpu: bool = False,              # whether the chain can run on one
+    parameters: Sequence[Parameter] = (),   # more, or replacements of those with their name
+) -> SearchSpace:
+    """Return what is worth trying.
 
-# %% ../../../nbs/measure/tuning/01_space.ipynb #config-of
-def config_of(setting: Mapping[str, Any]) -> dict:
-    "A setting in model-config.yaml's words"
-    return dict(setting) | ({"maxWorkers": setting["minWorkers"]} if "minWorkers" in setting else {})
+    That is no more workers than clients or twice the cores, no batch that the clients cannot
+    fill, and no delay that the objective forbids.
+    """
+    cores = cores or usable_cores()
+    batches = tuple(2**k for k in range(11) if 2**k <= min(batch_max, clients))
+    delays = tuple(d for d in (0, 2, 5, 10, 20) if not slo or d <= 250 * slo)
+    usual = [
+        Parameter("workers", _steps(max(1, min(2 * cores, clients)))),
+        Parameter("threads", _steps(cores)),
+        Parameter("batch_size", batches),
+        Parameter("max_batch_delay", delays)]
+    if len(backends) > 1:
+        usual.append(Parameter("artifact", tuple(sorted(backends, key="artifact".__ne__))))
+    if gpu: usual.append(Parameter("device", ("cpu", "cuda")))
+    by_name = {p.name: p for p in (*usual, *parameters)}
+    given = DEFAULTS | from_torchserve(config)
+    first = {name: given.get(name, p.values[0]) for name, p in by_name.items()}
+    default = first | _default_setting(config)
+    chosen = tuple(p.including(default[p.name]) for p in by_name.values())
+    return SearchSpace(chosen, default, cores)
+
+# %% ../../../nbs/measure/tuning/01_space.ipynb #to-config
+def to_config(setting: Mapping[str, Any]) -> dict[str, Any]:
+    "Return a setting as the archive's configuration"
+    workers = {"max_workers": setting["workers"]} if "workers" in setting else {}
+    return dict(setting) | workers

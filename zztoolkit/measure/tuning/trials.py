@@ -5,92 +5,137 @@
 # %% ../../../nbs/measure/tuning/02_trials.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...archive.config import CONFIG_DEFAULTS
-from ..bottleneck import others
-from ..levels import Level, OUTSIDE
-from .space import Setting, Space
+from ..bottleneck import other_processes_cores
+from ..levels import LoadLevel, OUTSIDE
+from .space import DEFAULTS, SearchSpace, Setting
 
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/measure/tuning/02_trials.ipynb #tried
+# %% ../../../nbs/measure/tuning/02_trials.ipynb #trial
 @dataclass(frozen=True)
-class Tried:
-    "A setting, and what came of it at the load that was asked for"
+class Trial:
+    "Setting with its throughput, latency, errors and memory"
     setting: Mapping[str, Any]
-    outcome: str = "measured"   # or "given up", "failed"
-    why: str = ""               # it was given up, or failed
-    rate: float = 0.0           # good answers in a second
+    status: str = "measured"    # or "pruned", "failed"
+    reason: str = ""            # of pruning or failure
+    rate: float = 0.0           # good responses per second
     p50: float = 0.0            # milliseconds
     p99: float = 0.0
     errors: int = 0
     memory: float = 0.0         # MiB of workers and frontend
     clients: int = 0
-    crowd: float = 0.0          # cores that others took meanwhile, if few were left idle
+    other_cores: float = 0.0    # cores that other processes used meanwhile, if few were idle
 
-    def off(self, slo: float, memory: float) -> dict[str, float]:
-        "By which share it misses the objective and the limit: 0 or less where it keeps them"
-        return {"p99": self.p99 / (1000 * slo) - 1 if slo else -1.0, "memory": self.memory / memory - 1 if memory else -1.0, "errors": float(self.errors > 0) or -1.0}
+    def violations(self, slo: float, memory: float) -> dict[str, float]:
+        "Return by which share it misses the objective and the limit: 0 or less where it does not"
+        return {
+            "p99": self.p99 / (1000 * slo) - 1 if slo else -1.0,
+            "memory": self.memory / memory - 1 if memory else -1.0,
+            "errors": float(self.errors > 0) or -1.0}
 
-    def keeps(self, slo: float, memory: float) -> bool: return self.outcome != "failed" and max(self.off(slo, memory).values()) <= 0
+    def is_feasible(self, slo: float, memory: float) -> bool:
+        return self.status != "failed" and max(self.violations(slo, memory).values()) <= 0
 
-# %% ../../../nbs/measure/tuning/02_trials.ipynb #tried-of
-def tried_of(setting: Mapping[str, Any], level: Level, given_up: str = "") -> Tried:
-    "What a level says of a setting"
-    t, crowd = level.total, others(level) if level.usage.cores.get("idle", 0.0) < 0.5 else 0.0
-    memory = sum(v for k, v in level.usage.memory.items() if k in ("workers", "frontend"))
-    return Tried(dict(setting), "given up" if given_up else "measured", given_up, round(t.rate, 2), round(t.p50, 1), round(t.p99, 1), sum(level.errors.values()), round(memory), crowd=round(crowd, 2))
+# %% ../../../nbs/measure/tuning/02_trials.ipynb #build-trial
+def build_trial(
+    setting: Mapping[str, Any], level: LoadLevel, clients: int, prune: str = "",
+) -> Trial:
+    "Return the trial of a setting that was measured, or pruned for the reason `prune`"
+    total, usage = level.total, level.usage
+    is_crowded = usage.cores.get("idle", 0.0) < 0.5
+    memory = sum(usage.memory.get(group, 0.0) for group in ("workers", "frontend"))
+    return Trial(
+        dict(setting),
+        status="pruned" if prune else "measured",
+        reason=prune,
+        rate=round(total.rate, 2),
+        p50=round(total.p50, 1),
+        p99=round(total.p99, 1),
+        errors=sum(level.errors.values()),
+        memory=round(memory),
+        clients=clients,
+        other_cores=round(other_processes_cores(level), 2) if is_crowded else 0.0)
 
-def best_of(tried: Sequence[Tried], slo: float, memory: float, n: int = 1) -> list[Tried]:
-    "The fastest that keep objective and limit; where none does, those that miss them by least"
-    sound = [t for t in tried if t.outcome != "failed" and t.rate]
-    kept = [t for t in sound if t.keeps(slo, memory)]
-    return sorted(kept, key=lambda t: -t.rate)[:n] if kept else sorted(sound, key=lambda t: max(t.off(slo, memory).values()))[:n]
+# %% ../../../nbs/measure/tuning/02_trials.ipynb #best-trials
+def best_trials(trials: Sequence[Trial], slo: float, memory: float, n: int = 1) -> list[Trial]:
+    "Return the fastest feasible trials; or, without one, those that miss by least"
+    sound = [t for t in trials if t.status != "failed" and t.rate]
+    feasible = [t for t in sound if t.is_feasible(slo, memory)]
+    if feasible: return sorted(feasible, key=lambda t: -t.rate)[:n]
+    return sorted(sound, key=lambda t: max(t.violations(slo, memory).values()))[:n]
 
 # %% ../../../nbs/measure/tuning/02_trials.ipynb #costs
 @dataclass(frozen=True)
 class Costs:
-    "What a request costs, from one measured run: milliseconds"
+    "Costs of a request in milliseconds, from one measured run"
     thread: float      # of one thread in the handler
     batch: float       # of TorchServe, for each batch
-    cores: float       # of all processes' cores together, the batch's part apart
+    cores: float       # of all processes' cores together, without the batch's part
     memory: float      # MiB of a worker
-    frontend: float    # and of the frontend
+    frontend: float    # MiB of the frontend
 
-def costs_of(level: Level, workers: int, threads: int, batch_size: int, clients: int, cores: int) -> Costs:
-    "From the default's stages"
+def estimate_costs(
+    level: LoadLevel, workers: int, threads: int, batch_size: int, clients: int, cores: int,
+) -> Costs:
+    "Derive costs from the stages of a level"
     n = level.batch or max(1.0, min(batch_size, clients / workers))
-    handler = sum(v for k, v in level.stages.items() if k not in (*OUTSIDE, "server"))
-    busy = sum(level.usage.cores.get(k, 0.0) for k in ("workers", "frontend", "generator"))
-    memory, batch = level.usage.memory, max(0.0, level.stages.get("server", 0.0))
-    return Costs(handler * _speed(workers, threads, cores) / n, batch, max(0.0, 1000 * busy / max(level.total.rate, 0.1) - batch / n),
-                 memory.get("workers", 0.0) / workers, memory.get("frontend", 0.0))
+    outside = (*OUTSIDE, "server")
+    handler = sum(v for k, v in level.stages.items() if k not in outside)
+    batch = max(0.0, level.stages.get("server", 0.0))
+    groups = ("workers", "frontend", "generator")
+    busy = 1000 * sum(level.usage.cores.get(k, 0.0) for k in groups) / max(level.total.rate, 0.1)
+    memory = level.usage.memory
+    return Costs(
+        thread=handler * _speedup(workers, threads, cores) / n,
+        batch=batch,
+        cores=max(0.0, busy - batch / n),
+        memory=memory.get("workers", 0.0) / workers,
+        frontend=memory.get("frontend", 0.0))
 
-# %% ../../../nbs/measure/tuning/02_trials.ipynb #guess
-def _speed(workers: int, threads: int, cores: int) -> float:
-    "Of a worker with so many threads against one thread: no better than its share of the cores, and a little lost to each"
-    return min(threads, max(1.0, cores / workers)) ** 0.85
+# %% ../../../nbs/measure/tuning/02_trials.ipynb #predict
+def _speedup(workers: int, threads: int, cores: int) -> float:
+    "Return a worker's speed compared with one thread, within its share of the cores"
+    return min(threads, max(1.0, cores / workers)) ** 0.85      # each thread loses a little
 
-def guess(c: Costs, s: Mapping[str, Any], clients: int, cores: int) -> float:
-    "Requests in a second that a setting might answer"
-    workers, batch = s.get("minWorkers", 1), s.get("batchSize", 1)
+def predict_throughput(c: Costs, s: Mapping[str, Any], clients: int, cores: int) -> float:
+    "Return the requests per second that a setting might reach"
+    workers, batch = s.get("workers", 1), s.get("batch_size", 1)
     n = max(1.0, min(batch, clients / workers))
-    waits = s.get("maxBatchDelay", 0) if batch > clients / workers else 0
-    one = c.batch + n * c.thread / _speed(workers, s.get("threads", 1), cores) + waits
-    return min(1000 * workers * n / max(one, 0.01), 1000 * cores / max(c.cores + c.batch / n, 0.01))
+    delay = s.get("max_batch_delay", 0) if batch > clients / workers else 0
+    handler = n * c.thread / _speedup(workers, s.get("threads", 1), cores)
+    batch_ms = max(c.batch + handler + delay, 0.01)
+    by_workers = 1000 * workers * n / batch_ms
+    by_cores = 1000 * cores / max(c.cores + c.batch / n, 0.01)
+    return min(by_workers, by_cores)
 
-# %% ../../../nbs/measure/tuning/02_trials.ipynb #first-settings
-def first_settings(space: Space, c: Costs, clients: int, memory: float = 0, n: int = 4) -> list[Setting]:
-    "The most promising setting of each way to split the cores, most promising first; of equal guesses, the one with the smaller batch that waits less"
-    best: dict[tuple, tuple] = {}
+# %% ../../../nbs/measure/tuning/02_trials.ipynb #warm-start
+_SEARCHED = {*DEFAULTS, "threads"}     # parameters that costs predict
+
+def _predictable(space: SearchSpace, c: Costs, memory: float) -> Iterator[Setting]:
+    "Yield settings within the memory limit that differ from the default in predictable parameters"
+    fixed = [p.name for p in space.parameters if p.name not in _SEARCHED]
     for s in space.settings:
-        if any(s[k.name] != space.default[k.name] for k in space.knobs if k.name not in CONFIG_DEFAULTS | {"threads": 0}): continue
-        if memory and s.get("minWorkers", 1) * c.memory + c.frontend > memory: continue
-        score = (-round(guess(c, s, clients, space.cores), 1), s.get("batchSize", 1), s.get("maxBatchDelay", 0))
-        split = (s.get("minWorkers"), s.get("threads"))
+        is_default = all(s[name] == space.default[name] for name in fixed)
+        is_too_large = memory and s.get("workers", 1) * c.memory + c.frontend > memory
+        if is_default and not is_too_large: yield s
+
+def warm_start(
+    space: SearchSpace, c: Costs, clients: int, memory: float = 0, n: int = 4,
+) -> list[Setting]:
+    """Return the most promising setting of each way to split the cores, most promising first.
+
+    Of equal predictions, the one with the smaller batch and the shorter delay.
+    """
+    best: dict[tuple, tuple] = {}
+    for s in _predictable(space, c, memory):
+        rate = round(predict_throughput(c, s, clients, space.cores), 1)
+        score = (-rate, s.get("batch_size", 1), s.get("max_batch_delay", 0))
+        split = s.get("workers"), s.get("threads")
         if split not in best or score < best[split][0]: best[split] = (score, s)
-    return [s for _, s in sorted(best.values(), key=lambda x: x[0])[:n]]
+    ranked = sorted(best.values(), key=lambda pair: pair[0])
+    return [s for _, s in ranked[:n]]

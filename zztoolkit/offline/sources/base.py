@@ -17,26 +17,30 @@ __all__ = []
 # %% ../../../nbs/offline/sources/01_base.ipynb #source
 @dataclass(frozen=True)
 class Source:
-    "Rows to answer, in an order that stays"
+    "Rows to answer, in an order that does not change"
     kind: str                     # photographs, text, csv, parquet or arrow
     rows: int
     chunk: int                    # rows of a chunk
     key: str                      # name of the column by which an answer is found again
-    facts: dict                   # what must be the same when a run goes on: files, sizes, times, types of columns
-    place: Callable[[int], dict]  # of a chunk, by its number: what a worker needs to read it
+    identity: dict                # what must not change while a run is resumed: files, types, …
+    locate: Callable[[int], dict] # what a worker needs to read a chunk, by its number
 
     @property
-    def chunks(self) -> int: return -(-self.rows // self.chunk)
+    def chunks(self) -> int:
+        "Number of chunks"
+        return -(-self.rows // self.chunk)
 
-# %% ../../../nbs/offline/sources/01_base.ipynb #fingerprint
+# %% ../../../nbs/offline/sources/01_base.ipynb #rows
 @dataclass(frozen=True)
 class Rows:
     "A chunk as a worker has read it"
-    keys: Any                           # pyarrow array, one for each row
-    bodies: Callable[[int, int], list]  # from row, to row: requests, or in the place of one what was raised when it was read
+    keys: Any                             # pyarrow array, one for each row
+    requests: Callable[[int, int], list]  # from row, to row: each a request, or the exception
+                                          # that was raised when it was read
 
+# %% ../../../nbs/offline/sources/01_base.ipynb #fingerprint
 def fingerprint(root: Path, names: Sequence[str]) -> dict:
-    "Digest of the names, sizes and times of files: their bytes may be terabytes"
+    "Return a digest of the names, sizes and times of files: their bytes may be terabytes"
     h = hashlib.sha256()
     for name in names:
         s = os.stat(root / name)

@@ -12,24 +12,21 @@ from typing import Any
 
 from ...errors import DecodeError, InputError, ToolkitError
 from .base import fingerprint, Rows, Source
-from zztoolkit.offline.sources.files import (
-    checked_column, not_utf8, request_of, skip_mark,
-)
-from .tables import checked_key, said_column
+from .files import check_column, not_utf8, skip_byte_order_mark, to_request
+from .tables import column_identity, key_name
 
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/offline/sources/04_csv.ipynb #digits
-SETTLING = 10_000     # rows from which the types of columns are told
-
-def _digits(text: str) -> str:
-    if "_" in text or not text.isascii(): raise ValueError(text)     # Python would take both
+# %% ../../../nbs/offline/sources/04_csv.ipynb #parsers
+def _check_digits(text: str) -> str:
+    is_python_only = "_" in text or not text.isascii()
+    if is_python_only: raise ValueError(text)
     return text
 
-def _integer(text: str) -> int: return int(_digits(text))
+def _integer(text: str) -> int: return int(_check_digits(text))
 
-def _number(text: str) -> float: return float(_digits(text))
+def _number(text: str) -> float: return float(_check_digits(text))
 
 def _boolean(text: str) -> bool: return {"true": True, "false": False}[text.lower()]
 
@@ -41,27 +38,38 @@ def _list_or_object(text: str) -> Any:
     if text[:1] not in ("[", "{"): raise ValueError(text)
     return json.loads(text)
 
-PARSERS: dict[str, Callable[[str], Any]] = {"boolean": _boolean, "integer": _integer_or_number, "number": _number, "json": _list_or_object, "string": str}
+Parser = Callable[[str], Any]
+PARSERS: dict[str, Parser] = {
+    "boolean": _boolean, "integer": _integer_or_number, "number": _number,
+    "json": _list_or_object, "string": str}
 
 # %% ../../../nbs/offline/sources/04_csv.ipynb #column-type
-def _reads(f: Callable[[str], Any], text: str) -> bool:
-    try: f(text)
+SAMPLE_ROWS = 10_000     # rows from which the types of columns are inferred
+MIN_SHARE = 0.9          # of a column's cells that have its type
+
+# kinds in the order in which they are tried
+CANDIDATES = {"boolean": _boolean, "integer": _integer, "number": _number, "json": _list_or_object}
+
+def infer_type(cells: Iterable[str]) -> str:
+    "Return the kind that nine in ten of a column's cells have; codes such as 0042 are strings"
+    filled = [c for c in cells if c]
+    has_codes = any(len(c) > 1 and c[0] == "0" and c.isdigit() for c in filled)
+    if not filled or has_codes: return "string"
+    for kind, parser in CANDIDATES.items():
+        if sum(_can_parse(parser, c) for c in filled) >= MIN_SHARE * len(filled): return kind
+    return "string"
+
+def _can_parse(parser: Parser, text: str) -> bool:
+    try: parser(text)
     except (ValueError, KeyError): return False
     return True
 
-def _column_type(cells: Iterable[str]) -> str:
-    filled = [c for c in cells if c]
-    coded = any(len(c) > 1 and c[0] == "0" and c.isdigit() for c in filled)
-    for kind, f in (("boolean", _boolean), ("integer", _integer), ("number", _number), ("json", _list_or_object)):
-        if filled and not coded and sum(_reads(f, c) for c in filled) >= 0.9 * len(filled): return kind
-    return "string"
-
 # %% ../../../nbs/offline/sources/04_csv.ipynb #csv-rows
-def _csv_rows(path: str | Path, delimiter: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
-    "Where a row begins (byte), and its cells, their bytes as Latin-1; empty lines are no rows"
+def csv_rows(path: str | Path, delimiter: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
+    "Return the first byte and the cells (bytes as Latin-1) of each row that is not empty"
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 24))
     at = start
-    def lines(f):
+    def lines(f: Iterable[str]) -> Iterator[str]:
         nonlocal at
         for line in f:
             at += len(line)
@@ -70,80 +78,130 @@ def _csv_rows(path: str | Path, delimiter: str, start: int = 0) -> Iterator[tupl
         f.seek(start)
         reader = csv.reader(lines(f), delimiter=delimiter)
         while True:
-            begins = at
-            try: cells = next(reader, None)
-            except csv.Error as e: raise ToolkitError(f"{Path(path).name}: not CSV from byte {begins} on", found=str(e), do="look for a quote there that is never closed") from None
+            first_byte = at
+            cells = _next_row(reader, path, first_byte)
             if cells is None: return
-            if cells: yield begins, cells
+            if cells: yield first_byte, cells
+
+def _next_row(reader: Iterator[list[str]], path: str | Path, first_byte: int) -> list[str] | None:
+    "Return the next row, None at the end. Raises `ToolkitError`"
+    try: return next(reader, None)
+    except csv.Error as e:
+        raise ToolkitError(
+            f"{Path(path).name}: not CSV from byte {first_byte} on",
+            found=str(e),
+            do="look for a quote there that is never closed") from None
 
 # %% ../../../nbs/offline/sources/04_csv.ipynb #header
-def _header(path: Path) -> tuple[str, list[str], int]:
-    "Delimiter, names of the columns, byte at which the rows begin"
-    with open(path, "rb") as b:
-        skip = skip_mark(b)
-        head = b.read(1 << 16)
+def read_header(path: Path) -> tuple[str, list[str], int]:
+    "Return the delimiter, the names of the columns, and the byte at which the rows begin"
+    with open(path, "rb") as f:
+        start = skip_byte_order_mark(f)
+        head = f.read(1 << 16)
     line = head.splitlines()[0].decode("latin-1") if head.strip() else ""
     delimiter = max(",;\t|", key=line.count)
-    rows = _csv_rows(path, delimiter, skip)
-    _, cells = next(rows, (0, []))
-    try: names = [c.encode("latin-1").decode() for c in cells]
-    except UnicodeDecodeError as e: raise ToolkitError(f"{path.name}: the names of its columns are not UTF-8", found=str(e), do="save it as UTF-8") from None
-    if not names or len(set(names)) < len(names): raise ToolkitError(f"{path.name}: its first line must name the columns, each once", found=line[:200])
+    rows = csv_rows(path, delimiter, start)
+    names = _decode_names(path, next(rows, (0, []))[1])
+    if not names or len(set(names)) < len(names):
+        raise ToolkitError(
+            f"{path.name}: its first line must name the columns, each once",
+            found=line[:200])
     return delimiter, names, next(rows, (path.stat().st_size, []))[0]
 
+def _decode_names(path: Path, cells: list[str]) -> list[str]:
+    try: return [c.encode("latin-1").decode() for c in cells]
+    except UnicodeDecodeError as e:
+        raise ToolkitError(
+            f"{path.name}: the names of its columns are not UTF-8",
+            found=str(e),
+            do="save it as UTF-8") from None
+
 # %% ../../../nbs/offline/sources/04_csv.ipynb #csv-source
-def _csv(path: Path, chunk: int, key: str | None, types: dict[str, str], column: str | None = None) -> Source:
-    delimiter, names, begins = _header(path)
-    checked_key(key, path, names)
-    checked_column(column, path, names)
-    if wrong := {n: t for n, t in types.items() if n not in names or t not in PARSERS}: raise ToolkitError("types for no column, or of no such kind", found=f"{wrong}", do=f"columns are {', '.join(names)}; types are {', '.join(PARSERS)}")
-    n, starts, seen = 0, [], []
-    for at, cells in _csv_rows(path, delimiter, begins):
+def open_csv(
+    path: Path, chunk: int, key: str | None,
+    types: dict[str, str],         # of columns, where they are not to be inferred
+    column: str | None = None,
+) -> Source:
+    "Return the rows of a CSV as a source"
+    delimiter, names, begins = read_header(path)
+    key_name(key, path, names)
+    check_column(column, path, names)
+    check_types(types, names)
+    n, starts, sample = _scan(path, delimiter, begins, chunk, len(names))
+    columns = zip(*sample) if sample else [()] * len(names)
+    kinds = {name: types.get(name) or infer_type(cells) for name, cells in zip(names, columns)}
+    identity = fingerprint(path.parent, [path.name]) | {"types": kinds} | column_identity(column)
+    common = {"path": str(path), "delimiter": delimiter, "types": kinds, "key": key, "column": column}
+    def locate(k: int) -> dict:
+        return common | {"start": starts[k], "rows": min(chunk, n - k * chunk)}
+    return Source("csv", n, chunk, key or "row", identity, locate)
+
+def check_types(types: dict[str, str], names: list[str]):
+    "Raise `ToolkitError` for types of unknown columns, and for unknown types"
+    wrong = {n: t for n, t in types.items() if n not in names or t not in PARSERS}
+    if not wrong: return
+    raise ToolkitError(
+        "types for no column, or of no such kind",
+        found=f"{wrong}",
+        do=f"columns are {', '.join(names)}; types are {', '.join(PARSERS)}")
+
+def _scan(path: Path, delimiter: str, begins: int, chunk: int, width: int) -> tuple[int, list, list]:
+    "Return the number of rows, the first byte of each chunk, and rows to infer types from"
+    n, starts, sample = 0, [], []
+    for at, cells in csv_rows(path, delimiter, begins):
         if n % chunk == 0: starts.append(at)
-        if n < SETTLING and len(cells) == len(names): seen.append(cells)
+        if n < SAMPLE_ROWS and len(cells) == width: sample.append(cells)
         n += 1
-    kinds = {name: types.get(name) or _column_type(cells) for name, cells in zip(names, zip(*seen) if seen else [()] * len(names))}
-    facts = fingerprint(path.parent, [path.name]) | {"types": kinds} | said_column(column)
-    return Source("csv", n, chunk, key or "row", facts, lambda k: {"path": str(path), "start": starts[k], "rows": min(chunk, n - k * chunk), "delimiter": delimiter, "types": kinds, "key": key, "column": column})
+    return n, starts, sample
 
 # %% ../../../nbs/offline/sources/04_csv.ipynb #csv-record
-def _csv_cell(text: str, parser: Callable[[str], Any]) -> Any:
-    "An empty cell is nothing; what is not of the column's type stays text"
+def _parse_cell(text: str, parser: Parser) -> Any:
+    "Return the value of a cell: None if it is empty, text if it is not of the column's type"
     if not text: return None
     if not text.isascii(): text = text.encode("latin-1").decode()
     try: return parser(text)
     except (ValueError, KeyError): return text
 
-def _csv_record(cells: list[str], parsers: dict[str, Callable[[str], Any]]) -> Any:
-    if len(cells) != len(parsers): return DecodeError(f"{len(cells)} cells where the header names {len(parsers)}")
+def _parse_row(cells: list[str], parsers: dict[str, Parser]) -> dict | Exception:
+    "Return a row as an object, or the error that rejects it"
+    if len(cells) != len(parsers):
+        return DecodeError(f"{len(cells)} cells where the header names {len(parsers)}")
     row = {}
     for (name, parser), text in zip(parsers.items(), cells):
-        try: row[name] = _csv_cell(text, parser)
+        try: row[name] = _parse_cell(text, parser)
         except UnicodeDecodeError as e: return not_utf8(name, e)
     return row
 
 # %% ../../../nbs/offline/sources/04_csv.ipynb #csv-key
-def _csv_key(row: Any, key: str, whole: bool) -> Any:
-    "The key of a row, or the refusal of a row whose key is not of the column's type"
+def _key_of(row: Any, key: str, is_integer: bool) -> Any:
+    "Return the key of a row, or the error of a row whose key is not of the column's type"
     if isinstance(row, Exception): return row
-    if not whole or row[key] is None: return None if row[key] is None else str(row[key])
-    ok = type(row[key]) is int and -2**63 <= row[key] < 2**63
-    return row[key] if ok else InputError(f"the key {key} is no 64-bit integer: {str(row[key])[:60]}")
+    value = row[key]
+    if value is None: return None
+    if not is_integer: return str(value)
+    if type(value) is int and -2**63 <= value < 2**63: return value
+    return InputError(f"the key {key} is no 64-bit integer: {str(value)[:60]}")
 
-def _requests_of_column(rows: list, column: str | None) -> list:
+def _requests_of(rows: list, column: str | None) -> list:
     if not column: return rows
-    return [row if isinstance(row, Exception) else request_of(row[column], column) for row in rows]
+    return [row if isinstance(row, Exception) else to_request(row[column], column) for row in rows]
 
 # %% ../../../nbs/offline/sources/04_csv.ipynb #read-csv
 def read_csv(place: dict, first: int) -> Rows:
+    "Read a chunk of a CSV"
     import pyarrow as pa
-    parsers, key = {n: PARSERS[t] for n, t in place["types"].items()}, place["key"]
-    found = itertools.islice(_csv_rows(place["path"], place["delimiter"], place["start"]), place["rows"])
-    if key and place["types"][key] != "integer": parsers[key] = str      # as it is written
-    rows = [_csv_record(cells, parsers) for _, cells in found]
-    bodies = _requests_of_column(rows, place["column"])
-    if not key: return Rows(pa.array(range(first, first + len(bodies)), pa.int64()), lambda a, b: bodies[a:b])
-    whole = place["types"][key] == "integer"
-    keys = [_csv_key(row, key, whole) for row in rows]
-    kept = [k if isinstance(k, Exception) else body for k, body in zip(keys, bodies)]
-    return Rows(pa.array([None if isinstance(k, Exception) else k for k in keys], pa.int64() if whole else pa.string()), lambda a, b: kept[a:b])
+    types, key = place["types"], place["key"]
+    parsers = {n: PARSERS[t] for n, t in types.items()}
+    is_integer = bool(key) and types[key] == "integer"
+    if key and not is_integer: parsers[key] = str      # as it is written
+    cells = csv_rows(place["path"], place["delimiter"], place["start"])
+    rows = [_parse_row(c, parsers) for _, c in itertools.islice(cells, place["rows"])]
+    requests = _requests_of(rows, place["column"])
+    if not key:
+        numbers = pa.array(range(first, first + len(requests)), pa.int64())
+        return Rows(numbers, lambda a, b: requests[a:b])
+    keys = [_key_of(row, key, is_integer) for row in rows]
+    valid = [None if isinstance(k, Exception) else k for k in keys]
+    outcomes = [k if isinstance(k, Exception) else r for k, r in zip(keys, requests)]
+    kind = pa.int64() if is_integer else pa.string()
+    return Rows(pa.array(valid, kind), lambda a, b: outcomes[a:b])

@@ -17,102 +17,149 @@ from .base import fingerprint, Rows, Source
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/offline/sources/02_files.ipynb #photographs
-PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# %% ../../../nbs/offline/sources/02_files.ipynb #images
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
-def _photo_names(folder: Path) -> list[str]:
-    found = (os.path.relpath(os.path.join(at, n), folder) for at, _, names in os.walk(folder) for n in names if not n.startswith("."))
-    return sorted(n for n in found if n.lower().endswith(PHOTOGRAPHS))
+def _find_images(folder: Path) -> list[str]:
+    "Return the sorted paths of images below a folder, without hidden files"
+    paths = (
+        os.path.relpath(os.path.join(at, name), folder)
+        for at, _, names in os.walk(folder) for name in names if not name.startswith("."))
+    return sorted(p for p in paths if p.lower().endswith(IMAGES))
 
-def _photographs(folder: Path, chunk: int, key: str | None) -> Source:
-    if key: raise ToolkitError("photographs have no columns", found=f"key={key!r}", do="leave it out: their key is the path below the folder")
-    if not (names := _photo_names(folder)): raise ToolkitError(f"no photographs in {folder}", found=f"no file ends with {' '.join(PHOTOGRAPHS)}", do="give a folder of images, or of .parquet files")
-    return Source("photographs", len(names), chunk, "file", fingerprint(folder, names), lambda k: {"folder": str(folder), "names": names[k * chunk:(k + 1) * chunk]})
+def open_images(folder: Path, chunk: int, key: str | None) -> Source:
+    "Return the images of a folder as a source"
+    if key:
+        raise ToolkitError(
+            "images have no columns",
+            found=f"key={key!r}",
+            do="leave it out: their key is the path below the folder")
+    names = _find_images(folder)
+    if not names:
+        raise ToolkitError(
+            f"no images in {folder}",
+            found=f"no file ends with {' '.join(IMAGES)}",
+            do="give a folder of images, or of .parquet files")
+    def locate(k: int) -> dict:
+        return {"folder": str(folder), "names": names[k * chunk:(k + 1) * chunk]}
+    return Source("photographs", len(names), chunk, "file", fingerprint(folder, names), locate)
 
-def _body_of(path: str) -> bytearray | Exception:
+# %% ../../../nbs/offline/sources/02_files.ipynb #read-images
+def read_images(place: dict, first: int) -> Rows:
+    "Read a chunk of images; a file is opened when its request is asked for"
+    import pyarrow as pa
+    folder, names = place["folder"], place["names"]
+    keys = [os.fsencode(n).decode("utf-8", "backslashreplace") for n in names]
+    def requests(a: int, b: int) -> list:
+        return [_read_file(os.path.join(folder, n)) for n in names[a:b]]
+    return Rows(pa.array(keys, pa.string()), requests)
+
+def _read_file(path: str) -> bytearray | Exception:
     try: return bytearray(Path(path).read_bytes())
     except OSError as e: return DecodeError(f"the file cannot be read: {e.strerror}")
 
-def read_photographs(place: dict, first: int) -> Rows:
-    import pyarrow as pa
-    names = place["names"]
-    keys = pa.array([os.fsencode(n).decode("utf-8", "backslashreplace") for n in names], pa.string())
-    return Rows(keys, lambda a, b: [_body_of(os.path.join(place["folder"], n)) for n in names[a:b]])
+# %% ../../../nbs/offline/sources/02_files.ipynb #skip-byte-order-mark
+UTF8_MARK = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+def skip_byte_order_mark(f: BinaryIO) -> int: # bytes that were skipped
+    "Go to the text of a file, behind the mark of UTF-8. Raises `ToolkitError` for UTF-16"
+    head = f.read(3)
+    if head[:2] in UTF16_MARKS:
+        raise ToolkitError(f"{Path(f.name).name} is UTF-16", do="save it as UTF-8")
+    return f.seek(3 if head == UTF8_MARK else 0)
 
 # %% ../../../nbs/offline/sources/02_files.ipynb #text
-_UTF8_MARK = b"\xef\xbb\xbf"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
-
-def _text(path: Path, chunk: int, key: str | None) -> Source:
-    "The lines of a text file"
-    if key: raise ToolkitError("lines of text have no columns", found=f"key={key!r}", do="leave it out: lines are numbered from 0")
+def open_text(path: Path, chunk: int, key: str | None) -> Source:
+    "Return the lines of a text file as a source"
+    if key:
+        raise ToolkitError(
+            "lines of text have no columns",
+            found=f"key={key!r}",
+            do="leave it out: lines are numbered from 0")
     starts, n = [], 0
     with open(path, "rb") as f:
-        at = skip_mark(f)
+        at = skip_byte_order_mark(f)
         for n, line in enumerate(f, 1):
             if (n - 1) % chunk == 0: starts.append(at)
             at += len(line)
-    return Source("text", n, chunk, "row", fingerprint(path.parent, [path.name]), lambda k: {"path": str(path), "start": starts[k], "rows": min(chunk, n - k * chunk)})
+    def locate(k: int) -> dict:
+        return {"path": str(path), "start": starts[k], "rows": min(chunk, n - k * chunk)}
+    return Source("text", n, chunk, "row", fingerprint(path.parent, [path.name]), locate)
 
 # %% ../../../nbs/offline/sources/02_files.ipynb #read-text
-def skip_mark(f: BinaryIO) -> int: # bytes that were skipped
-    "Go to the text of a file: behind the byte order mark that Windows' programs begin UTF-8 with. Raise `ToolkitError` for UTF-16"
-    head = f.read(3)
-    if head[:2] in _UTF16: raise ToolkitError(f"{Path(f.name).name} is UTF-16", do="save it as UTF-8")
-    return f.seek(3 if head == _UTF8_MARK else 0)
-
-def _line(line: bytes) -> str | Exception:
-    try: return line.rstrip(b"\r\n").decode()
-    except UnicodeDecodeError as e: return DecodeError(f"not UTF-8: byte 0x{e.object[e.start]:02x} at position {e.start}")
-
 def read_text(place: dict, first: int) -> Rows:
+    "Read a chunk of lines"
     import pyarrow as pa
     with open(place["path"], "rb") as f:
         f.seek(place["start"])
-        lines = [_line(line) for line in itertools.islice(f, place["rows"])]
-    return Rows(pa.array(range(first, first + len(lines)), pa.int64()), lambda a, b: lines[a:b])
+        lines = [_decode_line(line) for line in itertools.islice(f, place["rows"])]
+    numbers = pa.array(range(first, first + len(lines)), pa.int64())
+    return Rows(numbers, lambda a, b: lines[a:b])
+
+def _decode_line(line: bytes) -> str | Exception:
+    try: return line.rstrip(b"\r\n").decode()
+    except UnicodeDecodeError as e: return DecodeError(describe_not_utf8(e))
+
+def describe_not_utf8(e: UnicodeDecodeError) -> str:
+    "Return which byte is not UTF-8"
+    return f"not UTF-8: byte 0x{e.object[e.start]:02x} at position {e.start}"
 
 # %% ../../../nbs/offline/sources/02_files.ipynb #json-value
-def _json_value(x: Any) -> Any:
-    "A cell as a caller's JSON says it"
+def to_json_value(x: Any) -> Any:
+    "Return a cell as a caller's JSON would have it"
     if x is None or isinstance(x, (str, bool, int, float)): return x
-    if isinstance(x, dict): return {str(k): _json_value(v) for k, v in x.items()}
-    return [_json_value(v) for v in x] if isinstance(x, (list, tuple)) else plain_json(x)
+    if isinstance(x, dict): return {str(k): to_json_value(v) for k, v in x.items()}
+    return [to_json_value(v) for v in x] if isinstance(x, (list, tuple)) else plain_json(x)
 
-def _or_refusal(f: Callable[[], Any], name: str) -> Any:
-    "What `f` gives for a cell of a column, or what refuses its row"
+def value_or_error(f: Callable[[], Any], name: str) -> Any:
+    "Return what `f` returns for a cell of a column, or the error of its row"
     try: return f()
     except UnicodeDecodeError as e: return not_utf8(name, e)
-    except (ValueError, OverflowError, ArithmeticError, TypeError) as e: return InputError(f"column {name}: {e}")
+    except (ValueError, OverflowError, ArithmeticError, TypeError) as e:
+        return InputError(f"column {name}: {e}")
 
-def not_utf8(name: str, e: UnicodeDecodeError) -> DecodeError: return DecodeError(f"column {name}: not UTF-8: byte 0x{e.object[e.start]:02x} at position {e.start}")
+def not_utf8(name: str, e: UnicodeDecodeError) -> DecodeError:
+    "Return the error of a cell that is not UTF-8"
+    return DecodeError(f"column {name}: {describe_not_utf8(e)}")
 
 # %% ../../../nbs/offline/sources/02_files.ipynb #cells
-def _cells(column: Any, name: str) -> list:
-    "The cells of a pyarrow column for JSON; an exception where one cannot be read"
-    import pyarrow as pa
+def read_cells(column: Any, name: str) -> list:
+    "Return the cells of a pyarrow column for JSON; an exception where one cannot be read"
     try: cells = column.to_pylist()
-    except (ValueError, OverflowError, ArithmeticError): return [_or_refusal(lambda: _json_value(x.as_py()), name) for x in column]
-    kind = column.type
-    as_they_are = pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_boolean(kind) or kind in (pa.float32(), pa.float64())
-    return cells if as_they_are else [_or_refusal(lambda: _json_value(x), name) for x in cells]
+    except (ValueError, OverflowError, ArithmeticError):
+        return [value_or_error(lambda: to_json_value(x.as_py()), name) for x in column]
+    if _is_plain(column.type): return cells
+    return [value_or_error(lambda: to_json_value(x), name) for x in cells]
 
-def records(columns: dict[str, list]) -> list:
-    "One object for each row, or the first exception among its cells"
-    made = [dict(zip(columns, cells)) for cells in zip(*columns.values())]
-    broken = {i: x for cells in reversed(columns.values()) for i, x in enumerate(cells) if isinstance(x, Exception)}
-    return [broken.get(i, row) for i, row in enumerate(made)] if broken else made
+def _is_plain(kind: Any) -> bool:
+    "Return whether JSON has the values of an Arrow type as they are"
+    import pyarrow as pa
+    if kind in (pa.float32(), pa.float64()): return True
+    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_boolean(kind)
+
+def to_records(columns: dict[str, list]) -> list:
+    "Return an object for each row, or the first exception among its cells"
+    rows = [dict(zip(columns, cells)) for cells in zip(*columns.values())]
+    errors = {
+        i: x for cells in reversed(columns.values())
+        for i, x in enumerate(cells) if isinstance(x, Exception)}
+    return [errors.get(i, row) for i, row in enumerate(rows)] if errors else rows
 
 # %% ../../../nbs/offline/sources/02_files.ipynb #column
-def request_of(cell: Any, column: str) -> Any:
-    "What `predict` would send of a cell: text and bytes as they are, all else as JSON. An empty one is no request"
+def to_request(cell: Any, column: str) -> Any:
+    "Return a cell as `predict` would send it: text and bytes as they are, all else as JSON"
     if cell is None: return InputError(f"column {column}: empty")
-    return bytearray(cell) if isinstance(cell, bytes) else _json_value(cell)
+    return bytearray(cell) if isinstance(cell, bytes) else to_json_value(cell)
 
 def cell_requests(column: Any, name: str) -> list:
-    "The requests that the cells of a pyarrow column are; an exception in the place of one that is none"
-    return [_or_refusal(lambda: request_of(x.as_py(), name), name) for x in column]
+    "Return the cells of a pyarrow column as requests, or the exceptions they raise"
+    return [value_or_error(lambda: to_request(x.as_py(), name), name) for x in column]
 
-def checked_column(column: str | None, path: Path, columns: Sequence[str]):
+def check_column(column: str | None, path: Path, columns: Sequence[str]):
+    "Raise `ToolkitError` for a column that a table does not have"
     if column is None or column in columns: return
-    raise ToolkitError(f"no column {column} in {path.name}", found=", ".join(columns), do="give one of these, or none: then each row is a record")
+    raise ToolkitError(
+        f"no column {column} in {path.name}",
+        found=", ".join(columns),
+        do="give one of these, or none: then each row is a record")

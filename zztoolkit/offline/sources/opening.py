@@ -9,49 +9,64 @@ from pathlib import Path
 
 from ...errors import ToolkitError
 from .base import Rows, Source
-from .csv import _csv, read_csv
-from zztoolkit.offline.sources.files import (
-    _photographs, _text, read_photographs, read_text,
-)
-from .tables import _tables, read_tables
+from .csv import open_csv, read_csv
+from .files import open_images, open_text, read_images, read_text
+from .tables import open_tables, read_tables
 
 # %% auto #0
 __all__ = []
 
 # %% ../../../nbs/offline/sources/05_opening.ipynb #kind
-KINDS = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow"}
-CHUNK = {"photographs": 256, "text": 1024}     # rows of a chunk; of tables 16,384
+KINDS = {
+    ".txt": "text", ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+CHUNK = {"photographs": 256, "text": 1024}     # rows of a chunk
+TABLE_CHUNK = 16_384
 
-def _kind(path: Path) -> str:
-    if not path.exists(): raise ToolkitError(f"nothing at {path}", found=f"looked from {Path.cwd()}", do="give a folder of photographs or of .parquet files, or a .txt, .parquet, .csv or .arrow file")
+def find_kind(path: Path) -> str:
+    "Return what a path holds, by its name or by the files in the folder"
+    if not path.exists():
+        raise ToolkitError(
+            f"nothing at {path}",
+            found=f"looked from {Path.cwd()}",
+            do="give a folder of images or of .parquet files, or a .txt, .parquet, .csv or .arrow file")
     if path.is_dir(): return "parquet" if any(path.glob("*.parquet")) else "photographs"
     if kind := KINDS.get(path.suffix.lower()): return kind
-    raise ToolkitError(f"{path.name} is no text and no table that is known by its name", do=f"the name must end with {' '.join(KINDS)}")
+    raise ToolkitError(
+        f"{path.name} has no suffix of a text or a table",
+        do=f"the name must end with {' '.join(KINDS)}")
 
 # %% ../../../nbs/offline/sources/05_opening.ipynb #open-source
 def open_source(
-    path: Path,                        # a folder of photographs or of .parquet files; a .txt, .parquet, .csv, .tsv, .arrow or .feather file
-    key: str | None = None,            # column that names a row; default: rows are numbered, photographs have their path
-    chunk: int | None = None,          # rows of a chunk; default: 256 photographs, 1,024 lines, 16,384 rows of a table
-    types: dict[str, str] | None = None, # of columns of a CSV: boolean, integer, number, json (lists and objects) or string, where they are not as the first rows say
+    path: Path,                        # a folder of images or of .parquet files; a .txt, .parquet, .csv, .tsv, .arrow or .feather file
+    key: str | None = None,            # column that names a row; default: rows are numbered, images have their path
+    chunk: int | None = None,          # rows of a chunk; default: 256 images, 1,024 lines, 16,384 rows of a table
+    types: dict[str, str] | None = None, # of columns of a CSV: boolean, integer, number, json (lists and objects) or string; default: inferred
     column: str | None = None,         # of a table: its cells are the requests; default: each row is a record
 ) -> Source:
-    "What is to be read. Raises `ToolkitError` if it cannot be"
-    kind = _kind(path)
-    chunk = chunk or CHUNK.get(kind, 16_384)
-    if types and kind != "csv": raise ToolkitError(f"{path.name} says its types by itself", do="give types for a CSV only")
-    if column and kind in ("photographs", "text"): raise ToolkitError(f"{path.name} has no columns", found=f"column={column!r}", do="leave it out, or give a table")
-    if kind == "photographs": return _photographs(path, chunk, key)
-    if kind == "text": return _text(path, chunk, key)
-    if kind == "csv": return _csv(path, chunk, key, types or {}, column)
-    return _tables(kind, sorted(path.glob("*.parquet")) if path.is_dir() else [path], chunk, key, column)
+    "Return what is to be read as a source. Raises `ToolkitError` if it cannot be"
+    kind = find_kind(path)
+    chunk = chunk or CHUNK.get(kind, TABLE_CHUNK)
+    if types and kind != "csv":
+        raise ToolkitError(f"{path.name} has types of its own", do="give types for a CSV only")
+    if column and kind in ("photographs", "text"):
+        raise ToolkitError(
+            f"{path.name} has no columns",
+            found=f"column={column!r}",
+            do="leave it out, or give a table")
+    if kind == "photographs": return open_images(path, chunk, key)
+    if kind == "text": return open_text(path, chunk, key)
+    if kind == "csv": return open_csv(path, chunk, key, types or {}, column)
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    return open_tables(kind, files, chunk, key, column)
 
 # %% ../../../nbs/offline/sources/05_opening.ipynb #read-chunk
+READERS = {"photographs": read_images, "text": read_text, "csv": read_csv}
+
 def read_chunk(
     kind: str,   # of the source
-    place: dict, # what the source says of the chunk
+    place: dict, # where the chunk is, from `Source.locate`
     first: int,  # number of its first row
 ) -> Rows:
-    "A chunk, as a worker reads it. Raises `ToolkitError` if the file cannot be read any more"
-    read = {"photographs": read_photographs, "text": read_text, "csv": read_csv}.get(kind, read_tables)
-    return read(place, first)
+    "Read a chunk, as a worker does. Raises `ToolkitError` if the file cannot be read any more"
+    return READERS.get(kind, read_tables)(place, first)

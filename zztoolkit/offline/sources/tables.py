@@ -12,9 +12,7 @@ from typing import Any
 
 from ...errors import ToolkitError
 from .base import fingerprint, Rows, Source
-from zztoolkit.offline.sources.files import (
-    _cells, cell_requests, checked_column, records,
-)
+from .files import cell_requests, check_column, read_cells, to_records
 
 # %% auto #0
 __all__ = []
@@ -30,71 +28,119 @@ def _parquet_pieces(path: Path) -> Iterator[Piece]:
 def _arrow_pieces(path: Path) -> Iterator[Piece]:
     import pyarrow as pa
     with pa.memory_map(str(path)) as f:
-        found = pa.ipc.open_file(f)
-        for i in range(found.num_record_batches): yield str(path), i, found.get_batch(i).num_rows
+        reader = pa.ipc.open_file(f)
+        for i in range(reader.num_record_batches):
+            yield str(path), i, reader.get_batch(i).num_rows
 
-def _schema(path: Path, kind: str) -> Any:
-    import pyarrow as pa, pyarrow.parquet as pq
+def _read_schema(path: Path, kind: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     if kind == "parquet": return pq.read_schema(path)
     with pa.memory_map(str(path)) as f: return pa.ipc.open_file(f).schema
 
 # %% ../../../nbs/offline/sources/03_tables.ipynb #cut
 @functools.lru_cache(maxsize=1)
-def _piece(kind: str, path: str, i: int) -> Any:
-    "A pyarrow table"
-    import pyarrow as pa, pyarrow.parquet as pq
+def _read_piece(kind: str, path: str, i: int) -> Any:
+    "Return a piece as a pyarrow table; the last one is cached"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     if kind == "parquet": return pq.ParquetFile(path).read_row_group(i, use_threads=False)
     return pa.Table.from_batches([pa.ipc.open_file(pa.memory_map(path)).get_batch(i)])
 
-def _cut(pieces: Sequence[Piece], ends: Sequence[int], start: int, stop: int) -> Iterator[tuple[str, int, int, int]]:
-    "Rows `start` to `stop` of all pieces as (file, piece, from, to)"
+def cut(
+    pieces: Sequence[Piece],
+    ends: Sequence[int],      # number of the row after each piece
+    start: int, stop: int,    # rows that are wanted
+) -> Iterator[tuple[str, int, int, int]]:
+    "Return the pieces with some rows, as (file, piece, from row, to row)"
     for p in range(bisect.bisect_right(ends, start), len(pieces)):
         path, i, n = pieces[p]
         begins = ends[p] - n
         if begins >= stop: return
         if n: yield path, i, max(start - begins, 0), min(stop - begins, n)
 
-# %% ../../../nbs/offline/sources/03_tables.ipynb #checked-key
-def checked_key(key: str | None, path: Path, columns: Sequence[str]) -> str:
+# %% ../../../nbs/offline/sources/03_tables.ipynb #key-name
+def key_name(key: str | None, path: Path, columns: Sequence[str]) -> str:
+    "Return the name of the key. Raises `ToolkitError` for a column that a table does not have"
     if key is None or key in columns: return key or "row"
-    raise ToolkitError(f"no column {key} in {path.name}", found=", ".join(columns), do="give one of these as the key, or none: then rows are numbered")
+    raise ToolkitError(
+        f"no column {key} in {path.name}",
+        found=", ".join(columns),
+        do="give one of these as the key, or none: then rows are numbered")
+
+def column_identity(column: str | None) -> dict:
+    "Return what a column of requests adds to the identity of a source"
+    return {"column": column} if column else {}
 
 # %% ../../../nbs/offline/sources/03_tables.ipynb #tables
-def _tables(kind: str, files: Sequence[Path], chunk: int, key: str | None, column: str | None = None) -> Source:
-    "The rows of Parquet or Arrow files, one file after another"
-    try:
-        schemas = {str(f): _schema(f, kind) for f in files}
-        pieces = [p for f in files for p in (_parquet_pieces if kind == "parquet" else _arrow_pieces)(f)]
-    except (ValueError, OSError) as e:
-        raise ToolkitError(f"{', '.join(f.name for f in files)[:80]}: not {kind} that can be read", found=f"{type(e).__name__}: {e}", do="write the file again (an Arrow stream as an Arrow file)") from None
+def open_tables(
+    kind: str, files: Sequence[Path], chunk: int, key: str | None, column: str | None = None,
+) -> Source:
+    "Return the rows of Parquet or Arrow files, one file after another, as a source"
+    schemas, pieces = _inspect(kind, files)
     for f, schema in schemas.items():
-        checked_key(key, Path(f), schema.names)
-        checked_column(column, Path(f), schema.names)
-    types = {str(s.field(key).type) for s in schemas.values()} if key else set()
-    if len(types) > 1: raise ToolkitError(f"the key {key} has several types", found=", ".join(sorted(types)), do="write it as one type in all files")
+        key_name(key, Path(f), schema.names)
+        check_column(column, Path(f), schema.names)
+    if key: _check_one_type(key, [s.field(key).type for s in schemas.values()])
     ends = list(itertools.accumulate(n for _, _, n in pieces))
-    facts = fingerprint(files[0].parent, [f.name for f in files]) | said_column(column)
-    return Source(kind, ends[-1] if ends else 0, chunk, key or "row", facts, lambda k: {"kind": kind, "key": key, "column": column, "pieces": list(_cut(pieces, ends, k * chunk, (k + 1) * chunk))})
+    identity = fingerprint(files[0].parent, [f.name for f in files]) | column_identity(column)
+    def locate(k: int) -> dict:
+        parts = list(cut(pieces, ends, k * chunk, (k + 1) * chunk))
+        return {"kind": kind, "key": key, "column": column, "pieces": parts}
+    return Source(kind, ends[-1] if ends else 0, chunk, key or "row", identity, locate)
 
-def said_column(column: str | None) -> dict: return {"column": column} if column else {}
+def _inspect(kind: str, files: Sequence[Path]) -> tuple[dict[str, Any], list[Piece]]:
+    "Return the schemas and the pieces of files. Raises `ToolkitError` if one cannot be read"
+    find_pieces = _parquet_pieces if kind == "parquet" else _arrow_pieces
+    try:
+        schemas = {str(f): _read_schema(f, kind) for f in files}
+        return schemas, [p for f in files for p in find_pieces(f)]
+    except (ValueError, OSError) as e:
+        names = ", ".join(f.name for f in files)[:80]
+        raise ToolkitError(
+            f"{names}: not {kind} that can be read",
+            found=f"{type(e).__name__}: {e}",
+            do="write the file again (an Arrow stream as an Arrow file)") from None
+
+def _check_one_type(key: str, types: Sequence[Any]):
+    distinct = sorted({str(t) for t in types})
+    if len(distinct) == 1: return
+    raise ToolkitError(
+        f"the key {key} has several types",
+        found=", ".join(distinct),
+        do="write it as one type in all files")
 
 # %% ../../../nbs/offline/sources/03_tables.ipynb #read-tables
 def read_tables(place: dict, first: int) -> Rows:
+    "Read a chunk of a table"
     import pyarrow as pa
-    bodies: list = []
+    key, column = place["key"], place["column"]
+    requests: list = []
     keys = []
     for path, i, a, b in place["pieces"]:
-        try: part = _piece(place["kind"], path, i).slice(a, b - a)
-        except (ValueError, OSError) as e: raise ToolkitError(f"{Path(path).name}: its piece {i} cannot be read", found=f"{type(e).__name__}: {e}", do="mend the file; what is answered stays") from None
-        key, column = place["key"], place["column"]
-        columns = {n: _cells(part[n], n) for n in ([key] if key else []) + part.column_names * (not column)}
-        bodies += cell_requests(part[column], column) if column else records(columns)
-        if key: keys.append(_without(part[key].combine_chunks(), [isinstance(c, Exception) for c in columns[key]]))
-    found = pa.concat_arrays(keys) if keys else pa.array(range(first, first + len(bodies)), pa.int64())
-    return Rows(found, lambda a, b: bodies[a:b])
+        part = _slice_piece(place["kind"], path, i, a, b)
+        names = [] if column else part.column_names
+        if key: names = [key, *names]
+        cells = {n: read_cells(part[n], n) for n in names}
+        requests += cell_requests(part[column], column) if column else to_records(cells)
+        if key: keys.append(_mask_errors(part[key].combine_chunks(), cells[key]))
+    if keys: key_array = pa.concat_arrays(keys)
+    else: key_array = pa.array(range(first, first + len(requests)), pa.int64())
+    return Rows(key_array, lambda a, b: requests[a:b])
 
-# %% ../../../nbs/offline/sources/03_tables.ipynb #without
-def _without(keys: Any, broken: list[bool]) -> Any:
-    "`keys` with nulls where they are broken"
-    import pyarrow as pa, pyarrow.compute as pc
-    return pc.if_else(pa.array(broken), pa.scalar(None, keys.type), keys) if any(broken) else keys
+def _slice_piece(kind: str, path: str, i: int, a: int, b: int) -> Any:
+    "Return rows of a piece. Raises `ToolkitError` if it cannot be read"
+    try: return _read_piece(kind, path, i).slice(a, b - a)
+    except (ValueError, OSError) as e:
+        raise ToolkitError(
+            f"{Path(path).name}: its piece {i} cannot be read",
+            found=f"{type(e).__name__}: {e}",
+            do="repair the file; the results so far stay") from None
+
+def _mask_errors(keys: Any, cells: list) -> Any:
+    "Return a pyarrow array of keys, null where a cell could not be read"
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    is_error = [isinstance(c, Exception) for c in cells]
+    if not any(is_error): return keys
+    return pc.if_else(pa.array(is_error), pa.scalar(None, keys.type), keys)

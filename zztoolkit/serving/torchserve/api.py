@@ -5,64 +5,37 @@
 # %% ../../../nbs/serving/torchserve/02_api.ipynb #imports
 from __future__ import annotations
 
-import json, threading, time
+import json, threading, time, warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from ...errors import ToolkitError
-from ...handler.stages import is_busy
+from ...handler.torchserve import is_busy
+from ...system import wait_until
 
 if TYPE_CHECKING:
     import httpx
+    from zztoolkit.archive.mar import Mar
 
 # %% auto #0
 __all__ = []
 
 # %% ../../../nbs/serving/torchserve/02_api.ipynb #client
-def _client(url: str, **kw: Any) -> httpx.Client:
-    "HTTP to a server of this machine; never by a proxy that the environment names, which would see the keys"
+def open_client(url: str, **options: Any) -> httpx.Client:
+    "Return an HTTP client that ignores proxies of the environment, which would see the tokens"
     import httpx
-    return httpx.Client(base_url=url, trust_env=False, **kw)
+    return httpx.Client(base_url=url, trust_env=False, **options)
 
-# %% ../../../nbs/serving/torchserve/02_api.ipynb #tokens
-class Tokens:
-    "The keys of one server: `bearer('inference')`, `bearer('management')`"
-    def __init__(self, folder: Path, management_url: str):
-        self.file, self.url, self._lock = folder / "key_file.json", management_url, threading.Lock()
-        self._read_at = 0.0
-        self._keys: dict[str, dict[str, str]] = {}
-
-    def bearer(self, kind: str, again: bool = False) -> dict[str, str]:
-        "The Authorization header; `again` reads the file anew, and has the key renewed if it is close to its end"
-        with self._lock:
-            if again or not self._keys or time.time() - self._read_at > 60: self._read()
-            return {"Authorization": f"Bearer {self._keys[kind]['key']}"}
-
-    def renew(self, kind: str):
-        "A new key of this kind; the old one counts no more from this moment"
-        import httpx
-        header = {"Authorization": f"Bearer {self._keys['API']['key']}"}
-        try:
-            with _client(self.url, timeout=30) as http: http.get("/token", params={"type": kind}, headers=header)
-        except httpx.HTTPError as e: raise ToolkitError(f"the {kind} key could not be renewed", found=f"{type(e).__name__}: {e}", do="try again") from e
-        self._keys = _keys_in(self.file)
-
-    def _read(self):
-        try: self._keys = _keys_in(self.file)
-        except FileNotFoundError:       # a server that stops takes its keys away, but from those who hold them
-            if not self._keys: raise ToolkitError("the server has no keys to give", found="it is stopping, or not up yet", do="start it again") from None
-        for kind in ("inference", "management"):
-            if _seconds_left(self._keys[kind]["expiration time"]) < 120: self.renew(kind)
-        self._read_at = time.time()
+def http_exception() -> type[Exception]:
+    "Return httpx's base error, imported when it is needed"
+    import httpx
+    return httpx.HTTPError
 
 # %% ../../../nbs/serving/torchserve/02_api.ipynb #keys-in
-class NoTokens(Tokens):
-    "Of a server that asks for none, since authentication stands in front of it"
-    def bearer(self, kind: str, again: bool = False) -> dict[str, str]: return {}
-
-def _keys_in(file: Path, patience: float = 2) -> dict[str, dict[str, str]]:
-    "The keys that TorchServe has written; it may be in the middle of that"
-    end = time.monotonic() + patience
+def _read_keys(file: Path, timeout: float = 2) -> dict[str, dict[str, str]]:
+    "Return the keys in a file that TorchServe may be writing at the moment"
+    end = time.monotonic() + timeout
     while True:
         try: return json.loads(file.read_text())
         except ValueError:
@@ -71,95 +44,213 @@ def _keys_in(file: Path, patience: float = 2) -> dict[str, dict[str, str]]:
 
 def _seconds_left(iso: str) -> float:
     from datetime import datetime, timezone
-    return (datetime.fromisoformat(iso[:19]).replace(tzinfo=timezone.utc) - datetime.now(timezone.utc)).total_seconds()
+    end = datetime.fromisoformat(iso[:19]).replace(tzinfo=timezone.utc)
+    return (end - datetime.now(timezone.utc)).total_seconds()
+
+# %% ../../../nbs/serving/torchserve/02_api.ipynb #tokens
+class Tokens:
+    "Keys of one server: `bearer('inference')`, `bearer('management')`"
+    def __init__(self, folder: Path, management_url: str):
+        self.file, self.url = folder / "key_file.json", management_url
+        self._lock, self._read_at = threading.Lock(), 0.0
+        self._keys: dict[str, dict[str, str]] = {}
+
+    def bearer(self, kind: str, again: bool = False) -> dict[str, str]:
+        "Return the Authorization header; `again` reads the file, and renews an expiring key"
+        with self._lock:
+            is_old = time.time() - self._read_at > 60
+            if again or not self._keys or is_old: self._read()
+            return self._header(kind)
+
+    def renew(self, kind: str):
+        "Replace the key of this kind; the old one is invalid from now on"
+        import httpx
+        try:
+            with open_client(self.url, timeout=30) as http:
+                http.get("/token", params={"type": kind}, headers=self._header("API"))
+        except httpx.HTTPError as e:
+            problem = f"the {kind} key could not be renewed"
+            raise ToolkitError(problem, found=f"{type(e).__name__}: {e}", do="try again") from e
+        self._keys = _read_keys(self.file)
+
+    def _header(self, kind: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._keys[kind]['key']}"}
+
+    def _read(self):
+        try: self._keys = _read_keys(self.file)
+        except FileNotFoundError:       # a stopping server deletes its keys; clients keep theirs
+            if not self._keys: raise _no_keys() from None
+        for kind in ("inference", "management"):
+            if _seconds_left(self._keys[kind]["expiration time"]) < 120: self.renew(kind)
+        self._read_at = time.time()
+
+# %% ../../../nbs/serving/torchserve/02_api.ipynb #no-tokens
+def _no_keys() -> ToolkitError:
+    return ToolkitError(
+        "the server has no keys",
+        found="it is stopping, or has not started yet",
+        do="start it again")
+
+class NoTokens(Tokens):
+    "Stand-in for a server without tokens, behind a proxy that checks callers"
+    def bearer(self, kind: str, again: bool = False) -> dict[str, str]: return {}
+
+# %% ../../../nbs/serving/torchserve/02_api.ipynb #message
+def is_bad_token(r: httpx.Response) -> bool:
+    return r.status_code == 400 and "InvalidKeyException" in r.text
+
+def _error_message(r: httpx.Response) -> str:
+    "Return the message of TorchServe's JSON, or the text"
+    try: return r.json()["message"]
+    except (ValueError, KeyError, TypeError): return r.text.strip() or r.reason_phrase
 
 # %% ../../../nbs/serving/torchserve/02_api.ipynb #management
-class Management:
-    "TorchServe's management API, as far as it is needed here"
+class ManagementClient:
+    "Client of TorchServe's management API"
     def __init__(self,
         folder: Path,           # of the server
         url: str,
-        tokens: bool = True,    # whether it asks for them
-        timeout: float = 60,    # seconds of one answer
+        tokens: bool = True,    # whether the server requires them
+        timeout: float = 60,    # seconds of one response
     ):
-        self.url, self.tokens = url, (Tokens if tokens else NoTokens)(folder, url)
-        self.http = _client(url, timeout=timeout)
-        self.changes = 0        # that were asked for here
+        self.url = url
+        self.tokens = (Tokens if tokens else NoTokens)(folder, url)
+        self.http = open_client(url, timeout=timeout)
+        self.changes = 0        # number of changes requested by this client
 
-    def ask(self, method: str, path: str, **params: Any) -> Any:
-        "The JSON answer. Raises `ToolkitError` with TorchServe's own words"
+    def request(self, method: str, path: str, **params: Any) -> Any:
+        "Return the JSON response. Raise `ToolkitError` with TorchServe's own message"
         r = self._send(method, path, params)
-        if bad_token(r): r = self._send(method, path, params, again=True)
+        if is_bad_token(r): r = self._send(method, path, params, again=True)
         self.changes += method != "GET"
         if r.status_code < 300: return r.json()
-        raise ToolkitError(f"TorchServe refused {method} {path}", found=f"{r.status_code}: {_message(r)}")
+        found = f"{r.status_code}: {_error_message(r)}"
+        raise ToolkitError(f"TorchServe rejected {method} {path}", found=found)
 
     def _send(self, method: str, path: str, params: dict, again: bool = False) -> httpx.Response:
         import httpx
-        try: return self.http.request(method, path, params=params, headers=self.tokens.bearer("management", again))
-        except httpx.HTTPError as e: raise ToolkitError(f"TorchServe did not answer {method} {path}", found=f"{type(e).__name__}: {e}") from e
+        headers = self.tokens.bearer("management", again)
+        try: return self.http.request(method, path, params=params, headers=headers)
+        except httpx.HTTPError as e:
+            problem = f"TorchServe did not respond to {method} {path}"
+            raise ToolkitError(problem, found=f"{type(e).__name__}: {e}") from e
 
-    def models(self) -> list[str]: return [m["modelName"] for m in self.ask("GET", "/models", limit=1000)["models"]]
+    def models(self) -> list[str]:
+        rows = self.request("GET", "/models", limit=1000)["models"]
+        return [m["modelName"] for m in rows]
 
     def versions(self, name: str) -> list[dict]:
-        "Every version of a model, with its workers; none for a model that is not there"
-        try: return self.ask("GET", f"/models/{name}/all")
+        "Return every version of a model, with its workers; none for an unknown model"
+        try: return self.request("GET", f"/models/{name}/all")
         except ToolkitError as e:
             if e.found.startswith("404"): return []
             raise
 
-    def version(self, name: str, version: str) -> dict: return self.ask("GET", f"/models/{name}/{version}")[0]
-    def default(self, name: str) -> dict: return self.ask("GET", f"/models/{name}")[0]
+    def version(self, name: str, version: str) -> dict:
+        return self.request("GET", f"/models/{name}/{version}")[0]
 
-    def described(self, name: str) -> dict:
-        "What the handler of a model's default version says of itself (`Handler.describe_handle`), {} if it says nothing"
-        said = self.ask("GET", f"/models/{name}", customized="true")[0].get("customizedMetadata")
-        return said if isinstance(said, dict) else {}
+    def default(self, name: str) -> dict:
+        "Return the version that serves requests without a version"
+        return self.request("GET", f"/models/{name}")[0]
 
-# %% ../../../nbs/serving/torchserve/02_api.ipynb #message
-def bad_token(r: httpx.Response) -> bool: return r.status_code == 400 and "InvalidKeyException" in r.text
+# %% ../../../nbs/serving/torchserve/02_api.ipynb #describe-handler
+def describe_handler(api: ManagementClient, name: str) -> dict:
+    "Return what the default version's handler reports (`Handler.describe_handle`), or {}"
+    model = api.request("GET", f"/models/{name}", customized="true")[0]
+    description = model.get("customizedMetadata")
+    return description if isinstance(description, dict) else {}
 
-def _message(r: httpx.Response) -> str:
-    "TorchServe's words: the message of its JSON, or the text"
-    try: return r.json()["message"]
-    except (ValueError, KeyError, TypeError): return r.text.strip() or r.reason_phrase
+# %% ../../../nbs/serving/torchserve/02_api.ipynb #change-models
+_BATCHING = {"batchSize": "batch_size", "maxBatchDelay": "max_batch_delay"}
+
+def register(api: ManagementClient, mar: Mar):
+    "Register an archive in the server's store as a version of its model, and start its workers"
+    config = mar.config
+    batching = {theirs: config[key] for key, theirs in _BATCHING.items() if key in config}
+    api.request(
+        "POST", "/models", url=mar.path.name, model_name=mar.name,
+        initial_workers=mar.sizes.workers, synchronous="false", **batching)
+
+def set_default(api: ManagementClient, name: str, version: str):
+    api.request("PUT", f"/models/{name}/{version}/set-default")
+
+def unregister(api: ManagementClient, name: str, version: str):
+    api.request("DELETE", f"/models/{name}/{version}")
+
+def scale(api: ManagementClient, name: str, workers: int):
+    "Run this many workers, and wait until they are ready"
+    path = f"/models/{name}"
+    api.request("PUT", path, min_worker=workers, max_worker=workers, synchronous="true")
+
+# %% ../../../nbs/serving/torchserve/02_api.ipynb #version-facts
+def worker_pids(version: dict) -> list[int]:
+    "Return the process ids of a version's workers"
+    return [w["pid"] for w in version["workers"] if w.get("pid", -1) > 0]
+
+def count_ready(version: dict) -> int:
+    "Count the ready workers of a version"
+    return sum(w["status"] == "READY" for w in version["workers"])
+
+def version_names(versions: Sequence[dict]) -> list[str]:
+    return [v["modelVersion"] for v in versions]
+
+def count_queued(version: dict) -> int:
+    "Count the requests that wait for a worker of a version"
+    return version.get("jobQueueStatus", {}).get("pendingRequests", 0)
 
 # %% ../../../nbs/serving/torchserve/02_api.ipynb #working
-def _pids(version: dict) -> list[int]: return [w["pid"] for w in version["workers"] if w.get("pid", -1) > 0]
-
-def _working(pid: int) -> tuple[bool, float]:
-    "Does the worker's handler say that it is in the middle of a batch, and its CPU seconds so far"
+def _read_activity(pid: int) -> tuple[bool, float]:
+    "Return whether the worker's handler reports a batch, and its CPU seconds so far"
     import psutil
     try:
         p = psutil.Process(pid)
         return bool(is_busy(Path(p.cwd()))), sum(p.cpu_times()[:2])
     except (psutil.Error, OSError): return False, 0.0
 
+# %% ../../../nbs/serving/torchserve/02_api.ipynb #idle-watch
+class _IdleWatch:
+    "Watch a version until it has been quiet for `quiet` seconds, on top of the batch delay"
+    def __init__(self, api: ManagementClient, name: str, version: str, quiet: float):
+        self.api, self.name, self.version, self.quiet = api, name, version, quiet
+        self.quiet_since: float | None = None
+        self.last = time.monotonic(), 0.0     # time, CPU seconds of the workers
+
+    def __call__(self) -> bool:
+        try: version = self.api.version(self.name, self.version)
+        except ToolkitError:
+            self.quiet_since = None
+            return False
+        now = time.monotonic()
+        is_quiet = self._is_quiet(version, now)
+        self.quiet_since = (self.quiet_since or now) if is_quiet else None
+        needed = self.quiet + version["maxBatchDelay"] / 1000
+        return self.quiet_since is not None and now - self.quiet_since >= needed
+
+    def _is_quiet(self, version: dict, now: float) -> bool:
+        activity = [_read_activity(pid) for pid in worker_pids(version)]
+        before, cpu_before = self.last
+        cpu = sum(seconds for _, seconds in activity)
+        self.last = now, cpu
+        cores = (cpu - cpu_before) / max(now - before, 0.01)
+        is_working = any(busy for busy, _ in activity)
+        return not count_queued(version) and not is_working and cores < 0.3
+
 # %% ../../../nbs/serving/torchserve/02_api.ipynb #wait-idle
 def wait_idle(
-    management: Management,
+    management: ManagementClient,
     name: str,             # of the model
     version: str,
     timeout: float,        # seconds to wait at most
     quiet: float = 0.2,    # seconds without work, on top of the batch delay, that count as idle
 ) -> bool: # True if it became idle
     "Wait until a version has nothing queued and no batch in a worker"
-    end, quiet_since, seen = time.monotonic() + timeout, None, (time.monotonic(), 0.0)
-    while time.monotonic() < end:
-        try: d = management.version(name, version)
-        except ToolkitError: quiet_since = None
-        else:
-            states = [_working(pid) for pid in _pids(d)]
-            queued, cpu = d.get("jobQueueStatus", {}).get("pendingRequests", 0), sum(c for _, c in states)
-            now = time.monotonic()
-            load = (cpu - seen[1]) / max(now - seen[0], 0.01)      # cores, since the last look
-            seen, calm = (now, cpu), not queued and not any(busy for busy, _ in states) and load < 0.3
-            quiet_since = (quiet_since or now) if calm else None
-            if quiet_since and now - quiet_since >= quiet + d["maxBatchDelay"] / 1000: return True
-        time.sleep(0.05)
-    return False
+    if timeout <= 0: return False
+    return wait_until(_IdleWatch(management, name, version, quiet), timeout)
 
-# %% ../../../nbs/serving/torchserve/02_api.ipynb #local-server
-def http_error() -> type[Exception]:
-    import httpx
-    return httpx.HTTPError
+# %% ../../../nbs/serving/torchserve/02_api.ipynb #retire
+def retire(api: ManagementClient, name: str, version: str, timeout: float):
+    "Unregister a version once it is idle, or after `timeout` seconds"
+    if not wait_idle(api, name, version, timeout):
+        problem = f"{name} version {version} still worked after {timeout:.0f} s"
+        warnings.warn(f"{problem}; it is removed all the same")
+    unregister(api, name, version)

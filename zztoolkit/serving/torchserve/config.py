@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import re, socket, sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...archive.config import WORDS
 from ...errors import ToolkitError
 from ...java import find_java
 from ...system import environment_without_secrets, usable_cores
@@ -21,93 +22,150 @@ __all__ = ['Settings']
 # %% ../../../nbs/serving/torchserve/01_config.ipynb #settings
 @dataclass(frozen=True)
 class Settings:
-    "What a server is told. Sizes in bytes, times in seconds"
-    max_request_size: int = 64 << 20   # TorchServe's own 6.5 MB refuses a phone's photograph
-    job_queue_size: int = 100          # requests that wait for one model
+    "Configuration of a local server; sizes in bytes, times in seconds"
+    max_request_size: int = 64 << 20   # TorchServe's own 6.5 MB rejects a phone's photograph
+    job_queue_size: int = 100          # waiting requests of one model
     response_timeout: int = 120
     startup_timeout: int = 300         # for a worker to load its model
-    drain_timeout: float = 10          # how long a stop waits for what is in flight
-    token_minutes: int = 60            # renewed before they end
-    ports: tuple[int, ...] = ()        # inference, management, metrics, gRPC inference, gRPC management; default: free ones
+    drain_timeout: float = 10          # for requests in flight when the server stops
+    token_minutes: int = 60            # lifetime of a token; renewed before its end
+    ports: tuple[int, ...] = ()        # inference, management, metrics, gRPC inference,
+                                       # gRPC management; default: free ones
 
     def __post_init__(self):
-        if len(self.ports) not in (0, 5): raise ToolkitError("ports must be five, or none", found=repr(self.ports))
+        if len(self.ports) in (0, 5): return
+        raise ToolkitError("ports must be five, or none", found=repr(self.ports))
+
+# %% ../../../nbs/serving/torchserve/01_config.ipynb #words
+_OUR_WORDS = {theirs: ours for ours, theirs in WORDS.items()}
+
+def from_torchserve(config: Mapping[str, Any]) -> dict[str, Any]:
+    "Return a configuration with our words for TorchServe's keys"
+    return {_OUR_WORDS.get(key, key): value for key, value in config.items()}
 
 # %% ../../../nbs/serving/torchserve/01_config.ipynb #free-ports
 def free_ports(n: int) -> list[int]:
-    "Ports of the loopback interface that nobody listens on"
-    socks = [socket.socket() for _ in range(n)]
+    "Return free ports of the loopback interface"
+    sockets = [socket.socket() for _ in range(n)]
     try:
-        for s in socks: s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in socks]
+        for s in sockets: s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
     finally:
-        for s in socks: s.close()
+        for s in sockets: s.close()
 
 # %% ../../../nbs/serving/torchserve/01_config.ipynb #properties
-def properties(s: Settings, ports: Sequence[int], store: Path, **other: Any) -> str:
-    "TorchServe's config.properties; `other` keys are added, or take the place of these"
+def _addresses(ports: Sequence[int]) -> dict[str, Any]:
     inference, management, metrics, grpc_inference, grpc_management = ports
-    values = dict(
-        inference_address=f"http://127.0.0.1:{inference}", management_address=f"http://127.0.0.1:{management}",
-        metrics_address=f"http://127.0.0.1:{metrics}", grpc_inference_port=grpc_inference, grpc_management_port=grpc_management,
-        grpc_inference_address="127.0.0.1", grpc_management_address="127.0.0.1",
-        enable_model_api="true", token_expiration_min=s.token_minutes, allowed_urls=f"file://{store}/.*", install_py_dep_per_model="false",
-        max_request_size=s.max_request_size, max_response_size=s.max_request_size, job_queue_size=s.job_queue_size,
-        default_response_timeout=s.response_timeout, default_startup_timeout=s.startup_timeout, default_workers_per_model=1,
-        metrics_mode="prometheus", model_metrics_auto_detect="true", enable_envvars_config="false")
+    return dict(
+        inference_address=f"http://127.0.0.1:{inference}",
+        management_address=f"http://127.0.0.1:{management}",
+        metrics_address=f"http://127.0.0.1:{metrics}",
+        grpc_inference_port=grpc_inference,
+        grpc_management_port=grpc_management,
+        grpc_inference_address="127.0.0.1",
+        grpc_management_address="127.0.0.1",
+    )
+
+def format_properties(
+    settings: Settings,
+    ports: Sequence[int],   # as in `Settings`
+    store: Path,            # folder of archives
+    **other: Any,           # more keys, or other values of these
+) -> str:
+    "Return the text of TorchServe's config.properties"
+    values = _addresses(ports) | dict(
+        enable_model_api="true",
+        token_expiration_min=settings.token_minutes,
+        allowed_urls=f"file://{store}/.*",
+        install_py_dep_per_model="false",
+        max_request_size=settings.max_request_size,
+        max_response_size=settings.max_request_size,
+        job_queue_size=settings.job_queue_size,
+        default_response_timeout=settings.response_timeout,
+        default_startup_timeout=settings.startup_timeout,
+        default_workers_per_model=1,
+        metrics_mode="prometheus",
+        model_metrics_auto_detect="true",
+        enable_envvars_config="false",
+    )
     return "".join(f"{k}={v}\n" for k, v in (values | other).items())
 
 # %% ../../../nbs/serving/torchserve/01_config.ipynb #java-command
 def server_environment(folder: Path, java_home: str) -> dict[str, str]:
-    "The caller's environment without secrets, with this server's own temporary and log folders"
-    kept = {k: v for k, v in environment_without_secrets().items() if not k.startswith("TS_")}
+    "Return the caller's environment without secrets, with temporary and log folders in `folder`"
+    caller = environment_without_secrets().items()
+    kept = {k: v for k, v in caller if not k.startswith("TS_")}
     own = {"TMPDIR": "tmp", "TEMP": "tmp", "LOG_LOCATION": "logs", "METRICS_LOCATION": "logs"}
     return kept | {k: str(folder / v) for k, v in own.items()} | {"JAVA_HOME": java_home}
 
 def _jvm_flags(cores: int) -> list[str]:
-    "Where cores are few, start quickly and leave them to the workers; where they are many, compile fully and collect in parallel"
+    "Return flags that start Java quickly on few cores, and use many cores in parallel"
     if cores <= 4: return ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
     return ["-XX:+UseParallelGC"]
 
 def java_command(java: str, folder: Path, *flags: str) -> list[str]:
-    "What `torchserve --start` would run, in the foreground and without its pid file"
+    "Return what `torchserve --start` would run, in the foreground and without its pid file"
     import ts
     home = Path(ts.__file__).resolve().parent.parent
-    return [java, *_jvm_flags(usable_cores()), f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={folder}/tmp",
-            f"-Dlog4j.configurationFile={folder}/log4j2.xml", "-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer", "--python", f"{folder}/python",
-            "-f", f"{folder}/config.properties", "-s", f"{folder}/store", "-ncs", *flags]
+    return [
+        java, *_jvm_flags(usable_cores()),
+        f"-Dmodel_server_home={home}",
+        f"-Djava.io.tmpdir={folder}/tmp",
+        f"-Dlog4j.configurationFile={folder}/log4j2.xml",
+        "-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer",
+        "--python", f"{folder}/python",
+        "-f", f"{folder}/config.properties",
+        "-s", f"{folder}/store",
+        "-ncs", *flags]
 
 # %% ../../../nbs/serving/torchserve/01_config.ipynb #logging
-_FILE = """<RollingFile name="{name}" fileName="{folder}/{name}.log" filePattern="{folder}/{name}.%i.log">
-  <PatternLayout pattern="%d{{ISO8601}} [%-5p] %t %c - %m%n"/> <SizeBasedTriggeringPolicy size="20 MB"/> <DefaultRolloverStrategy max="1"/>
-</RollingFile>"""
+_FILE = """
+  <RollingFile name="{name}" fileName="{folder}/{name}.log" filePattern="{folder}/{name}.%i.log">
+    <PatternLayout pattern="%d{{ISO8601}} [%-5p] %t %c - %m%n"/>
+    <SizeBasedTriggeringPolicy size="20 MB"/>
+    <DefaultRolloverStrategy max="1"/>
+  </RollingFile>"""
+
 _LOGGING = """<Configuration>
-<Appenders> <Console name="console"><PatternLayout pattern="%d{{ISO8601}} [%-5p] %t %c - %m%n"/></Console> {files} </Appenders>
+<Appenders>
+  <Console name="console"><PatternLayout pattern="%d{{ISO8601}} [%-5p] %t %c - %m%n"/></Console>
+  {files}
+</Appenders>
 <Loggers>
-  <Logger name="MODEL_LOG" level="all" additivity="false"><AppenderRef ref="model_log"/>{echo}</Logger>
+  <Logger name="MODEL_LOG" level="all" additivity="false">
+    <AppenderRef ref="model_log"/>{echo}
+  </Logger>
   <Logger name="ACCESS_LOG" level="info" additivity="false"><AppenderRef ref="access_log"/></Logger>
-  <Logger name="MODEL_METRICS" level="off"/> <Logger name="TS_METRICS" level="off"/> <Logger name="org.apache" level="off"/> <Logger name="io.netty" level="error"/>
+  <Logger name="MODEL_METRICS" level="off"/>
+  <Logger name="TS_METRICS" level="off"/>
+  <Logger name="org.apache" level="off"/>
+  <Logger name="io.netty" level="error"/>
   <Root level="info"><AppenderRef ref="ts_log"/><AppenderRef ref="console" level="error"/></Root>
 </Loggers>
 </Configuration>"""
-_ECHO = r"""<AppenderRef ref="console"><RegexFilter regex="\[METRICS\].*|Backend received inference.*" onMatch="DENY" onMismatch="NEUTRAL"/></AppenderRef>"""
 
 # %% ../../../nbs/serving/torchserve/01_config.ipynb #log-config
-def log_config(
-    folder: Path,
-    echo: bool = False, # what workers print goes to the console too
+_ECHO = r"""
+    <AppenderRef ref="console">
+      <RegexFilter regex="\[METRICS\].*|Backend received inference.*"
+                   onMatch="DENY" onMismatch="NEUTRAL"/>
+    </AppenderRef>"""
+
+def format_log_config(
+    folder: Path,       # for logs: model_log (printed by workers), access_log, ts_log
+    echo: bool = False, # print the workers' lines on the console too
 ) -> str:
-    "log4j2.xml: model_log (what workers print), access_log and ts_log in `folder`, none over 20 MB and one before it"
-    files = "".join(_FILE.format(name=n, folder=folder) for n in ("model_log", "access_log", "ts_log"))
+    "Return log4j2.xml: each log has at most 20 MB, and one older file"
+    names = ("model_log", "access_log", "ts_log")
+    files = "".join(_FILE.format(name=n, folder=folder) for n in names)
     return _LOGGING.format(files=files, echo=_ECHO if echo else "")
 
 # %% ../../../nbs/serving/torchserve/01_config.ipynb #worker-script
-CODES = {137: "killed: out of memory?", 139: "segmentation fault", 143: "terminated", 132: "illegal instruction: built for another CPU?"}
+def format_worker_script(python: str, exits: Path) -> str:
+    """Return a shell script that runs `python` and appends its process id and exit code to `exits`.
 
-def worker_script(python: str, exits: Path) -> str:
-    """A shell script that runs `python`, passes a termination on, and appends its process id and exit code to `exits` unless that is 0.
-
-    TorchServe kills the shell it has started as soon as a worker's socket closes; the one within lives to write the code.
+    It forwards a termination, and writes nothing for exit code 0. TorchServe kills the shell
+    that it started as soon as a worker's socket closes; the inner one survives to write the code.
     """
     return f"""#!/bin/sh
 hold() {{
@@ -115,28 +173,43 @@ hold() {{
   wait $1; code=$?
   while kill -0 $1 2>/dev/null; do wait $1; code=$?; done
 }}
-( '{python}' "$@" & hold $!; [ $code = 0 ] || echo "$! $code" >> '{exits}'; exit $code ) & hold $!
+(
+  '{python}' "$@" & hold $!
+  [ $code = 0 ] || echo "$! $code" >> '{exits}'
+  exit $code
+) & hold $!
 exit $code
 """
 
 # %% ../../../nbs/serving/torchserve/01_config.ipynb #exit-codes
-def exit_codes(exits: Path) -> dict[int, int]:
-    "Exit code of every worker that has ended badly, by process id"
+EXIT_CODES = {
+    132: "illegal instruction: built for another CPU?",
+    137: "killed: out of memory?",
+    139: "segmentation fault",
+    143: "terminated",
+}
+
+def read_exit_codes(exits: Path) -> dict[int, int]:
+    "Return the exit code of every worker that failed, by process id"
     if not exits.exists(): return {}
-    return {int(pid): int(code) for pid, code in re.findall(r"(?m)^(\d+) (\d+)$", exits.read_text())}     # a full disk cuts lines
+    lines = re.findall(r"(?m)^(\d+) (\d+)$", exits.read_text())     # a full disk truncates lines
+    return {int(pid): int(code) for pid, code in lines}
 
 # %% ../../../nbs/serving/torchserve/01_config.ipynb #lay-out
-def lay_out(
-    folder: Path,        # of this server alone, and only its owner's
+def write_server_files(
+    folder: Path,        # private, of this server alone
     config: str,         # config.properties
     *flags: str,         # of TorchServe's command line
-    echo: bool = False,  # what workers print goes to the console too
+    echo: bool = False,  # print the workers' lines on the console too
 ) -> dict[str, Any]: # `command` and `environment` of Java
-    "Write everything that TorchServe reads into a folder; its archives stand in `store`"
-    for sub in ("logs", "tmp", "store"): (folder / sub).mkdir(parents=True, exist_ok=True)
+    "Write all files that TorchServe reads; archives belong into the subfolder `store`"
+    for name in ("logs", "tmp", "store"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     java, python = find_java(), folder / "python"
-    python.write_text(worker_script(sys.executable, folder / "exits"))
+    python.write_text(format_worker_script(sys.executable, folder / "exits"))
     python.chmod(0o700)
     (folder / "config.properties").write_text(config)
-    (folder / "log4j2.xml").write_text(log_config(folder / "logs", echo))
-    return dict(command=java_command(java.path, folder, *flags), environment=server_environment(folder, java.home))
+    (folder / "log4j2.xml").write_text(format_log_config(folder / "logs", echo))
+    return dict(
+        command=java_command(java.path, folder, *flags),
+        environment=server_environment(folder, java.home))

@@ -13,33 +13,47 @@ from ...handler.stages import STAGES
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/serving/torchserve/05_metrics.ipynb #counted
-@dataclass(frozen=True)
-class Counted:
-    "What a server has counted for a model so far: seconds summed over answered requests, and over batches for the handler's stages"
-    latency: float = 0.0     # from the request's arrival to its answer
-    queue: float = 0.0       # of them, until a worker took it: the batch delay too
-    batches: int = 0         # that went through a handler; 0 for one that is not ours
-    stages: dict[str, float] = field(default_factory=dict)   # by name, in the order a batch meets them
-    requests: int = 0        # answered
-    buckets: dict[str, dict[float, int]] = field(default_factory=dict)   # of a stage: batches that took no longer than so many seconds
+# %% ../../../nbs/serving/torchserve/05_metrics.ipynb #metrics
+Buckets = dict[float, int]   # number of batches by upper bound in seconds
 
-# %% ../../../nbs/serving/torchserve/05_metrics.ipynb #counted-2
-def counted(
+@dataclass(frozen=True)
+class ModelMetrics:
+    "Totals of a model since its server started; seconds summed over requests, or over batches"
+    latency: float = 0.0     # of all requests, from arrival to response
+    queue: float = 0.0       # part of `latency` before a worker, batch delay included
+    batches: int = 0         # processed by a handler; 0 for a handler without our metrics
+    stages: dict[str, float] = field(default_factory=dict)   # of all batches, in their order
+    requests: int = 0        # with a response
+    buckets: dict[str, Buckets] = field(default_factory=dict)   # by stage
+
+# %% ../../../nbs/serving/torchserve/05_metrics.ipynb #parse-lines
+def _parse_lines(text: str, name: str) -> tuple[dict[str, float], dict[str, Buckets]]:
+    "Return sums by metric and stage, and the stages' buckets, of one model"
+    sums: dict[str, float] = {}
+    buckets: dict[str, Buckets] = {}
+    for metric, labels, value in re.findall(r"(?m)^(\w+)\{([^}]*)\} (\S+)", text):
+        label = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if label.get("model_name") != name: continue
+        stage = label.get("stage", "")
+        if metric == "zz_stage_seconds_bucket" and "le" in label:
+            buckets.setdefault(stage, {})[float(label["le"])] = int(float(value))
+        elif "le" not in label:
+            key = f"{metric}.{stage}"
+            sums[key] = sums.get(key, 0.0) + float(value)
+    return sums, buckets
+
+# %% ../../../nbs/serving/torchserve/05_metrics.ipynb #parse-metrics
+def parse_metrics(
     text: str, # Prometheus' text of a server
     name: str, # of the model
-) -> Counted:
-    "A model's counts, all its versions and workers together"
-    sums: dict[str, float] = {}
-    buckets: dict[str, dict[float, int]] = {}
-    for metric, labels, value in re.findall(r"(?m)^(\w+)\{([^}]*)\} (\S+)", text):
-        of = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        if of.get("model_name") != name: continue
-        if "le" in of:
-            if metric == "zz_stage_seconds_bucket": buckets.setdefault(of["stage"], {})[float(of["le"])] = int(float(value))
-            continue
-        key = metric + "." + of.get("stage", "")
-        sums[key] = sums.get(key, 0.0) + float(value)
-    stages = {s: sums[f"zz_stage_seconds_sum.{s}"] for s in STAGES if f"zz_stage_seconds_sum.{s}" in sums}
-    return Counted(sums.get("ts_inference_latency_microseconds.", 0) / 1e6, sums.get("ts_queue_latency_microseconds.", 0) / 1e6,
-                   int(sums.get(f"zz_stage_seconds_count.{STAGES[0]}", 0)), stages, int(sums.get("ts_inference_requests_total.", 0)), buckets)
+) -> ModelMetrics:
+    "Return a model's totals, all versions and workers together"
+    sums, buckets = _parse_lines(text, name)
+    stage_sums = {s: sums.get(f"zz_stage_seconds_sum.{s}") for s in STAGES}
+    return ModelMetrics(
+        latency=sums.get("ts_inference_latency_microseconds.", 0) / 1e6,
+        queue=sums.get("ts_queue_latency_microseconds.", 0) / 1e6,
+        batches=int(sums.get(f"zz_stage_seconds_count.{STAGES[0]}", 0)),
+        stages={s: total for s, total in stage_sums.items() if total is not None},
+        requests=int(sums.get("ts_inference_requests_total.", 0)),
+        buckets=buckets)

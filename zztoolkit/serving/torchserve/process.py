@@ -13,7 +13,8 @@ from typing import Any, TYPE_CHECKING
 
 from ...errors import ToolkitError
 from ...folders import claim
-from .api import Management, wait_idle
+from ...system import wait_until
+from .api import ManagementClient, wait_idle
 
 if TYPE_CHECKING:
     import psutil
@@ -28,80 +29,108 @@ def _prctl(option: int, value: int):
     if sys.platform == "linux": ctypes.CDLL(None).prctl(option, value)
 
 def inherit_orphans():
-    "From now on what this process's children leave behind becomes its own, as PID 1 of a container has it anyway"
+    "Become the parent of orphans below this process, as PID 1 of a container already is"
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
-def start_child(command: Sequence[str], **how: Any) -> subprocess.Popen:
-    "A process that Ctrl-C in the terminal does not reach, and that the kernel kills if this one is killed"
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL), **how)
+def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen:
+    "Start a process that ignores the terminal's Ctrl-C and dies if this process is killed"
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+        **options)
+
+# %% ../../../nbs/serving/torchserve/03_process.ipynb #is-alive
+def is_alive(process: psutil.Process) -> bool:
+    "Return whether a process still runs; a zombie does not"
+    import psutil
+    try: return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error: return False
 
 # %% ../../../nbs/serving/torchserve/03_process.ipynb #kill-orphans
 def kill_orphans(*own: subprocess.Popen):
-    "Kill the children that are not one's own: workers whose shell TorchServe has killed. One whose worker has ended is given a second to write its exit code"
+    "Kill all children but `own`: workers whose shell TorchServe has killed"
     import psutil
     for child in psutil.Process().children():
         if child.pid in [p.pid for p in own]: continue
-        with suppress(psutil.Error):
-            workers = child.children(recursive=True)
-            if not any(map(alive, workers)):
-                with suppress(psutil.TimeoutExpired): child.wait(1)
-            for p in (child, *workers): p.kill()
-            child.wait(1)
+        with suppress(psutil.Error): _kill_shell(child)
 
-def _when_parent_ends(then: Callable[[], None]):
-    "The parent holds the other end of our standard input, and writes nothing into it"
-    while os.read(0, 1): pass
-    then()
+def _kill_shell(shell: psutil.Process):
+    "Kill a worker's shell and its worker; a shell without one gets a second to write the exit code"
+    import psutil
+    workers = shell.children(recursive=True)
+    if not any(map(is_alive, workers)):
+        with suppress(psutil.TimeoutExpired): shell.wait(1)
+    for p in (shell, *workers): p.kill()
+    shell.wait(1)
 
 # %% ../../../nbs/serving/torchserve/03_process.ipynb #drain
 def _drain(folder: Path, plan: dict) -> bool:
-    "Let nothing new in, and wait, within the drain timeout, until no model has work; True if that happened"
-    management, end = Management(folder, plan["management"]), time.monotonic() + plan["drain_timeout"]
-    management.tokens.bearer("inference")
-    with suppress(ToolkitError): management.tokens.renew("inference")     # the key that callers have opens nothing now; what it has let in is finished
-    management.tokens.file.unlink(missing_ok=True)                        # and nobody is told the new one
-    versions = [(name, v["modelVersion"]) for name in management.models() for v in management.versions(name)]
-    return all([wait_idle(management, name, version, end - time.monotonic()) for name, version in versions])
+    "Stop accepting requests, and wait until no model has work; False after the drain timeout"
+    api = ManagementClient(folder, plan["management"])
+    end = time.monotonic() + plan["drain_timeout"]
+    _revoke_tokens(api)
+    versions = [(name, v["modelVersion"]) for name in api.models() for v in api.versions(name)]
+    return all([wait_idle(api, *version, end - time.monotonic()) for version in versions])
 
-# %% ../../../nbs/serving/torchserve/03_process.ipynb #end-java
-def end_java(java: subprocess.Popen):
-    "Kill Java and whatever it started. Nothing is in flight, and Java's own shutdown only waits two seconds and tidies a folder that goes too"
+def _revoke_tokens(api: ManagementClient):
+    "Invalidate the callers' key and hide the new one; accepted requests still finish"
+    api.tokens.bearer("inference")
+    with suppress(ToolkitError): api.tokens.renew("inference")
+    api.tokens.file.unlink(missing_ok=True)
+
+# %% ../../../nbs/serving/torchserve/03_process.ipynb #kill-java
+def kill_java(java: subprocess.Popen):
+    """Kill Java and everything that it started, once nothing is in flight.
+
+    Java's own shutdown would only wait two seconds and tidy a folder that is deleted anyway.
+    """
     import psutil
-    family = psutil.Process(java.pid).children(recursive=True) if java.poll() is None else []     # what a dead one leaves has come to us
+    is_running = java.poll() is None
+    family = psutil.Process(java.pid).children(recursive=True) if is_running else []
     java.kill()
     java.wait()
     for child in family:
         with suppress(psutil.Error): child.kill()
-    end = time.monotonic() + 5
     kill_orphans(java)
-    while any(map(alive, family)) and time.monotonic() < end: time.sleep(0.01)
+    wait_until(lambda: not any(map(is_alive, family)), timeout=5, every=0.01)
 
-def alive(p: psutil.Process) -> bool:
-    "Still running: one that has ended and waits for `init` to take notice is not"
-    import psutil
-    try: return p.is_running() and p.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error: return False
+# %% ../../../nbs/serving/torchserve/03_process.ipynb #watch
+EXIT_NOT_DRAINED = 75    # exit code of a supervisor that stopped its server with work in flight
 
-# %% ../../../nbs/serving/torchserve/03_process.ipynb #not-drained
-NOT_DRAINED = 75    # exit code of a supervisor that stopped its server with work in flight
+def _call_at_parents_end(callback: Callable[[], None]):
+    "Wait until standard input ends: the parent holds its other end, and writes nothing"
+    while os.read(0, 1): pass
+    callback()
+
+def _watch(java: subprocess.Popen, stop: threading.Event):
+    "Kill orphaned workers until Java ends or a stop is requested"
+    watcher = threading.Thread(target=_call_at_parents_end, args=(stop.set,), daemon=True)
+    watcher.start()
+    while java.poll() is None and not stop.wait(0.5): kill_orphans(java)
 
 # %% ../../../nbs/serving/torchserve/03_process.ipynb #supervise
 def supervise(folder: str) -> int:
-    "Run one server until its parent or a signal ends it: exit code 0, `NOT_DRAINED`, or Java's if it ended by itself"
+    """Run one server until its parent or a signal ends it.
+
+    Return exit code 0, `EXIT_NOT_DRAINED`, or Java's own if Java ended by itself.
+    """
     home = Path(folder)
     plan = json.loads((home / "plan.json").read_text())
     stop = threading.Event()
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: stop.set())
     inherit_orphans()
     claim(home)
-    with open(home / "logs" / "console.log", "wb") as console: java = start_child(plan["command"], cwd=home, env=plan["environment"], stdout=console)
-    threading.Thread(target=_when_parent_ends, args=(stop.set,), daemon=True).start()
-    while java.poll() is None and not stop.wait(0.5): kill_orphans(java)
+    with open(home / "logs" / "console.log", "wb") as console:
+        java = start_child(plan["command"], cwd=home, env=plan["environment"], stdout=console)
+    _watch(java, stop)
     if java.poll() is not None:
         kill_orphans(java)
         return java.returncode or 1
-    drained = False
-    with suppress(Exception): drained = _drain(home, plan)    # a server that cannot be asked is stopped all the same
-    end_java(java)
+    is_drained = False
+    with suppress(Exception): is_drained = _drain(home, plan)    # stop a server that hangs, too
+    kill_java(java)
     shutil.rmtree(home, ignore_errors=True)
-    return 0 if drained else NOT_DRAINED
+    return 0 if is_drained else EXIT_NOT_DRAINED

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .process import alive
+from .process import is_alive
 from .server import LocalServer
 
 if TYPE_CHECKING:
@@ -20,32 +20,46 @@ if TYPE_CHECKING:
 __all__ = ['RunningServer', 'running_servers']
 
 # %% ../../../nbs/serving/torchserve/07_running.ipynb #running-server
+_PORTS = (
+    "inference_address", "management_address", "metrics_address",
+    "grpc_inference_port", "grpc_management_port")
+
+def _read_ports(folder: Path) -> tuple[int, ...]:
+    text = (folder / "config.properties").read_text()
+    return tuple(int(re.findall(rf"(?m)^{key}=.*?(\d+)$", text)[0]) for key in _PORTS)
+
 class RunningServer(LocalServer):
-    "A server that another process has started: it can be asked, and goes on when this process ends"
+    "Server of another process; usable here, and still running when this process ends"
     def __init__(self, folder: Path, java: psutil.Process):
         super().__init__()
         self.folder, self.java = folder, java
-        text = (folder / "config.properties").read_text()
-        keys = ("inference_address", "management_address", "metrics_address", "grpc_inference_port", "grpc_management_port")
-        self.ports = tuple(int(re.findall(rf"(?m)^{k}=.*?(\d+)$", text)[0]) for k in keys)
+        self.ports = _read_ports(folder)
 
     def start(self, timeout: float = 60) -> RunningServer: return self
     def stop(self) -> bool: return True
 
     @property
-    def running(self) -> bool: return alive(self.java)
+    def running(self) -> bool: return is_alive(self.java)
 
     @property
     def frontend(self) -> list[int]: return [self.java.pid]
 
 # %% ../../../nbs/serving/torchserve/07_running.ipynb #running-servers
+def _folder_of(java: psutil.Process) -> Path | None:
+    "Return the folder of a server that this toolkit has started; None for any other process"
+    command = java.cmdline()
+    if "org.pytorch.serve.ModelServer" not in command: return None
+    option = "-Djava.io.tmpdir="
+    folder = Path(next(a for a in command if a.startswith(option)).removeprefix(option)).parent
+    is_ours = (folder / "plan.json").exists()
+    return folder if is_ours and os.access(folder / "key_file.json", os.R_OK) else None
+
 def running_servers() -> list[RunningServer]:
-    "Servers of this user that other processes have started with this toolkit"
+    "Find this user's servers that other processes have started with this toolkit"
     import psutil
-    found = []
-    for p in psutil.process_iter():
+    servers = []
+    for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if "org.pytorch.serve.ModelServer" not in (line := p.cmdline()): continue
-            folder = Path(next(a for a in line if a.startswith("-Djava.io.tmpdir=")).partition("=")[2]).parent
-            if (folder / "plan.json").exists() and os.access(folder / "key_file.json", os.R_OK): found.append(RunningServer(folder, p))
-    return found
+            folder = _folder_of(process)
+            if folder: servers.append(RunningServer(folder, process))
+    return servers

@@ -8,39 +8,58 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .api import Management
+from .api import count_queued, count_ready, ManagementClient, worker_pids
 
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/serving/torchserve/08_status.ipynb #service
+# %% ../../../nbs/serving/torchserve/08_status.ipynb #status
 @dataclass(frozen=True)
-class Service:
-    "A model on a server as it is now: the version that answers, its workers, how it batches, and who waits"
+class ModelStatus:
+    "State of a served model: its default version, workers, batching and queue"
     name: str
     version: str
-    ready: int               # workers
-    wanted: int
+    ready: int                      # workers
+    workers: int                    # configured
     batch_size: int = 1
-    delay: int = 10          # ms that a batch waits to fill
-    queued: int = 0          # requests
-    pids: tuple[int, ...] = ()
-    others: tuple[str, ...] = ()     # versions that come or go beside it
+    max_batch_delay: int = 10       # milliseconds
+    queued: int = 0                 # requests
+    pids: tuple[int, ...] = ()      # of the workers of all versions
+    other_versions: tuple[str, ...] = ()    # about to come or to go
 
     @property
     def state(self) -> str:
-        if self.ready >= self.wanted > 0: return "ready"
-        return "partly ready" if self.ready else "loading" if self.wanted else "no workers"
+        if self.ready >= self.workers > 0: return "ready"
+        if self.ready: return "partly ready"
+        return "loading" if self.workers else "no workers"
 
-# %% ../../../nbs/serving/torchserve/08_status.ipynb #service-2
-def service(versions: Sequence[dict], default: str) -> Service:
-    "What TorchServe's description of all versions of a model says"
-    now = next(v for v in versions if v["modelVersion"] == default)
-    ready, pids = sum(w["status"] == "READY" for w in now["workers"]), (w.get("pid", -1) for v in versions for w in v["workers"])
-    return Service(now["modelName"], default, ready, now["minWorkers"], now["batchSize"], now["maxBatchDelay"], now.get("jobQueueStatus", {}).get("pendingRequests", 0),
-                   tuple(p for p in pids if p > 0), tuple(v["modelVersion"] for v in versions if v is not now))
+# %% ../../../nbs/serving/torchserve/08_status.ipynb #parse-status
+def parse_status(versions: Sequence[dict], default: str) -> ModelStatus:
+    "Build a status from TorchServe's description of all versions of a model"
+    current = next(v for v in versions if v["modelVersion"] == default)
+    return ModelStatus(
+        name=current["modelName"],
+        version=default,
+        ready=count_ready(current),
+        workers=current["minWorkers"],
+        batch_size=current["batchSize"],
+        max_batch_delay=current["maxBatchDelay"],
+        queued=count_queued(current),
+        pids=tuple(pid for v in versions for pid in worker_pids(v)),
+        other_versions=tuple(v["modelVersion"] for v in versions if v is not current))
 
-def services(api: Management) -> list[Service]:
-    "Every model of a server"
-    every = {name: api.versions(name) for name in api.models()}      # none of one that has just been taken away
-    return [service(vs, vs[0]["modelVersion"] if len(vs) == 1 else api.default(name)["modelVersion"]) for name, vs in sorted(every.items()) if vs]
+# %% ../../../nbs/serving/torchserve/08_status.ipynb #read-statuses
+def read_status(api: ManagementClient, name: str) -> ModelStatus:
+    "Return the status of a model's default version. Raise `ToolkitError` for an unknown model"
+    default = api.default(name)
+    return parse_status([default], default["modelVersion"])
+
+def read_statuses(api: ManagementClient) -> list[ModelStatus]:
+    "Return the status of every model of a server"
+    versions = {name: api.versions(name) for name in sorted(api.models())}
+    present = {name: vs for name, vs in versions.items() if vs}      # none: just removed
+    return [_status_of(api, name, vs) for name, vs in present.items()]
+
+def _status_of(api: ManagementClient, name: str, versions: list[dict]) -> ModelStatus:
+    default = versions[0] if len(versions) == 1 else api.default(name)
+    return parse_status(versions, default["modelVersion"])
