@@ -17,7 +17,7 @@ from zztoolkit import Handler
 
 # %% ../nbs/handlers/compiled_classifier.ipynb #handler
 class CompiledClassifier(Handler):
-    "The best five ImageNet classes: Pillow and NumPy as in `stock_classifier`, the network compiled"
+    "The best five ImageNet classes: preprocessing of `stock_classifier`, a compiled network"
     def initialize(self, context):
         super().initialize(context)
         names = Path(context.system_properties["model_dir"], "index_to_name.json")

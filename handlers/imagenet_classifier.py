@@ -14,11 +14,13 @@ import torch
 from zztoolkit import Handler, vision as V
 
 # %% ../nbs/handlers/imagenet_classifier.ipynb #chain
-chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize(mean=(127 / 255,) * 3, std=(128 / 255,) * 3))
+chain = V.Chain(
+    V.Decode(), V.Resize(256), V.CenterCrop(224),
+    V.Normalize(mean=(127 / 255,) * 3, std=(128 / 255,) * 3))
 
 # %% ../nbs/handlers/imagenet_classifier.ipynb #top-classes
 def top_classes(scores, n: int = 5) -> list[list[tuple[int, float]]]:
-    "Return the best `n` classes of each row with their probabilities, best first; of scores on a GPU only these are copied"
+    "Return the best `n` classes of each row with their probabilities; only these leave a GPU"
     scores = torch.as_tensor(scores).float()
     best = scores.softmax(1).topk(min(n, scores.shape[1]))
     return [list(zip(*row)) for row in zip(best.indices.tolist(), best.values.tolist())]
@@ -34,4 +36,7 @@ class ImagenetClassifier(Handler):
         self.names = {int(k): v for k, v in json.loads(names.read_text()).items()}
 
     def postprocess(self, outputs):
-        return [[{"label": self.names[i], "probability": round(p, 4)} for i, p in best] for best in top_classes(outputs)]
+        return [[self.to_dict(i, p) for i, p in best] for best in top_classes(outputs)]
+
+    def to_dict(self, i, probability):
+        return {"label": self.names[i], "probability": round(probability, 4)}

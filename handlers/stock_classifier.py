@@ -22,11 +22,12 @@ class StockClassifier(BaseHandler):
     def initialize(self, context):
         folder = Path(context.system_properties["model_dir"])
         weights = folder / context.manifest["model"]["serializedFile"]
-        torch.set_num_threads(1)    # one worker a core: the default, every core for every worker, is several times slower
+        torch.set_num_threads(1)    # by default each worker uses every core
         self.model = EfficientNet.from_name("efficientnet-lite0")
         self.model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.model.eval()
-        self.names = {int(k): v for k, v in json.loads((folder / "index_to_name.json").read_text()).items()}
+        names = json.loads((folder / "index_to_name.json").read_text())
+        self.names = {int(k): v for k, v in names.items()}
 
     def preprocess(self, data):
         return torch.stack([self.image(row.get("data") or row.get("body")) for row in data])
@@ -44,8 +45,10 @@ class StockClassifier(BaseHandler):
         with torch.inference_mode(): return self.model(data).softmax(1)
 
     def postprocess(self, outputs):
-        best = outputs.topk(5)
-        return [[{"label": self.names[int(i)], "probability": round(float(p), 4)} for p, i in zip(*row)] for row in zip(*best)]
+        return [[self.to_dict(i, p) for p, i in zip(*row)] for row in zip(*outputs.topk(5))]
+
+    def to_dict(self, i, probability):
+        return {"label": self.names[int(i)], "probability": round(float(probability), 4)}
 
     def handle(self, data, context):
         return self.postprocess(self.inference(self.preprocess(data)))

@@ -11,11 +11,8 @@ from support.api import LIBRARY, lines, listed_names, surface, value_of
 from support.imports import Import, against_order, cycle_in, imports_of
 from zztoolkit.cli.project import drift
 
-# A name with two meanings, each well known in its field
-TWICE = {
-    "Normalize",    # of pixels (torchvision); of a column (NVTabular)
-    "run",          # of a job over files; of a pod
-}
+# A name with two meanings, each well known in its field: of pixels (torchvision), of a column (NVTabular)
+TWICE = {"Normalize"}
 
 
 def python(code: str, *options: str) -> str:
@@ -58,7 +55,7 @@ def test_public_names_are_decided():
 def test_public_names_are_few():
     places = surface()
     assert sum(map(len, places.values())) < 200
-    assert len(places["zztoolkit"]) <= 18
+    assert len(places["zztoolkit"]) <= 20
     for place, names in places.items():
         if place == "zztoolkit": continue
         others = [n for n in names if not is_operation(f"{place}.{n}")]

@@ -9,7 +9,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-import lazy_loader
+import lazy_loader     # type: ignore[import-untyped]
 
 # Where the names of an old module are now
 MOVED = {
@@ -58,6 +58,9 @@ MOVED = {
 # Names that have changed as well, or have left a module that is a package now: what is used instead
 RENAMED = {
     "archive.archive": "archive.packing.pack",
+    "archive.reconfigured": "archive.reconfigure.with_config",
+    "archive.packed": "archive.reconfigure.repack_folder",
+    "archive.default_store": "archive.store.default_store",
     "schema.Door": "features.validation.Validated",
     "gpu_frame.gpu_door": "features.cudf.validate_on_gpu",
     "feature_ops.keyed": "features.ops.join.read_keyed_table",
@@ -186,6 +189,28 @@ RENAMED = {
     "tune.first_settings": "measure.tuning.trials.warm_start",
     "tune.study_in": "measure.tuning.search.open_study",
     "tune.mebibytes_of": "measure.tuning.tuner.parse_memory",
+    "core.Finding": "diagnosis.Check",
+    "core.ending": "system.describe_exit",
+    "serve.own_folder": "folders.create_owned_folder",
+    "deploy.told": "deploy.helm.describe_model",
+    "deploy.told_image": "deploy.rendering.image_reference",
+    "deploy.set_of": "deploy.rendering.archive_set_digest",
+    "deploy.image_values": "deploy.rendering.parse_image",
+    "image.image_context": "deploy.image.write_image_context",
+    "front.Front": "deploy.proxy.Proxy",
+    "run.Pod": "deploy.pod_config.PodConfig",
+    "run.Wanted": "deploy.pod_config.ModelRef",
+    "run.wanted": "deploy.pod_config.parse_models",
+    "run.Taken": "deploy.verifying.VerifiedArchive",
+    "run.take_in": "deploy.verifying.verify_archive",
+    "run.take_all": "deploy.verifying.verify_all",
+    "run.run": "deploy.pod.run_pod",
+    "sizing.Measured": "deploy.sizing.ReplicaProfile",
+    "sizing.Terms": "deploy.sizing.Assumptions",
+    "sizing.Size": "deploy.sizing.ClusterSize",
+    "sizing.size": "deploy.sizing.size_cluster",
+    "sizing.bends": "deploy.sizing.scaling_limits",
+    "sizing.table": "deploy.sizing.sizing_table",
 }
 
 

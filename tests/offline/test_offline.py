@@ -121,7 +121,7 @@ def test_a_run_on_ray_that_is_killed(scorer, items, unbroken, tmp_path, monkeypa
     assert not ray.is_initialized()
 
 def killed(proc: subprocess.Popen, sink: Path, unbroken: dict[str, bytes]):
-    "kill -9 of the group: nobody stays behind, and what it left is whole"
+    "kill -9 of the group: no process stays behind, and what it left is whole"
     left = family(proc.pid) + workers(os.getpid())     # on a cluster, workers are no children of who began the run
     assert left
     os.killpg(proc.pid, signal.SIGKILL)
@@ -232,22 +232,22 @@ def test_the_command_line(scorer, appraiser, tmp_path):
     assert mistyped.returncode == 1 and "no column listed" in mistyped.stderr, mistyped.stdout + mistyped.stderr
     sold(4, 1).assign(price="dear").to_parquet(tmp_path / "dear.parquet")
     none = zz(appraiser[0], tmp_path / "dear.parquet", tmp_path / "none", "--processes", "1")
-    assert none.returncode == 1 and "4 price: should be a valid number" in none.stdout and "no row has an answer" in none.stderr, none.stdout + none.stderr
+    assert none.returncode == 1 and "4 price: should be a valid number" in none.stdout and "every row was rejected" in none.stderr, none.stdout + none.stderr
     for wrong, says in (((scorer, tmp_path / "items.parquet", tmp_path / "no", "--key", "nokey"), "nokey"), ((tmp_path / "no.mar", tmp_path / "items.parquet", tmp_path / "no"), "no archive at"),
-                        ((scorer, tmp_path / "items.parquet", "/proc/none"), "no folder can be made"), ((scorer, tmp_path / "items.parquet", tmp_path), "sink")):
+                        ((scorer, tmp_path / "items.parquet", "/proc/none"), "cannot create the folder"), ((scorer, tmp_path / "items.parquet", tmp_path), "sink")):
         done = zz(*wrong)
         assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "no").exists()
 
 def test_a_mistyped_header_is_rejected_before_the_first_row(appraiser, tmp_path):
-    "Though the price may be missing: the column is named, and the closest one; nothing is answered or refused"
+    "Though the price may be missing: the column is named, and the closest one; nothing is answered or rejected"
     sold(20, 1).rename(columns={"price": "Prise"}).to_parquet(tmp_path / "sold.parquet")
     with pytest.raises(ToolkitError, match=r"no column price \(did you mean 'Prise'\?\)"): offline.run(appraiser[0], tmp_path / "sold.parquet", tmp_path / "sink", processes=1)
     assert not list((tmp_path / "sink").glob("part-*")) and not list((tmp_path / "sink").glob("rejected-*"))
 
 @pytest.mark.parametrize("batch", [1, 64])
 def test_bad_rows_of_features(appraiser, tmp_path, batch):
-    "Each is refused for the column that is wrong, and for the reason its record would be refused online"
+    "Each is rejected with the error that its record would get online"
     mar, features = appraiser
     good = {"price": 9.5, "stock": 3, "brand": "acer", "listed": "2026-02-03T04:05:06", "tags": ["new"]}
     bad = {2: {"stock": None}, 5: {"price": float("inf")}, 6: {"listed": "2026-02-30"}, 9: {"tags": ["new"] * 31}, 11: {"listed": None}, 12: {"tags": ["new", None]}, 13: {"price": float("nan")}}
@@ -288,7 +288,7 @@ def changed(scorer: Path, folder: Path, old: str, new: str) -> Path:
     (folder / "scorer.py").write_text(SCORER.replace(old, new))
     return folder
 
-def test_another_run_is_refused(scorer, items, tmp_path):
+def test_another_run_is_rejected(scorer, items, tmp_path):
     source, sink = tmp_path / "few.parquet", tmp_path / "sink"
     pq.write_table(pq.read_table(items).slice(0, 50), source)
     before = offline.run(scorer, source, sink, chunk=20, processes=1)
@@ -330,7 +330,7 @@ def shout(tmp_path_factory) -> Path:
     return pack("shout", home / "shout.py", store=home, example="hello").path
 
 def test_lines_of_a_text(shout, tmp_path):
-    "A line is a request; one that is not UTF-8 is refused by itself. Stopped in the middle, it goes on"
+    "A line is a request; one that is not UTF-8 is rejected by itself. Stopped in the middle, it goes on"
     (tmp_path / "reviews.txt").write_bytes("\n".join(REVIEWS).encode() + b"\r\ncaf\xe9\n")
     done = offline.run(shout, tmp_path / "reviews.txt", tmp_path / "sink", processes=1, chunk=2)
     assert (done.rows, done.rejected) == (6, 1)
@@ -343,7 +343,7 @@ def test_lines_of_a_text(shout, tmp_path):
 
 @pytest.mark.parametrize("file", ["reviews.parquet", "reviews.csv"])
 def test_a_column_of_a_table(shout, tmp_path, file):
-    "Its cells are the requests, as text; an empty one is refused, and another column is another run"
+    "Its cells are the requests, as text; an empty one is rejected, and another column is another run"
     table = pd.DataFrame({"id": [f"r{i}" for i in range(4)], "review": ["good", None, "Grüße", "so, so"], "stars": [5, 1, 4, 3]})
     table.to_parquet(tmp_path / file) if file.endswith("parquet") else table.to_csv(tmp_path / file, index=False)
     zz = subprocess.run([Path(sys.executable).with_name("zz"), "offline", shout, tmp_path / file, tmp_path / "sink", "--column", "review", "--key", "id", "-p", "1"], capture_output=True, text=True)

@@ -67,7 +67,7 @@ def _alike_json(a: Any, b: Any, tolerance: float) -> bool:
 
 # %% ../../nbs/archive/04_alike.ipynb #alike
 def alike(a: Outcome, b: Outcome, tolerance: float) -> bool:
-    "Whether two outcomes are equal but for the last digits of their numbers"
+    "Return whether two outcomes are equal but for the last digits of their numbers"
     if isinstance(a, Exception) or isinstance(b, Exception):
         return type(a) is type(b) and str(a) == str(b)
     (x, kind), (y, other_kind) = a, b

@@ -42,7 +42,7 @@ def _check_spelling(key: str, known: Mapping[str, str]):
     if meant: raise ToolkitError(f"no such setting: {key}", do=f"did you mean {meant}?")
 
 def is_batching(config: Mapping[str, Any]) -> bool:
-    "Whether a configuration asks for batches of more than one request"
+    "Return whether a configuration asks for batches of more than one request"
     return config.get("batchSize", 1) > 1
 
 # %% ../../nbs/archive/07_config.ipynb #model-config

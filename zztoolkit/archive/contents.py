@@ -61,7 +61,7 @@ def read_agreement(z: ZipFile) -> Agreement | None:
 
 # %% ../../nbs/archive/01b_contents.ipynb #unpacked-mar
 class UnpackedMar:
-    "An archive's files in a folder"
+    "Files of an archive in a folder"
     def __init__(self, folder: str | Path): self.folder = Path(folder)
 
     @property
@@ -80,7 +80,7 @@ class UnpackedMar:
 
     @property
     def config(self) -> dict:
-        "Its model-config.yaml, {} without one"
+        "Contents of model-config.yaml, {} without one"
         import yaml
         file = self.folder / CONFIG
         return (yaml.safe_load(file.read_text()) if file.exists() else None) or {}

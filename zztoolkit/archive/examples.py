@@ -88,7 +88,7 @@ def _choose_meaning(handler: Any, of_images: bool | None, named: str, file: str)
     return [(JSON if is_record else TEXT, file)]
 
 def _is_record(text: str) -> bool:
-    "Whether a text is a JSON object, and so a record for a handler of features"
+    "Return whether a text is a JSON object, and so a record for a handler of features"
     try: return isinstance(json.loads(text), dict)
     except ValueError: return False
 
@@ -111,7 +111,7 @@ def choose_examples(handler: Any, stored: dict) -> list[Stored]:
 
 # %% ../../nbs/archive/05a_examples.ipynb #is-missing-path
 def is_missing_path(text: Any) -> bool:
-    "Whether a text looks like the name of a file that does not exist"
+    "Return whether a text looks like the name of a file that does not exist"
     if not isinstance(text, str) or os.path.exists(text) or "://" in text: return False
     if re.search(r"\s", text) or text.startswith(("{", "[", '"')): return False
     return "/" in text or bool(re.search(r"\w\.[A-Za-z]\w{1,4}$", text))

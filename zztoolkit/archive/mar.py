@@ -23,7 +23,7 @@ from ..system import sha256
 from ..vision.agreement import Agreement
 
 # %% auto #0
-__all__ = ['NO_DRY_RUN', 'Mar', 'open_mar']
+__all__ = ['Mar', 'open_mar']
 
 # %% ../../nbs/archive/02_mar.ipynb #sizes
 @dataclass(frozen=True)
@@ -34,30 +34,17 @@ class Sizes:
     max_batch_delay: int    # milliseconds
     threads: int            # of each worker; 0: not configured
 
-# %% ../../nbs/archive/02_mar.ipynb #mar
-NO_DRY_RUN = "no dry run: the handler has its own `preprocess`; give a request with --example"
-
-@dataclass(frozen=True, repr=False)
-class Mar:
-    "A model archive on disk"
+# %% ../../nbs/archive/02_mar.ipynb #contents
+class Contents:
+    "Contents of an archive, read from its file"
     path: Path
-    name: str      # of the model
-    version: str
-    digest: str    # SHA-256 of the file
-    dry_run_passed: bool = field(default=True, compare=False)    # when it was packed
-
-    def __str__(self) -> str:
-        line = f"{self.path.name}: {self.name} version {self.version}, sha256 {self.digest[:12]}"
-        return line if self.dry_run_passed else f"{line} ({NO_DRY_RUN})"
-
-    def __repr__(self) -> str: return "\n".join(filter(None, (str(self), self.plan)))
 
     def _read(self, f: Callable[[ZipFile], Any]) -> Any:
         with open_zip(self.path) as z: return f(z)
 
     @property
     def config(self) -> dict:
-        "Its model-config.yaml, {} without one"
+        "Contents of model-config.yaml, {} without one"
         return self._read(read_config)
 
     @property
@@ -76,13 +63,6 @@ class Mar:
         return self._read(read_agreement)
 
     @property
-    def plan(self) -> str:
-        "One line: the plan that its chain serves, and why; '' if that was not measured"
-        try: agreement = self.agreement
-        except ToolkitError: return ""      # also of a file that is gone
-        return agreement.verdict if agreement else ""
-
-    @property
     def files(self) -> list[str]:
         "Names of its files"
         return self._read(ZipFile.namelist)
@@ -91,6 +71,36 @@ class Mar:
     def unpacked_size(self) -> int:
         "Bytes of its unpacked files"
         return self._read(lambda z: sum(i.file_size for i in z.infolist()))
+
+    def extract(self, folder: Path):
+        "Unpack its files into a folder"
+        self._read(lambda z: z.extractall(folder))
+
+# %% ../../nbs/archive/02_mar.ipynb #no-dry-run
+NO_DRY_RUN = "no dry run: the handler has its own `preprocess`; give a request with --example"
+
+# %% ../../nbs/archive/02_mar.ipynb #mar
+@dataclass(frozen=True, repr=False)
+class Mar(Contents):
+    "Model archive on disk"
+    path: Path
+    name: str      # of the model
+    version: str
+    digest: str    # SHA-256 of the file
+    dry_run_passed: bool = field(default=True, compare=False)    # when it was packed
+
+    def __str__(self) -> str:
+        line = f"{self.path.name}: {self.name} version {self.version}, sha256 {self.digest[:12]}"
+        return line if self.dry_run_passed else f"{line} ({NO_DRY_RUN})"
+
+    def __repr__(self) -> str: return "\n".join(filter(None, (str(self), self.plan)))
+
+    @property
+    def plan(self) -> str:
+        "One line: the plan that its chain serves, and why; '' if that was not measured"
+        try: agreement = self.agreement
+        except ToolkitError: return ""      # also of a file that is gone
+        return agreement.verdict if agreement else ""
 
     @property
     def sizes(self) -> Sizes:
@@ -101,10 +111,6 @@ class Mar:
         "Return the archive if its file has its digest. Raise `ToolkitError` if not"
         check_digest(self.path, self.digest, self.path)
         return self
-
-    def extract(self, folder: Path):
-        "Unpack its files into a folder"
-        self._read(lambda z: z.extractall(folder))
 
     def move_to(self, store: Path) -> Mar:
         "Copy the archive and its digest to a folder, replacing one of its name; return the copy"

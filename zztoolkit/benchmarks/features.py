@@ -5,7 +5,7 @@
 # %% ../../nbs/benchmarks/04_features.ipynb #imports
 from __future__ import annotations
 
-import ctypes, importlib.util, json, os, statistics, sys, time, traceback, warnings
+import argparse, ctypes, importlib.util, json, os, statistics, sys, time, traceback, warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,50 +30,67 @@ __all__ = []
 # %% ../../nbs/benchmarks/04_features.ipynb #table
 NUMBERS = ["age", "year", "seen", "film_rating", "occupation_rating"]        # of the float32 array
 IDS = ["user", "film", "gender", "occupation", "age_group", "time_weekday", "time_hour"]      # of the int64 array
+NAMED: list[str] = ["user", "film", "gender", "occupation"]      # ids of values by their names
+RATED = ["film", "occupation"]                                   # replaced by their mean rating
 SMOOTHING, BUCKETS = 20.0, 8
 Side = Callable[[Any], tuple[Any, Any]]       # records or a data frame to numbers and ids
 
 def ratings_table() -> pd.DataFrame:
-    "MovieLens 100k: 100,000 ratings joined with people and films, and how often a film was rated"
+    "Return MovieLens 100k: 100,000 ratings joined with people and films, and how often a film was rated"
     ratings, people, films = movielens()
     table = ratings.merge(people, on="user").merge(films[["film", "year"]], on="film")
     return table.assign(age_group=table.age, seen=table.groupby("film").rating.transform("size"))
 
+def _as_frame(x: Any) -> pd.DataFrame:
+    import pandas as pd
+    return x if isinstance(x, pd.DataFrame) else pd.DataFrame(x)
+
 # %% ../../nbs/benchmarks/04_features.ipynb #ours
 def zztoolkit(df: pd.DataFrame) -> Side:
-    features = Features([
-        TargetEncoding(["film", "occupation"], target="rating", smoothing=SMOOTHING), DateParts("time", parts=("weekday", "hour")),
-        FillMissing("year"), LogOp("seen"), MinMax("age"), Normalize(["year", "seen"]), Bucketize("age_group", buckets=BUCKETS),
-        Categorify(["user", "film", "gender", "occupation"])], outputs=[*NUMBERS, *IDS]).fit(df)
+    operations = [
+        TargetEncoding(RATED, target="rating", smoothing=SMOOTHING),
+        DateParts("time", parts=("weekday", "hour")),
+        FillMissing("year"), LogOp("seen"), MinMax("age"), Normalize(["year", "seen"]),
+        Bucketize("age_group", buckets=BUCKETS),
+        Categorify(NAMED)]
+    features = Features(operations, outputs=[*NUMBERS, *IDS]).fit(df)
     def run(x):
-        made = features.table(x).arrays
-        return made["continuous"], made["categorical"]
+        arrays = features.table(x).arrays
+        return arrays["continuous"], arrays["categorical"]
     return run
 
 # %% ../../nbs/benchmarks/04_features.ipynb #pandas
 def plain_pandas(df: pd.DataFrame) -> Side:
-    "By hand, every statistic and dict made once"
+    "Transform with pandas by hand, every statistic and dict computed once"
     import numpy as np, pandas as pd
     mean = df.rating.mean()
-    def means(c):
-        g = df.groupby(c).rating.agg(["sum", "count"])
-        return ((g["sum"] + SMOOTHING * mean) / (g["count"] + SMOOTHING)).to_dict()
-    encoded = {f"{c}_rating": (c, means(c)) for c in ("film", "occupation")}
-    ids = {c: {v: i + 2 for i, v in enumerate(sorted(df[c].unique()))} for c in ("user", "film", "gender", "occupation")}
-    year, (low, high), seen = df.year.median(), (df.age.min(), df.age.max()), np.log1p(df.seen)
-    years = df.year.fillna(year)
+    means = {f"{c}_rating": (c, _smoothed_means(df, c, mean)) for c in RATED}
+    ids = {c: {v: i + 2 for i, v in enumerate(sorted(df[c].unique()))} for c in NAMED}
+    median, low, high = df.year.median(), df.age.min(), df.age.max()
+    years, seen = df.year.fillna(median), np.log1p(df.seen)
+    year_mean, year_std, seen_mean, seen_std = years.mean(), years.std(ddof=0), seen.mean(), seen.std(ddof=0)
     edges = np.unique(np.quantile(df.age_group, np.arange(1, BUCKETS) / BUCKETS))
-    scale = {"year": (years.mean(), years.std(ddof=0)), "seen": (seen.mean(), seen.std(ddof=0))}
+
     def run(x):
-        d = x if isinstance(x, pd.DataFrame) else pd.DataFrame(x)
+        d = _as_frame(x)
         time = pd.to_datetime(d.time)
-        out = {"age": (d.age - low) / (high - low), "year": (d.year.fillna(year) - scale["year"][0]) / scale["year"][1], "seen": (np.log1p(d.seen) - scale["seen"][0]) / scale["seen"][1]}
-        out |= {name: d[c].map(table).fillna(mean) for name, (c, table) in encoded.items()}
-        out |= {c: d[c].map(table).fillna(1) for c, table in ids.items()}
-        out |= {"age_group": np.searchsorted(edges, d.age_group, side="right") + 1, "time_weekday": time.dt.day_of_week, "time_hour": time.dt.hour}
-        made = pd.DataFrame(out)
-        return made[NUMBERS].to_numpy("float32"), made[IDS].to_numpy("int64")
+        columns = {
+            "age": (d.age - low) / (high - low),
+            "year": (d.year.fillna(median) - year_mean) / year_std,
+            "seen": (np.log1p(d.seen) - seen_mean) / seen_std,
+            "age_group": np.searchsorted(edges, d.age_group, side="right") + 1,
+            "time_weekday": time.dt.day_of_week,
+            "time_hour": time.dt.hour,
+        }
+        columns |= {name: d[c].map(table).fillna(mean) for name, (c, table) in means.items()}
+        columns |= {c: d[c].map(table).fillna(1) for c, table in ids.items()}
+        out = pd.DataFrame(columns)
+        return out[NUMBERS].to_numpy("float32"), out[IDS].to_numpy("int64")
     return run
+
+def _smoothed_means(df: pd.DataFrame, column: str, mean: float) -> dict[Any, float]:
+    groups = df.groupby(column).rating.agg(["sum", "count"])
+    return ((groups["sum"] + SMOOTHING * mean) / (groups["count"] + SMOOTHING)).to_dict()
 
 # %% ../../nbs/benchmarks/04_features.ipynb #date-parts
 def _date_parts(d: Any) -> np.ndarray:
@@ -83,28 +100,54 @@ def _date_parts(d: Any) -> np.ndarray:
 
 # %% ../../nbs/benchmarks/04_features.ipynb #scikit-learn
 def scikit_learn(df: pd.DataFrame) -> Side:
-    "One ColumnTransformer; its columns come out in the order of its parts"
-    import numpy as np, pandas as pd
+    "Transform with one ColumnTransformer; its columns come out in the order of its parts"
+    import numpy as np
+    transformer = _column_transformer().fit(df, df.rating)
+    first = np.array([2, 2, 2, 2, 1, 0, 0])        # ids of the others begin later
+    def run(x):
+        out = transformer.transform(_as_frame(x))
+        numbers, ids = out[:, :len(NUMBERS)], out[:, len(NUMBERS):]
+        return numbers.astype("float32"), ids.astype("int64") + first
+    return run
+
+def _column_transformer() -> Any:
+    import numpy as np
+    from sklearn import preprocessing as p
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, MinMaxScaler, OrdinalEncoder, StandardScaler, TargetEncoder
-    made = ColumnTransformer([
-        ("age", MinMaxScaler(), ["age"]), ("year", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), ["year"]),
-        ("seen", make_pipeline(FunctionTransformer(np.log1p), StandardScaler()), ["seen"]),
-        ("means", TargetEncoder(target_type="continuous", smooth=SMOOTHING), ["film", "occupation"]),
-        ("ids", OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["user", "film", "gender", "occupation"]),
-        ("age_group", KBinsDiscretizer(BUCKETS, encode="ordinal", strategy="quantile", quantile_method="linear", subsample=None), ["age_group"]), ("time", FunctionTransformer(_date_parts), ["time"])]).fit(df, df.rating)
-    first = np.array([2, 2, 2, 2, 1, 0, 0])        # ids of the other sides begin later
-    def run(x):
-        out = made.transform(x if isinstance(x, pd.DataFrame) else pd.DataFrame(x))
-        return out[:, :len(NUMBERS)].astype("float32"), out[:, len(NUMBERS):].astype("int64") + first
-    return run
+    means = p.TargetEncoder(target_type="continuous", smooth=SMOOTHING)
+    ids = p.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+    groups = p.KBinsDiscretizer(
+        BUCKETS, encode="ordinal", strategy="quantile", quantile_method="linear", subsample=None)
+    return ColumnTransformer([
+        ("age", p.MinMaxScaler(), ["age"]),
+        ("year", make_pipeline(SimpleImputer(strategy="median"), p.StandardScaler()), ["year"]),
+        ("seen", make_pipeline(p.FunctionTransformer(np.log1p), p.StandardScaler()), ["seen"]),
+        ("means", means, RATED),
+        ("ids", ids, NAMED),
+        ("age_group", groups, ["age_group"]),
+        ("time", p.FunctionTransformer(_date_parts), ["time"])])
 
 # %% ../../nbs/benchmarks/04_features.ipynb #feature-engine
 def feature_engine(df: pd.DataFrame) -> Side:
-    "One Pipeline; `unseen=\"encode\"` gives -1 to what the table did not have"
-    import numpy as np, pandas as pd
+    "Transform with one Pipeline; `unseen=\"encode\"` gives -1 to values that the table did not have"
+    import pandas as pd
+    inputs = ["age", "year", "seen", "film_rating", "occupation_rating", *NAMED, "age_group", "time"]
+    def frame(x):
+        d = _as_frame(x)
+        copies = d.assign(film_rating=d.film, occupation_rating=d.occupation, time=pd.to_datetime(d.time))
+        return copies[inputs]
+    steps = _feature_engine_pipeline()
+    steps.fit(frame(df), df.rating)
+    ids = [*NAMED, "age_group", "time_day_of_week", "time_hour"]
+    def run(x):
+        out = steps.transform(frame(x))
+        return out[NUMBERS].to_numpy("float32"), out[ids].to_numpy("int64")
+    return run
+
+# %% ../../nbs/benchmarks/04_features.ipynb #feature-engine-pipeline
+def _feature_engine_pipeline() -> Any:
     from feature_engine.datetime import DatetimeFeatures
     from feature_engine.discretisation import EqualFrequencyDiscretiser
     from feature_engine.encoding import MeanEncoder, OrdinalEncoder
@@ -113,26 +156,21 @@ def feature_engine(df: pd.DataFrame) -> Side:
     from feature_engine.wrappers import SklearnTransformerWrapper
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import MinMaxScaler, StandardScaler
-    named: list[Any] = ["user", "film", "gender", "occupation"]
-    copied = lambda d: d.assign(film_rating=d.film, occupation_rating=d.occupation)
-    ordered = [f"{c}_id" for c in named]
-    def frame(x):
-        d = x if isinstance(x, pd.DataFrame) else pd.DataFrame(x)
-        return copied(d).assign(time=pd.to_datetime(d.time))[["age", "year", "seen", "film_rating", "occupation_rating", *named, "age_group", "time"]]
-    steps = Pipeline([
-        ("median", MeanMedianImputer(variables=["year"])), ("log", LogCpTransformer(variables=["seen"], C=1)), ("age", SklearnTransformerWrapper(MinMaxScaler(), variables=["age"])),
-        ("scale", SklearnTransformerWrapper(StandardScaler(), variables=["year", "seen"])), ("means", MeanEncoder(variables=["film_rating", "occupation_rating"], ignore_format=True, smoothing=SMOOTHING, unseen="encode")),
-        ("ids", OrdinalEncoder(encoding_method="arbitrary", variables=named, ignore_format=True, unseen="encode")), ("groups", EqualFrequencyDiscretiser(q=BUCKETS, variables=["age_group"])),
+    named: list[Any] = [*NAMED]
+    rated: list[Any] = [f"{c}_rating" for c in RATED]
+    return Pipeline([
+        ("median", MeanMedianImputer(variables=["year"])),
+        ("log", LogCpTransformer(variables=["seen"], C=1)),
+        ("age", SklearnTransformerWrapper(MinMaxScaler(), variables=["age"])),
+        ("scale", SklearnTransformerWrapper(StandardScaler(), variables=["year", "seen"])),
+        ("means", MeanEncoder(variables=rated, ignore_format=True, smoothing=SMOOTHING, unseen="encode")),
+        ("ids", OrdinalEncoder(encoding_method="arbitrary", variables=named, ignore_format=True, unseen="encode")),
+        ("groups", EqualFrequencyDiscretiser(q=BUCKETS, variables=["age_group"])),
         ("time", DatetimeFeatures(variables=["time"], features_to_extract=["day_of_week", "hour"]))])
-    steps.fit(frame(df), df.rating)
-    def run(x):
-        out = steps.transform(frame(x))
-        return out[NUMBERS].to_numpy("float32"), out[[*named, "age_group", "time_day_of_week", "time_hour"]].to_numpy("int64")
-    return run
 
 # %% ../../nbs/benchmarks/04_features.ipynb #sides
 def sides(df: pd.DataFrame, say: Callable[[str], None] = print) -> dict[str, Side]:
-    "Every side that can run here, fitted; what is not installed is said"
+    "Return every library that can run here, fitted; report those that are not installed"
     found = {"zztoolkit": zztoolkit(df), "plain pandas": plain_pandas(df)}
     for name, module, make in (("scikit-learn", "sklearn", scikit_learn), ("Feature-engine", "feature_engine", feature_engine)):
         if importlib.util.find_spec(module): found[name] = make(df)
@@ -141,7 +179,7 @@ def sides(df: pd.DataFrame, say: Callable[[str], None] = print) -> dict[str, Sid
 
 # %% ../../nbs/benchmarks/04_features.ipynb #same
 def largest_difference(sides: dict[str, Side], df: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    "Of each side, against the first: the largest difference of numbers, and the share of ids that differ"
+    "Return, for each but the first, the largest difference of numbers from it, and the share of ids that differ"
     (_, ours), *others = sides.items()
     numbers, ids = ours(df)
     found = {}
@@ -153,7 +191,7 @@ def largest_difference(sides: dict[str, Side], df: pd.DataFrame) -> dict[str, tu
 
 # %% ../../nbs/benchmarks/04_features.ipynb #in-turns
 def in_turns(sides: dict[str, Side], calls: Sequence[Any], seconds: float) -> dict[str, list[float]]:
-    "Milliseconds of each call of each side, the sides alternated call by call"
+    "Return the milliseconds of each call, alternating call by call"
     times: dict[str, list[float]] = {name: [] for name in sides}
     for run in sides.values(): run(calls[0])
     end, turn = time.perf_counter() + seconds * len(sides), 0
@@ -166,30 +204,34 @@ def in_turns(sides: dict[str, Side], calls: Sequence[Any], seconds: float) -> di
     return times
 
 def _status(key: str) -> float:
-    "A line of this process's memory, in MiB"
-    return next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    "Return a figure of this process's memory in MiB"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 # %% ../../nbs/benchmarks/04_features.ipynb #peak-memory
 def peak_memory(run: Side, df: pd.DataFrame) -> float:
-    "MiB that one call adds to a process that has nothing else to do, at its peak; Linux only, else NaN. Raise `ToolkitError` if the call fails"
+    "Return the MiB that one call adds to an idle process at its peak; NaN except on Linux. Raise `ToolkitError` if the call fails"
     if not sys.platform.startswith("linux"): return float("nan")
     read, write = os.pipe()
     if not (child := os.fork()): _report_peak(write, run, df)
     os.close(write)
-    with os.fdopen(read) as f: told = f.read()
+    with os.fdopen(read) as f: report = f.read()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code: raise ToolkitError("memory cannot be measured: the call failed", found=f"{told}\n{describe_exit(code)}")
-    return float(told)
+    if code:
+        raise ToolkitError(
+            "memory cannot be measured: the call failed",
+            found=f"{report}\n{describe_exit(code)}")
+    return float(report)
 
 # %% ../../nbs/benchmarks/04_features.ipynb #report-peak
 def _report_peak(write: int, run: Side, df: pd.DataFrame) -> NoReturn:
-    "In a child: write what `run` adds, or its traceback, and end without what the parent would do at its end"
+    "Write the memory that `run` adds, or its traceback; then end this child without the parent's exit handlers"
     code = 1
     try:
-        told = str(_added_peak(run, df))
+        report = str(_added_peak(run, df))
         code = 0
-    except BaseException: told = traceback.format_exc()
-    os.write(write, told.encode()[-4000:])
+    except BaseException: report = traceback.format_exc()
+    os.write(write, report.encode()[-4000:])
     os._exit(code)
 
 def _added_peak(run: Side, df: pd.DataFrame) -> float:
@@ -199,28 +241,46 @@ def _added_peak(run: Side, df: pd.DataFrame) -> float:
     run(df)
     return _status("VmHWM") - before
 
-def _versions() -> str: return ", ".join(f"{d} {v}" for d in ("pandas", "numpy", "scikit-learn", "feature-engine") if (v := installed(d)))
+def _versions() -> str:
+    versions = {d: installed(d) for d in ("pandas", "numpy", "scikit-learn", "feature-engine")}
+    return ", ".join(f"{d} {v}" for d, v in versions.items() if v)
 
 # %% ../../nbs/benchmarks/04_features.ipynb #percentile
-def percentile(times: Sequence[float], q: float) -> float: return sorted(times)[min(len(times) - 1, int(q * len(times)))]
+def percentile(times: Sequence[float], q: float) -> float:
+    return sorted(times)[min(len(times) - 1, int(q * len(times)))]
 
 # %% ../../nbs/benchmarks/04_features.ipynb #main
 def main(seconds: float = 4.0, say: Callable[[str], None] = partial(print, flush=True)):
-    "Print every side at 1, 100 and 100,000 rows"
+    "Measure every library with 1, 100 and 100,000 rows"
     warnings.filterwarnings("ignore")
     df = ratings_table()
-    say(f"{len(df):,} ratings; of each {', '.join(NUMBERS)} as numbers, {', '.join(IDS)} as ids; one process, sides in turns\n{_versions()}")
-    every = sides(df, say)
-    for name, (numbers, ids) in largest_difference(every, df).items(): say(f"  {name} against zztoolkit: numbers within {numbers:.0e}, {ids:.2%} of the ids that can be compared differ")
-    records = json.loads(df.drop(columns="rating").sample(2000, random_state=0).to_json(orient="records", date_format="iso"))
-    last = []
-    for n in (1, 100, len(df)):
-        calls = [records[i:i + n] for i in range(0, len(records), n)] if n < len(records) else [df]
-        times = in_turns(every, calls, seconds)
-        say(f"\n{n:,} row{'s' * (n > 1)} {'as a data frame' if n == len(df) else 'as JSON records'}")
-        for name, t in times.items():
-            rate, memory = n / statistics.median(t) * 1e3, f"  peak {peak_memory(every[name], df):6.1f} MiB" if n == len(df) else ""
-            say(f"  {name:<16} p50 {statistics.median(t):8.2f} ms  p99 {percentile(t, 0.99):8.2f} ms  {rate:12,.0f} rows/s{memory}")
-        ours, *others = (statistics.median(t) for t in times.values())
-        last.append(f"rows={n} best-other/zztoolkit={min(others) / ours:.1f}")
-    say("\ntimes ahead of the next best: " + ", ".join(last))
+    say(f"{len(df):,} ratings; of each {', '.join(NUMBERS)} as numbers, {', '.join(IDS)} as ids; one process, in turns")
+    say(_versions())
+    runs = sides(df, say)
+    for name, (numbers, ids) in largest_difference(runs, df).items():
+        say(f"  {name} against zztoolkit: numbers within {numbers:.0e}, {ids:.2%} of the comparable ids differ")
+    sample = df.drop(columns="rating").sample(2000, random_state=0)
+    records = json.loads(sample.to_json(orient="records", date_format="iso"))
+    gains = []
+    for n in (1, 100):
+        calls = [records[i:i + n] for i in range(0, len(records), n)]
+        gains.append(_compare(runs, n, calls, "as JSON records", seconds, say))
+    gains.append(_compare(runs, len(df), [df], "as a data frame", seconds, say))
+    say("\nfaster than the next best: " + ", ".join(gains))
+
+def _compare(runs: dict[str, Side], n: int, calls: Sequence[Any], form: str, seconds: float, say: Callable[[str], None]) -> str:
+    "Print the times of all with `n` rows, and peak memory for a data frame; return the gain over the next best"
+    say(f"\n{n:,} row{'s' if n > 1 else ''} {form}")
+    times = in_turns(runs, calls, seconds)
+    for name, t in times.items():
+        median = statistics.median(t)
+        memory = f"  peak {peak_memory(runs[name], calls[0]):6.1f} MiB" if len(calls) == 1 else ""
+        say(f"  {name:<16} p50 {median:8.2f} ms  p99 {percentile(t, 0.99):8.2f} ms  {n / median * 1e3:12,.0f} rows/s{memory}")
+    ours, *others = (statistics.median(t) for t in times.values())
+    return f"rows={n} best-other/zztoolkit={min(others) / ours:.1f}"
+
+# %% ../../nbs/benchmarks/04_features.ipynb #run-module
+if __name__ == "__main__" and "__file__" in globals():
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each side and size (default 4)")
+    main(parser.parse_args().seconds)

@@ -5,7 +5,7 @@
 # %% ../../nbs/benchmarks/06_peers.ipynb #imports
 from __future__ import annotations
 
-import importlib.metadata, json, os, signal, subprocess, sys, sysconfig, tempfile, time
+import importlib.metadata, json, os, signal, subprocess, sys, sysconfig, tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,7 @@ from ..errors import ToolkitError
 from ..measure.connections import Target
 from ..samples import imagenet_labels, lite_weights
 from ..serving.torchserve.metrics import ModelMetrics
-from ..system import environment_without_secrets
+from ..system import environment_without_secrets, wait_until
 
 if TYPE_CHECKING:
     import psutil
@@ -30,7 +30,7 @@ __all__ = []
 # %% ../../nbs/benchmarks/06_peers.ipynb #job
 @dataclass(frozen=True)
 class Job:
-    "What a peer is to serve, and with what"
+    "What a peer serves, and how"
     way: str               # stock, or ours
     port: int
     workers: int           # processes, of one thread each
@@ -39,23 +39,30 @@ class Job:
     artifact: str = ""     # folder of the compiled model, for ours
 
     @classmethod
-    def here(cls) -> Job: return cls(**json.loads(os.environ["ZZ_PEER"]))
+    def here(cls) -> Job:
+        "Return the job of this process, from its environment"
+        return cls(**json.loads(os.environ["ZZ_PEER"]))
 
-def pipeline(job: Job) -> Callable[[Sequence[bytes]], list]:
-    "What a server of the ladder does with a batch of encoded photographs: our handler's verbs, or the stock one's"
-    return _stock() if job.way == "stock" else _ours(job.artifact)
+Pipeline = Callable[[Sequence[bytes]], list]
+
+def pipeline(job: Job) -> Pipeline:
+    "Return what a server does with a batch of encoded images: our handler's methods, or the stock one's"
+    return _stock_pipeline() if job.way == "stock" else _our_pipeline(job.artifact)
 
 # %% ../../nbs/benchmarks/06_peers.ipynb #stock
-def _stock() -> Callable[[Sequence[bytes]], list]:
+def _stock_pipeline() -> Pipeline:
     handler = handler_module("stock_classifier").StockClassifier()
-    handler.initialize(SimpleNamespace(system_properties={"model_dir": str(imagenet_labels().parent)}, manifest={"model": {"serializedFile": lite_weights()}}))
+    handler.initialize(SimpleNamespace(
+        system_properties={"model_dir": str(imagenet_labels().parent)},
+        manifest={"model": {"serializedFile": lite_weights()}}))
     return lambda bodies: handler.handle([{"body": b} for b in bodies], None)
 
 def our_handler(artifact: str) -> Any:
-    "`handlers/imagenet_classifier.py` in this process, on one thread"
-    return handler_module("imagenet_classifier").ImagenetClassifier.local(artifact, imagenet_labels().parent, threads=1).handler
+    "Return `handlers/imagenet_classifier.py` in this process, on one thread"
+    classifier = handler_module("imagenet_classifier").ImagenetClassifier
+    return classifier.local(artifact, imagenet_labels().parent, threads=1).handler
 
-def _ours(artifact: str) -> Callable[[Sequence[bytes]], list]:
+def _our_pipeline(artifact: str) -> Pipeline:
     handler = our_handler(artifact)
     return lambda bodies: handler.postprocess(handler.inference(handler.preprocess(bodies).items))
 
@@ -68,7 +75,9 @@ def _lit_api() -> type:
     from fastapi import File
 
     class LitApi(litserve.LitAPI):
-        def setup(self, device): self.pipeline, self.batches = pipeline(Job.here()), Job.here().batch_size > 1
+        def setup(self, device):
+            self.pipeline, self.batches = pipeline(Job.here()), Job.here().batch_size > 1
+
         def decode_request(self, request: bytes): return request
         def batch(self, inputs): return inputs
         def predict(self, x): return self.pipeline(x) if self.batches else self.pipeline([x])[0]
@@ -82,8 +91,10 @@ def _lit_api() -> type:
 def serve_litserve(job: Job):
     import litserve
     api = _class("LitApi")(max_batch_size=job.batch_size, batch_timeout=job.delay)
-    litserve.LitServer(api, accelerator="cpu", workers_per_device=job.workers).run(
-        host="127.0.0.1", port=job.port, generate_client_file=False, log_level="warning", access_log=False)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=job.workers)
+    server.run(
+        host="127.0.0.1", port=job.port,
+        generate_client_file=False, log_level="warning", access_log=False)
 
 # %% ../../nbs/benchmarks/06_peers.ipynb #serve-mosec
 def _mosec_worker() -> type:
@@ -99,9 +110,12 @@ def _mosec_worker() -> type:
 
 def serve_mosec(job: Job):
     from mosec import Server
-    sys.argv[1:] = ["--address", "127.0.0.1", "--port", str(job.port), "--log-level", "warning"]      # it takes them from there only
-    server = Server()
-    server.append_worker(_class("MosecWorker"), num=job.workers, max_batch_size=job.batch_size, max_wait_time=max(1, round(1000 * job.delay)))
+    options = ["--address", "127.0.0.1", "--port", str(job.port), "--log-level", "warning"]
+    sys.argv[1:] = options      # it takes them from there only
+    server, milliseconds = Server(), max(1, round(1000 * job.delay))
+    server.append_worker(
+        _class("MosecWorker"), num=job.workers,
+        max_batch_size=job.batch_size, max_wait_time=milliseconds)
     server.run()
 
 # %% ../../nbs/benchmarks/06_peers.ipynb #serve-bento
@@ -118,7 +132,9 @@ def _bento_service() -> Any:
     return BentoService
 
 def serve_bentoml(job: Job):
-    os.execv(sys.executable, [sys.executable, "-m", "bentoml", "serve", "zztoolkit.benchmarks.peers:BentoService", "--host", "127.0.0.1", "--port", str(job.port)])
+    address = ["--host", "127.0.0.1", "--port", str(job.port)]
+    command = [sys.executable, "-m", "bentoml", "serve", "zztoolkit.benchmarks.peers:BentoService", *address]
+    os.execv(sys.executable, command)
 
 # %% ../../nbs/benchmarks/06_peers.ipynb #serve-ray
 def serve_ray(job: Job):
@@ -128,15 +144,21 @@ def serve_ray(job: Job):
 
     class Model:
         def __init__(self): self.pipeline = pipeline(job)
+
         async def __call__(self, request):
             body = await request.body()
             return await self.together(body) if job.batch_size > 1 else self.pipeline([body])[0]
+
         @serve.batch(max_batch_size=job.batch_size, batch_wait_timeout_s=job.delay)
         async def together(self, bodies): return self.pipeline(bodies)
 
     ray.init(num_cpus=job.workers + 1, include_dashboard=False, logging_level="error", log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": job.port}, logging_config={"log_level": "ERROR", "enable_access_log": False})
-    model = serve.deployment(Model, num_replicas=job.workers, max_ongoing_requests=max(5, 2 * job.batch_size), ray_actor_options={"num_cpus": 1})
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": job.port},
+        logging_config={"log_level": "ERROR", "enable_access_log": False})
+    model = serve.deployment(
+        Model, num_replicas=job.workers, max_ongoing_requests=max(5, 2 * job.batch_size),
+        ray_actor_options={"num_cpus": 1})
     serve.run(model.bind(), route_prefix="/", blocking=True)
 
 # %% ../../nbs/benchmarks/06_peers.ipynb #serve-triton
@@ -147,16 +169,25 @@ def serve_triton(job: Job):
     from pytriton.triton import Triton, TritonConfig
 
     class Model:
-        pipeline: Callable | None = None
+        pipeline: Pipeline | None = None
+
         def __call__(self, requests):
             self.pipeline = self.pipeline or pipeline(job)      # in the process that runs it
-            answers = iter(self.pipeline([b for r in requests for b in r.data["image"][:, 0].tolist()]))
-            return [{"answer": np.array([[json.dumps(next(answers)).encode()] for _ in r.data["image"]], dtype=object)} for r in requests]
+            bodies = [b for r in requests for b in r.data["image"][:, 0].tolist()]
+            results = iter(self.pipeline(bodies))
+            return [{"answer": self.column(results, len(r.data["image"]))} for r in requests]
 
-    text, config = Tensor(name="image", dtype=bytes, shape=(1,)), TritonConfig(http_port=job.port, http_address="127.0.0.1", allow_grpc=False, allow_metrics=False)
+        def column(self, results, n):
+            return np.array([[json.dumps(next(results)).encode()] for _ in range(n)], dtype=object)
+
+    image = Tensor(name="image", dtype=bytes, shape=(1,))
+    answer = Tensor(name="answer", dtype=bytes, shape=(1,))
+    batcher = DynamicBatcher(max_queue_delay_microseconds=int(1e6 * job.delay))
+    config = TritonConfig(http_port=job.port, http_address="127.0.0.1", allow_grpc=False, allow_metrics=False)
     with Triton(config=config) as triton:
-        triton.bind("model", [Model() for _ in range(job.workers)], inputs=[text], outputs=[Tensor(name="answer", dtype=bytes, shape=(1,))],
-                    config=ModelConfig(max_batch_size=job.batch_size, batcher=DynamicBatcher(max_queue_delay_microseconds=int(1e6 * job.delay))))
+        models = [Model() for _ in range(job.workers)]
+        triton.bind("model", models, inputs=[image], outputs=[answer],
+                    config=ModelConfig(max_batch_size=job.batch_size, batcher=batcher))
         triton.serve()
 
 # %% ../../nbs/benchmarks/06_peers.ipynb #join
@@ -166,9 +197,9 @@ if not hasattr(tracker._resource_tracker._lock, "_recursion_count"): tracker._re
 """
 
 def join_environment(
-    home: str | Path, # of an environment apart, made by the same Python
+    home: str | Path, # of a separate environment, made with the same Python
 ):
-    "Have it see the packages of this one after its own"
+    "Make it see the packages of this environment after its own"
     own = Path(sysconfig.get_path("purelib"))
     theirs = Path(home) / own.relative_to(sys.prefix)
     (theirs / "main.pth").write_text(f"{own}\n")
@@ -178,44 +209,48 @@ def join_environment(
 _CLASSES: dict[str, Callable[[], Any]] = {"LitApi": _lit_api, "MosecWorker": _mosec_worker, "BentoService": _bento_service}
 
 def _class(name: str) -> Any:
-    "One of the classes that derive from a peer's own, made once in a process and found by its name in this module"
-    if name not in globals():
-        made = globals()[name] = _CLASSES[name]()
-        with suppress(AttributeError): made.__module__, made.__qualname__ = "zztoolkit.benchmarks.peers", name
-    return globals()[name]
+    "Return a class derived from a peer's own, made once in a process, which workers find by its name in this module"
+    if name in globals(): return globals()[name]
+    made = globals()[name] = _CLASSES[name]()
+    with suppress(AttributeError): made.__module__, made.__qualname__ = "zztoolkit.benchmarks.peers", name
+    return made
 
 def __getattr__(name: str) -> Any:
     if name in _CLASSES: return _class(name)
     raise AttributeError(name)
 
 # %% ../../nbs/benchmarks/06_peers.ipynb #as-tensor
-def _as_it_is(body: bytes) -> tuple[bytes, str]: return body, "application/octet-stream"
+Body = tuple[bytes, str]        # and its content type
 
-def _as_file(field: str, body: bytes) -> tuple[bytes, str]:
-    "A form of one file (RFC 7578)"
-    head = f'--zz\r\nContent-Disposition: form-data; name="{field}"; filename="photo"\r\nContent-Type: application/octet-stream\r\n\r\n'
+def _as_is(body: bytes) -> Body: return body, "application/octet-stream"
+
+def _as_file(field: str, body: bytes) -> Body:
+    "Return a form with one file (RFC 7578)"
+    disposition = f'Content-Disposition: form-data; name="{field}"; filename="photo"'
+    head = f"--zz\r\n{disposition}\r\nContent-Type: application/octet-stream\r\n\r\n"
     return head.encode() + body + b"\r\n--zz--\r\n", "multipart/form-data; boundary=zz"
 
-_TRITON_HEAD = 200      # bytes of the JSON before the tensor: a header of all requests names it
+_TRITON_HEAD = 200      # bytes of the JSON before the tensor: one header of all requests names the number
 
-def _as_tensor(body: bytes) -> tuple[bytes, str]:
-    "A tensor of one byte string, after its JSON (Triton's binary tensor data extension)"
+def _as_tensor(body: bytes) -> Body:
+    "Return a tensor of one byte string, after its JSON (Triton's binary tensor data extension)"
     tensor = len(body).to_bytes(4, "little") + body
-    head = {"inputs": [{"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tensor)}}], "outputs": [{"name": "answer"}]}
-    return json.dumps(head).encode().ljust(_TRITON_HEAD) + tensor, "application/octet-stream"
+    image = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tensor)}}
+    head = json.dumps({"inputs": [image], "outputs": [{"name": "answer"}]})
+    return head.encode().ljust(_TRITON_HEAD) + tensor, "application/octet-stream"
 
 # %% ../../nbs/benchmarks/06_peers.ipynb #kind
 @dataclass(frozen=True)
 class Kind:
-    "A server of other people"
+    "Another project's server"
     name: str
     package: str
     serve: Callable[[Job], None]
-    path: str
-    body: Callable[[bytes], tuple[bytes, str]] = _as_it_is
+    path: str                            # that takes requests
+    body: Callable[[bytes], Body] = _as_is
     headers: dict[str, str] = field(default_factory=dict)
     own_python: str = ""                 # name of its environment beside this one
-    may_halt: bool = True                # does it go on as if nothing had been?
+    may_halt: bool = True                # it survives a SIGSTOP
 
 # %% ../../nbs/benchmarks/06_peers.ipynb #peers
 PEERS = {k.name: k for k in (
@@ -223,42 +258,39 @@ PEERS = {k.name: k for k in (
     Kind("mosec", "mosec", serve_mosec, "/inference"),
     Kind("BentoML", "bentoml", serve_bentoml, "/classify", partial(_as_file, "image")),
     Kind("Ray Serve", "ray", serve_ray, "/"),
-    Kind("Triton", "nvidia-pytriton", serve_triton, "/v2/models/model/infer", _as_tensor, {"Inference-Header-Content-Length": str(_TRITON_HEAD)}, "triton", may_halt=False))}
+    Kind("Triton", "nvidia-pytriton", serve_triton, "/v2/models/model/infer", _as_tensor,
+         {"Inference-Header-Content-Length": str(_TRITON_HEAD)}, "triton", may_halt=False))}
 
 def python_of(kind: Kind) -> str:
-    "The Python that has it; '' if none does"
+    "Return the Python in which a peer is installed, '' if there is none"
     own = Path(sys.prefix, kind.own_python, "bin", "python")
     if kind.own_python: return str(own) if own.exists() else ""
-    try: return sys.executable if importlib.metadata.version(kind.package) else ""
+    try: importlib.metadata.version(kind.package)
     except importlib.metadata.PackageNotFoundError: return ""
+    return sys.executable
 
-def installed_peers() -> list[str]: return [name for name, kind in PEERS.items() if python_of(kind)]
-
-# %% ../../nbs/benchmarks/06_peers.ipynb #session-of
-def _session_of(pid: int) -> int:
-    try: return os.getsid(pid)
-    except OSError: return 0
+def installed_peers() -> list[str]:
+    "Return the names of the peers that can run here"
+    return [name for name, kind in PEERS.items() if python_of(kind)]
 
 # %% ../../nbs/benchmarks/06_peers.ipynb #peer
 class Peer:
-    "A peer's processes: `with Peer('mosec', Job(...)) as p: p.target`"
+    "The processes of a peer: `with Peer('mosec', Job(...)) as p: p.target`"
     def __init__(self, name: str, job: Job):
         self.kind, self.job, self.name = PEERS[name], job, f"{name} {job.way}"
         self.target = Target(job.port, self.kind.path, self.kind.headers)
 
     def __enter__(self) -> Peer:
         self.home = tempfile.TemporaryDirectory(prefix="zz-peer-", ignore_cleanup_errors=True)
-        environment = environment_without_secrets() | {"ZZ_PEER": json.dumps(asdict(self.job)), "RAY_DEDUP_LOGS": "0", "BENTOML_DO_NOT_TRACK": "true", "PYTRITON_HOME": self.home.name}
-        code = f"from zztoolkit.benchmarks.peers import PEERS, Job; PEERS[{self.kind.name!r}].serve(Job.here())"
         self.log = tempfile.TemporaryFile()
-        self.process = subprocess.Popen([python_of(self.kind), "-c", code], env=environment, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, start_new_session=True)
+        self.process = _start(self)
         return self
 
     def __exit__(self, *exc):
-        "End it and whatever it has started; some of them detach their processes, so the list is made before"
+        "End the peer and all its processes; some detach theirs, so they are listed first"
         import psutil
         self.go_on()
-        tree = self._tree()
+        tree = _processes(self.process.pid)
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired): self.process.wait(5)
         for p in tree:
@@ -269,33 +301,67 @@ class Peer:
         self.home.cleanup()
 
     def wait_ready(self, body: bytes, timeout: float = 90):
-        "Until it answers. Raises `ToolkitError` with its last words"
-        import httpx
-        end, (sent, kind) = time.monotonic() + timeout, self.kind.body(body)
-        while time.monotonic() < end and self.process.poll() is None:
-            with suppress(httpx.HTTPError):
-                r = httpx.post(f"http://127.0.0.1:{self.job.port}{self.kind.path}", content=sent, headers={"Content-Type": kind, **self.kind.headers}, timeout=30, trust_env=False)
-                if r.status_code == 200: return
-            time.sleep(0.3)
-        raise ToolkitError(f"{self.name} does not answer", found=self.last_words(), do="leave it out: zz ladder --peer NAME for each that is wanted, or --no-peers")
+        "Wait for a successful response. Raise `ToolkitError` with the last lines of its log"
+        def is_over() -> bool: return _responds(self, body) or self.process.poll() is not None
+        is_ready = wait_until(is_over, timeout, every=0.3) and self.process.poll() is None
+        if not is_ready:
+            raise ToolkitError(
+                f"{self.name} does not respond",
+                found=self.last_log_lines(),
+                do="leave it out: zz ladder --peer NAME for each that is wanted, or --no-peers")
 
-    def last_words(self) -> str:
+    def last_log_lines(self) -> str:
+        "Return the end of its log"
         self.log.seek(0)
         return self.log.read().decode(errors="replace")[-1500:].strip()
 
-    def processes(self) -> dict[str, list[int]]: return {"workers": [p.pid for p in self._tree()]}
-    def read_metrics(self) -> ModelMetrics: return ModelMetrics()
+    def processes(self) -> dict[str, list[int]]:
+        "Return the ids of its processes"
+        return {"workers": [p.pid for p in _processes(self.process.pid)]}
 
-    def _tree(self) -> list[psutil.Process]:
-        "Its processes: those of its session, which are known even when the first has ended, and the children of that one"
-        import psutil
-        found = {p.pid: p for p in psutil.process_iter() if _session_of(p.pid) == self.process.pid}
-        with suppress(psutil.NoSuchProcess): found |= {p.pid: p for p in psutil.Process(self.process.pid).children(recursive=True)}
-        return list(found.values())
+    def read_metrics(self) -> ModelMetrics:
+        "Return empty metrics: a peer has none of TorchServe's"
+        return ModelMetrics()
 
-    def halt(self): self._signal(signal.SIGSTOP)
-    def go_on(self): self._signal(signal.SIGCONT)
+    def halt(self):
+        "Stop all processes, if the peer survives that"
+        if self.kind.may_halt: _signal(self.process.pid, signal.SIGSTOP)
 
-    def _signal(self, number: int):
-        for p in self._tree() if self.kind.may_halt else ():
-            with suppress(ProcessLookupError): os.kill(p.pid, number)
+    def go_on(self):
+        "Continue halted processes"
+        if self.kind.may_halt: _signal(self.process.pid, signal.SIGCONT)
+
+# %% ../../nbs/benchmarks/06_peers.ipynb #start
+def _start(peer: Peer) -> subprocess.Popen:
+    settings = {"RAY_DEDUP_LOGS": "0", "BENTOML_DO_NOT_TRACK": "true", "PYTRITON_HOME": peer.home.name}
+    environment = environment_without_secrets() | {"ZZ_PEER": json.dumps(asdict(peer.job))} | settings
+    code = f"from zztoolkit.benchmarks.peers import PEERS, Job; PEERS[{peer.kind.name!r}].serve(Job.here())"
+    return subprocess.Popen(
+        [python_of(peer.kind), "-c", code], env=environment, start_new_session=True,
+        stdout=peer.log, stderr=peer.log, stdin=subprocess.DEVNULL)
+
+def _responds(peer: Peer, body: bytes) -> bool:
+    import httpx
+    content, content_type = peer.kind.body(body)
+    headers = {"Content-Type": content_type, **peer.kind.headers}
+    url = f"http://127.0.0.1:{peer.job.port}{peer.kind.path}"
+    try: r = httpx.post(url, content=content, headers=headers, timeout=30, trust_env=False)
+    except httpx.HTTPError: return False
+    return r.status_code == 200
+
+# %% ../../nbs/benchmarks/06_peers.ipynb #processes
+def _processes(pid: int) -> list[psutil.Process]:
+    "Return the processes of a session, even if the first has ended, and the first one's descendants"
+    import psutil
+    found = {p.pid: p for p in psutil.process_iter() if _session_of(p.pid) == pid}
+    with suppress(psutil.NoSuchProcess):
+        found |= {p.pid: p for p in psutil.Process(pid).children(recursive=True)}
+    return list(found.values())
+
+def _session_of(pid: int) -> int:
+    try: return os.getsid(pid)
+    except OSError: return 0
+
+def _signal(pid: int, number: int):
+    for p in _processes(pid):
+        with suppress(ProcessLookupError): os.kill(p.pid, number)

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import Any, TYPE_CHECKING
 
 from .demo import serve_ours
-from ..display import figure
+from ..display import figure, Table
 from ..measure.benchmarking import benchmark
 from ..measure.levels import resolve_target, summarize_window, Window
 from ..measure.load import LoadGenerator
@@ -32,7 +33,7 @@ __all__ = []
 
 # %% ../../nbs/benchmarks/08_soak.ipynb #slope
 def slope(at: Sequence[float], y: Sequence[float], points: int = 120) -> float:
-    "Units of `y` for one of `at`: the median slope between all pairs of at most so many points (Theil and Sen)"
+    "Return the growth of `y` for a unit of `at`: the median slope between all pairs of up to `points` samples (Theil and Sen)"
     import numpy as np
     keep = np.unique(np.linspace(0, len(at) - 1, min(points, len(at))).astype(int))
     x, v = np.asarray(at, float)[keep], np.asarray(y, float)[keep]
@@ -40,102 +41,151 @@ def slope(at: Sequence[float], y: Sequence[float], points: int = 120) -> float:
     return float(np.median((v[j] - v[i]) / (x[j] - x[i]))) if len(i) else 0.0
 
 # %% ../../nbs/benchmarks/08_soak.ipynb #soak
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Soak:
-    "What a long load did: a window a minute, and the memory of every process"
+    "The result of a long load: a window for each minute, and the memory of every process"
     rate: float                             # requests due in a second
-    capacity: float                         # answers in a second of a closed loop, before
+    capacity: float                         # responses in a second of a closed loop, before
     minutes: tuple[Window, ...]
     errors: Mapping[str, int]               # by status and kind
-    at: tuple[float, ...]                   # seconds of each look at the memory
+    at: tuple[float, ...]                   # seconds of each memory sample
     memory: Mapping[str, tuple[float, ...]] # MiB of each process at those times
     settled: float = 120                    # seconds after which a slope counts
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def slopes(self) -> dict[str, float]:
-        "MiB an hour that each process grows"
+        "Return the MiB an hour that each process grows"
         late = [i for i, t in enumerate(self.at) if t >= self.settled]
-        return {name: 3600 * slope([self.at[i] for i in late], [m[i] for i in late]) for name, m in self.memory.items()}
+        times = [self.at[i] for i in late]
+        return {name: 3600 * slope(times, [m[i] for i in late]) for name, m in self.memory.items()}
 
-    def grown(self) -> dict[str, float]:
-        "MiB by which each process' last minute lies above its first settled one"
-        first, last = [[i for i, t in enumerate(self.at) if a <= t < a + 60] for a in (self.settled, self.at[-1] - 60)]
-        mean = lambda m, some: sum(m[i] for i in some) / max(len(some), 1)
+    def growth(self) -> dict[str, float]:
+        "Return the MiB that each process has grown from its first settled minute to its last"
+        def minute(start: float) -> list[int]:
+            return [i for i, t in enumerate(self.at) if start <= t < start + 60]
+        def mean(m: Sequence[float], samples: list[int]) -> float:
+            return sum(m[i] for i in samples) / max(len(samples), 1)
+        first, last = minute(self.settled), minute(self.at[-1] - 60)
         return {name: mean(m, last) - mean(m, first) for name, m in self.memory.items()}
 
     def drift(self) -> float:
-        "p99 of the second half of the minutes over the first half's, medians"
-        from statistics import median
+        "Return the median p99 of the second half of the minutes in units of the first half's"
         p99 = [w.p99 for w in self.minutes]
         half = len(p99) // 2
         return median(p99[half:]) / median(p99[:half]) if half else 1.0
 
     def last_line(self) -> str:
-        n = sum(round(w.rate * w.seconds) for w in self.minutes)
-        slopes = " ".join(f"{name.replace(' ', '-')}={s:+.1f}" for name, s in self.slopes().items())
-        return f"minutes={len(self.minutes)} answered={n} errors={sum(self.errors.values())} p99-late/early={self.drift():.2f} MiB/hour: {slopes}"
+        "Return the result in one line"
+        return _last_line(self)
 
-    def __str__(self) -> str:
-        rows = [f"minute {n:>2}  {w.rate:6.1f}/s  p50 {w.p50:6.1f} ms  p99 {w.p99:6.1f} ms  errors {w.errors or '–'}" for n, w in enumerate(self.minutes, 1)]
-        grown = [f"{name:<10} {m[-1]:7.0f} MiB at the end, {self.grown()[name]:+6.1f} since it settled, {s:+7.1f} MiB an hour" for (name, m), s in zip(self.memory.items(), self.slopes().values())]
-        head = f"{self.rate:.1f} requests/s due at random times, {self.rate / self.capacity:.0%} of the {self.capacity:.1f}/s that a closed loop gets; " + ", ".join(f"{k} {v}" for k, v in self.about.items())
-        return "\n".join([head, *rows, *grown, self.last_line()])
+    def __str__(self) -> str: return "\n".join([_head(self), *map(str, _tables(self)), self.last_line()])
     __repr__ = __str__
 
-    def _repr_html_(self) -> str: return f"<pre class='zz-soak'>{escape(str(self))}</pre>"
+    def _repr_html_(self) -> str: return _html(self)
 
     def show(self) -> Figure:
-        "Two pictures: latency by the minute; every process' memory"
-        fig = figure(12, 3.4)
-        left, right = fig.subplots(1, 2)
-        for p, style in (("p50", "o-"), ("p99", "s--")): left.plot(range(1, len(self.minutes) + 1), [getattr(w, p) for w in self.minutes], style, label=p)
-        left.set(title="latency", xlabel="minute", ylabel="milliseconds", ylim=(0, None))
-        for name, m in self.memory.items(): right.plot([t / 60 for t in self.at], m, label=name)
-        right.set(title="resident memory", xlabel="minute", ylabel="MiB", ylim=(0, None))
-        for ax in (left, right): ax.legend(frameon=False, loc="center right")
-        return fig
+        "Draw the latency of each minute, and the memory of every process"
+        return _draw(self)
 
     def save(self, path: str | Path) -> Path:
-        "Keep it as JSON"
+        "Write the result as JSON; return the path"
         return save_record(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Soak:
-        "Read what `save` has written. Raises `ToolkitError`"
-        return load_record(path, "soak", "Soak", lambda d: cls(**d | {"minutes": tuple(Window(**w) for w in d["minutes"]), "at": tuple(d["at"]), "memory": {k: tuple(v) for k, v in d["memory"].items()}}))
+        "Read what `save` has written. Raise `ToolkitError`"
+        return load_record(path, "soak", "Soak", _soak_of)
+
+# %% ../../nbs/benchmarks/08_soak.ipynb #soak-of
+def _soak_of(record: dict[str, Any]) -> Soak:
+    minutes = tuple(Window(**w) for w in record["minutes"])
+    memory = {name: tuple(m) for name, m in record["memory"].items()}
+    return Soak(**record | {"minutes": minutes, "at": tuple(record["at"]), "memory": memory})
+
+# %% ../../nbs/benchmarks/08_soak.ipynb #tables
+def _tables(soak: Soak) -> tuple[Table, Table]:
+    "Return a row for each minute, and a row for each process"
+    minutes = [(f"minute {n}", f"{w.rate:.1f}", f"{w.p50:.1f}", f"{w.p99:.1f}", str(w.errors or "–"))
+               for n, w in enumerate(soak.minutes, 1)]
+    growth, slopes = soak.growth(), soak.slopes()
+    processes = [(name, f"{m[-1]:.0f}", f"{growth[name]:+.1f}", f"{slopes[name]:+.1f}")
+                 for name, m in soak.memory.items()]
+    return (
+        Table(("", "rate /s", "p50 ms", "p99 ms", "errors"), minutes),
+        Table(("", "MiB at the end", "since it settled", "an hour"), processes))
+
+def _head(soak: Soak) -> str:
+    about = ", ".join(f"{k} {v}" for k, v in soak.about.items())
+    share = soak.rate / soak.capacity
+    return (f"{soak.rate:.1f} requests/s due at random times, {share:.0%} "
+            f"of the {soak.capacity:.1f}/s that a closed loop gets; {about}")
+
+def _last_line(soak: Soak) -> str:
+    n = sum(round(w.rate * w.seconds) for w in soak.minutes)
+    slopes = " ".join(f"{name.replace(' ', '-')}={s:+.1f}" for name, s in soak.slopes().items())
+    errors = sum(soak.errors.values())
+    return f"minutes={len(soak.minutes)} answered={n} errors={errors} p99-late/early={soak.drift():.2f} MiB/hour: {slopes}"
+
+def _html(soak: Soak) -> str:
+    tables = "".join(t._repr_html_() for t in _tables(soak))
+    return f"<div>{escape(_head(soak))}</div>{tables}<div>{escape(soak.last_line())}</div>"
+
+# %% ../../nbs/benchmarks/08_soak.ipynb #draw
+def _draw(soak: Soak) -> Figure:
+    fig = figure(12, 3.4)
+    left, right = fig.subplots(1, 2)
+    minutes = range(1, len(soak.minutes) + 1)
+    for percentile, style in (("p50", "o-"), ("p99", "s--")):
+        left.plot(minutes, [getattr(w, percentile) for w in soak.minutes], style, label=percentile)
+    for name, m in soak.memory.items(): right.plot([t / 60 for t in soak.at], m, label=name)
+    left.set(title="latency", xlabel="minute", ylabel="milliseconds", ylim=(0, None))
+    right.set(title="resident memory", xlabel="minute", ylabel="MiB", ylim=(0, None))
+    for ax in (left, right): ax.legend(frameon=False, loc="center right")
+    return fig
 
 # %% ../../nbs/benchmarks/08_soak.ipynb #run
 def soak(
     endpoint: Endpoint,
-    inputs: Any,              # as for `bench`
+    inputs: Any,              # as for `benchmark`
     minutes: float = 10,
     share: float = 0.7,       # of the capacity that a closed loop finds first
     clients: int = 8,         # of that closed loop
     progress: Callable[[str], None] = lambda line: None,
 ) -> Soak:
-    "Press for long at a share of the capacity. Raises `ToolkitError` if nothing is answered"
+    "Load a service for long at a share of its capacity. Raise `ToolkitError` if nothing is answered"
     capacity = benchmark(endpoint, inputs, clients, seconds=10, progress=progress).levels[0].total.rate
-    plan = open_loop(share * capacity, poisson=True)
-    of = endpoint.processes()
-    groups = {f"worker {n}": [pid] for n, pid in enumerate(of["workers"], 1)} | {"frontend": of["frontend"]}
-    with LoadGenerator(resolve_target(endpoint), read_payloads(inputs), plan) as load, ResourceMonitor(groups, every=1) as sampler:
-        begun, windows = time.monotonic(), list[Window]()
-        for n in range(1, max(1, round(minutes)) + 1):
-            load.wait(begun + 60 * n)
-            load.wait_reported(begun + 60 * n)
-            windows.append(summarize_window(load.responses(), begun + 60 * (n - 1), begun + 60 * n))
-            progress(f"minute {n} of {minutes:g}: {windows[-1].rate:.0f}/s, p99 {windows[-1].p99:.0f} ms, errors {windows[-1].errors}")
-        errors, samples = load.responses().between(begun, begun + 60 * n).errors, sampler.samples
-    return Soak(plan.rate, capacity, tuple(windows), errors, tuple(s.at - begun for s in samples), {name: tuple(s.memory[name] for s in samples) for name in groups},
-                about={"measured": time.strftime("%Y-%m-%d", time.gmtime()), "workers": len(of["workers"])})
+    profile = open_loop(share * capacity, poisson=True)
+    pids = endpoint.processes()
+    groups = {f"worker {n}": [pid] for n, pid in enumerate(pids["workers"], 1)} | {"frontend": pids["frontend"]}
+    generator = LoadGenerator(resolve_target(endpoint), read_payloads(inputs), profile)
+    with generator as load, ResourceMonitor(groups, every=1) as monitor:
+        start = time.monotonic()
+        windows = list(_windows(load, start, max(1, round(minutes)), progress))
+        errors = load.responses().between(start, start + 60 * len(windows)).errors
+        samples = monitor.samples
+    memory = {name: tuple(s.memory[name] for s in samples) for name in groups}
+    about = {"measured": time.strftime("%Y-%m-%d", time.gmtime()), "workers": len(pids["workers"])}
+    at = tuple(s.at - start for s in samples)
+    return Soak(profile.rate, capacity, tuple(windows), errors, at, memory, about=about)
+
+def _windows(load: LoadGenerator, start: float, minutes: int, progress: Callable[[str], None]) -> Iterator[Window]:
+    "Yield the summary of each minute"
+    for n in range(1, minutes + 1):
+        end = start + 60 * n
+        load.wait(end)
+        load.wait_reported(end)
+        window = summarize_window(load.responses(), end - 60, end)
+        progress(f"minute {n} of {minutes}: {window.rate:.0f}/s, p99 {window.p99:.0f} ms, errors {window.errors}")
+        yield window
 
 # %% ../../nbs/benchmarks/08_soak.ipynb #main
 def main(record: str = "nbs/records/soak.json"):
-    "Ten minutes on the demo's service, with photographs of 4 to 16 megapixels"
-    say = lambda line: print(line, flush=True)
+    "Load the demo's service for ten minutes with photographs of 4 to 16 megapixels"
+    def say(line: str): print(line, flush=True)
     with LocalServer() as server:
-        found = soak(serve_ours(server, say), large_photographs(say), progress=say)
-    found.save(record)
-    say(str(found))
+        result = soak(serve_ours(server, say), large_photographs(say), progress=say)
+    result.save(record)
+    say(str(result))
 
+# %% ../../nbs/benchmarks/08_soak.ipynb #run-module
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -35,67 +35,117 @@ __all__ = []
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #service
 CLIENTS, SLO, SECONDS, PATIENCE = 8, 0.12, 6, 40
-PARAMETERS = (Parameter("max_batch_delay", (0, 5)),)      # fewer than by default: the grid is to end today
+PARAMETERS = (Parameter("max_batch_delay", (0, 5)),)      # fewer than by default: the grid takes hours otherwise
+Say = Callable[[str], None]
 
 def service(folder: Path) -> Mar:
-    chain = Chain(Decode(), Resize(256), CenterCrop(224), Normalize(mean=(127 / 255,) * 3, std=(128 / 255,) * 3))
+    "Pack the service that is tuned"
+    normalize = Normalize(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    chain = Chain(Decode(), Resize(256), CenterCrop(224), normalize)
     artifact = compile_model(efficientnet_lite0(), chain.example(), progress=lambda step: None)
-    return pack("imagenet_classifier", HANDLERS / "imagenet_classifier.py", artifact, store=folder, extra_files=[imagenet_labels()], maxBatchDelay=0)
+    return pack(
+        "imagenet_classifier", HANDLERS / "imagenet_classifier.py", artifact,
+        store=folder, extra_files=[imagenet_labels()], maxBatchDelay=0)
 
-def space(mar: Mar) -> SearchSpace: return build_space(mar.config, 32, CLIENTS, SLO, parameters=PARAMETERS)
+def space(mar: Mar) -> SearchSpace:
+    "Return the settings to compare"
+    return build_space(mar.config, 32, CLIENTS, SLO, parameters=PARAMETERS)
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #grid
-def grid(stand: TrialRunner, of: SearchSpace, file: Path, say: Callable[[str], None]) -> tuple[TuneResult, Costs]:
-    "Every setting measured; those that the file has already are not measured again"
-    kept = json.loads(file.read_text()) if file.exists() else {"costs": None, "tried": []}
-    for s in of.settings[len(kept["tried"]):]:
-        found = stand.measure(stand.serve(s), s, CLIENTS, lambda line: None)
-        if not kept["tried"]:
-            assert stand.level
-            kept["costs"] = asdict(estimate_costs(stand.level, s["workers"], s["threads"], s["batch_size"], CLIENTS, of.cores))
-        kept["tried"].append(asdict(found))
-        file.write_text(json.dumps(kept))
-        say(f"  {len(kept['tried']):>3} of {len(of.settings)}  {of.describe(s):<46} {found.rate:6.1f}/s  p99 {found.p99:4.0f} ms" + (f"  others took {found.other_cores:.1f} cores" if found.other_cores > 0.25 else ""))
-    return TuneResult(of, CLIENTS, SLO, 0, tuple(Trial(**t) for t in kept["tried"]), name=stand.mar.name, digest=stand.mar.digest, requested_trials=len(of.settings)), Costs(**kept["costs"])
+def grid(runner: TrialRunner, of: SearchSpace, file: Path, say: Say) -> tuple[TuneResult, Costs]:
+    "Measure every setting; those in the file are not measured again"
+    record = json.loads(file.read_text()) if file.exists() else {"costs": None, "tried": []}
+    for setting in of.settings[len(record["tried"]):]:
+        trial = _measure(runner, setting)
+        if not record["tried"]: record["costs"] = asdict(_costs(runner, setting, of))
+        record["tried"].append(asdict(trial))
+        file.write_text(json.dumps(record))
+        say(f"  {len(record['tried']):>3} of {len(of.settings)}  {_describe(trial, of)}")
+    trials = tuple(Trial(**t) for t in record["tried"])
+    result = TuneResult(
+        of, CLIENTS, SLO, 0, trials, name=runner.mar.name, digest=runner.mar.digest,
+        requested_trials=len(of.settings))
+    return result, Costs(**record["costs"])
+
+def _measure(runner: TrialRunner, setting: Mapping[str, Any]) -> Trial:
+    return runner.measure(runner.serve(setting), setting, CLIENTS, lambda line: None)
+
+def _costs(runner: TrialRunner, setting: Mapping[str, Any], of: SearchSpace) -> Costs:
+    assert runner.level
+    return estimate_costs(runner.level, setting["workers"], setting["threads"], setting["batch_size"], CLIENTS, of.cores)
+
+def _describe(t: Trial, of: SearchSpace) -> str:
+    noise = f"  others took {t.other_cores:.1f} cores" if t.other_cores > 0.25 else ""
+    return f"{of.describe(t.setting):<46} {t.rate:6.1f}/s  p99 {t.p99:4.0f} ms{noise}"
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #duel
-def duel(stand: TrialRunner, settings: Sequence[Mapping[str, Any]], of: SearchSpace, say: Callable[[str], None], rounds: int = 5) -> dict[str, list[float]]:
-    "Rates of some settings, each served and measured anew in every round"
-    found: dict[str, list[float]] = {of.describe(s): [] for s in settings}
-    for r in range(rounds):
-        for s in settings: found[of.describe(s)].append(stand.measure(stand.serve(s), s, CLIENTS, lambda line: None).rate)
-        say(f"  round {r + 1} of {rounds}: " + "; ".join(f"{words}: {rates[-1]:.1f}/s" for words, rates in found.items()))
-    return found
+Rates = dict[str, list[float]]      # by setting, a rate for each round
 
-def ratio(found: Mapping[str, Sequence[float]], tuner: str, best: Sequence[str]) -> float:
-    "The tuner's median rate against the better of the grid's best"
-    return statistics.median(found[tuner]) / max(statistics.median(found[words]) for words in best)
+def duel(runner: TrialRunner, settings: Sequence[Mapping[str, Any]], of: SearchSpace, say: Say, rounds: int = 5) -> Rates:
+    "Return the rates of some settings, each served and measured again in every round"
+    rates: Rates = {of.describe(s): [] for s in settings}
+    for r in range(1, rounds + 1):
+        for s in settings: rates[of.describe(s)].append(_measure(runner, s).rate)
+        say(f"  round {r} of {rounds}: " + "; ".join(f"{name}: {values[-1]:.1f}/s" for name, values in rates.items()))
+    return rates
+
+def ratio(rates: Mapping[str, Sequence[float]], tuner: str, best: Sequence[str]) -> float:
+    "Return the tuner's median rate in units of the better of the grid's best"
+    return statistics.median(rates[tuner]) / max(statistics.median(rates[name]) for name in best)
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #machine
-def _machine() -> dict[str, Any]:
-    return {"day": time.strftime("%Y-%m-%d", time.gmtime()), "cores": usable_cores(), "hardware": describe_hardware("cpu"),
-            "versions": {d: installed(d) for d in ("torch", "onnxruntime", "torchserve", "optuna", "zztoolkit")}}
+def _describe_machine() -> dict[str, Any]:
+    packages = ("torch", "onnxruntime", "torchserve", "optuna", "zztoolkit")
+    return {
+        "day": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cores": usable_cores(),
+        "hardware": describe_hardware("cpu"),
+        "versions": {d: installed(d) for d in packages},
+    }
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #main
-def main(say: Callable[[str], None] = partial(print, flush=True)):
+def main(say: Say = partial(print, flush=True)):
+    "Run the grid, the tuner and the duel; write `records/tune_grid.json`"
     home = Path(sys.argv[1] if len(sys.argv) > 1 else "build/tune-grid")
     home.mkdir(parents=True, exist_ok=True)
-    record = HANDLERS.parent / "nbs" / "records" / "tune_grid.json"
+    mar = service(home)
+    of = space(mar)
     with tempfile.TemporaryDirectory() as work, LocalServer() as server:
-        mar, bodies = service(home), read_payloads(sample_photo())
-        of, stand = space(mar), TrialRunner(server, mar, bodies, CLIENTS, SLO, SECONDS, Path(work), patience=PATIENCE)
-        say(f"EfficientNet-Lite0, {CLIENTS} clients, p99 within {1000 * SLO:g} ms, {of.cores} cores: {len(of.settings)} settings one by one")
-        every, costs = grid(stand, of, home / "grid.json", say)
+        bodies = read_payloads(sample_photo())
+        runner = TrialRunner(server, mar, bodies, CLIENTS, SLO, SECONDS, Path(work), patience=PATIENCE)
+        say(f"EfficientNet-Lite0, {CLIENTS} clients, p99 within {1000 * SLO:g} ms, {of.cores} cores: "
+            f"{len(of.settings)} settings one by one")
+        result, costs = grid(runner, of, home / "grid.json", say)
         for name in server.management.models(): server.endpoint(name).remove()
-        trials = len(of.settings) // 4
-        say(f"the tuner, with {trials} trials")
-        tuned = tune(mar, sample_photo(), CLIENTS, SLO, trials, folder=home / "tuner", parameters=PARAMETERS, sweep=(CLIENTS,), seconds=SECONDS, patience=PATIENCE)
-        say(str(tuned))
-        best = [t.setting for t in best_trials(every.trials, SLO, 0, 2)]
+        tuned = _tune(mar, len(of.settings) // 4, home, say)
+        best = [t.setting for t in best_trials(result.trials, SLO, 0, 2)]
         say("the tuner's pick and the grid's best two, in turns")
-        rates = duel(stand, [*best, *[s for s in [tuned.best.setting] if s not in best]], of, say)
-    r = ratio(rates, of.describe(tuned.best.setting), [of.describe(s) for s in best])
-    record.write_text(json.dumps({"machine": _machine(), "costs": asdict(costs), "grid": asdict(every), "tuner": asdict(tuned), "duel": rates, "ratio": round(r, 3)}) + "\n")
+        others = [s for s in [tuned.best.setting] if s not in best]
+        rates = duel(runner, [*best, *others], of, say)
+    _save(result, tuned, costs, rates, best)
     shutil.rmtree(home)
     say(f"grid's best: {of.describe(best[0])}; the tuner's: {of.describe(tuned.best.setting)}")
-    say(f"tuner/grid={r:.2f} trials={len(tuned.trials)}/{len(every.trials)}")
+    score = ratio(rates, of.describe(tuned.best.setting), [of.describe(s) for s in best])
+    say(f"tuner/grid={score:.2f} trials={len(tuned.trials)}/{len(result.trials)}")
+
+# %% ../../nbs/benchmarks/05_tuning.ipynb #tune
+def _tune(mar: Mar, trials: int, home: Path, say: Say) -> TuneResult:
+    say(f"the tuner, with {trials} trials")
+    tuned = tune(
+        mar, sample_photo(), CLIENTS, SLO, trials, folder=home / "tuner", parameters=PARAMETERS,
+        sweep=(CLIENTS,), seconds=SECONDS, patience=PATIENCE)
+    say(str(tuned))
+    return tuned
+
+def _save(result: TuneResult, tuned: TuneResult, costs: Costs, rates: Rates, best: Sequence[Mapping[str, Any]]):
+    of = result.space
+    score = ratio(rates, of.describe(tuned.best.setting), [of.describe(s) for s in best])
+    record = {
+        "machine": _describe_machine(), "costs": asdict(costs), "grid": asdict(result),
+        "tuner": asdict(tuned), "duel": rates, "ratio": round(score, 3),
+    }
+    file = HANDLERS.parent / "nbs" / "records" / "tune_grid.json"
+    file.write_text(json.dumps(record) + "\n")
+
+# %% ../../nbs/benchmarks/05_tuning.ipynb #run-module
+if __name__ == "__main__" and "__file__" in globals(): main()

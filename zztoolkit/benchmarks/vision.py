@@ -27,7 +27,7 @@ CHAIN = Chain(Decode(), Resize(256), CenterCrop(224), Normalize(MEAN, STD))
 Side = Callable[[bytes], Any]       # an encoded photograph to float32 (3, 224, 224)
 
 def _middle_normalised(img: np.ndarray) -> np.ndarray:
-    "The middle of an image in NumPy, as everybody writes it"
+    "Crop the middle of an image and normalize it with NumPy"
     import numpy as np
     top, left = round((img.shape[0] - 224) / 2), round((img.shape[1] - 224) / 2)
     x = img[top:top + 224, left:left + 224].astype(np.float32) / 255
@@ -37,19 +37,21 @@ def _shorter_edge_256(width: int, height: int) -> tuple[int, int]:
     return int(width * 256 / min(width, height)), int(height * 256 / min(width, height))
 
 def stock(data: bytes) -> np.ndarray:
-    "Pillow and NumPy, as in most tutorials"
+    "Preprocess with Pillow and NumPy, as in most tutorials"
     import numpy as np, PIL.Image
     img = PIL.Image.open(io.BytesIO(data)).convert("RGB")
-    return _middle_normalised(np.asarray(img.resize(_shorter_edge_256(*img.size), PIL.Image.Resampling.BILINEAR)))
+    resized = img.resize(_shorter_edge_256(*img.size), PIL.Image.Resampling.BILINEAR)
+    return _middle_normalised(np.asarray(resized))
 
 # %% ../../nbs/benchmarks/02_vision.ipynb #pillow-draft
 def pillow_draft(data: bytes) -> np.ndarray:
-    "Pillow and NumPy by somebody who knows `draft`"
+    "Preprocess with Pillow and NumPy, and Pillow's `draft`"
     import numpy as np, PIL.Image
     img = PIL.Image.open(io.BytesIO(data))
     width, height = _shorter_edge_256(*img.size)
     img.draft("RGB", (2 * width, 2 * height))
-    return _middle_normalised(np.asarray(img.convert("RGB").resize((width, height), PIL.Image.Resampling.BILINEAR)))
+    resized = img.convert("RGB").resize((width, height), PIL.Image.Resampling.BILINEAR)
+    return _middle_normalised(np.asarray(resized))
 
 def _read_by_opencv(data: bytes) -> np.ndarray:
     import cv2, numpy as np
@@ -59,44 +61,52 @@ def _read_by_opencv(data: bytes) -> np.ndarray:
 
 # %% ../../nbs/benchmarks/02_vision.ipynb #opencv
 def opencv(data: bytes) -> np.ndarray:
-    "OpenCV by hand, with its averaging resize"
+    "Preprocess with OpenCV and its averaging resize"
     import cv2
     img = _read_by_opencv(data)
-    return _middle_normalised(cv2.resize(img, _shorter_edge_256(img.shape[1], img.shape[0]), interpolation=cv2.INTER_AREA))
+    height, width = img.shape[:2]
+    resized = cv2.resize(img, _shorter_edge_256(width, height), interpolation=cv2.INTER_AREA)
+    return _middle_normalised(resized)
 
 # %% ../../nbs/benchmarks/02_vision.ipynb #optional-sides
 def _torchvision() -> Side:
     import PIL.Image
     from torchvision import transforms
-    pipeline = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    pipeline = transforms.Compose([
+        transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     return lambda data: pipeline(PIL.Image.open(io.BytesIO(data)).convert("RGB")).numpy()
 
 def _albumentations() -> Side:
     import albumentations as A, cv2
-    pipeline = A.Compose([A.SmallestMaxSize(256, interpolation=cv2.INTER_AREA), A.CenterCrop(224, 224), A.Normalize(MEAN, STD)])
+    pipeline = A.Compose([
+        A.SmallestMaxSize(256, interpolation=cv2.INTER_AREA), A.CenterCrop(224, 224), A.Normalize(MEAN, STD)])
     return lambda data: pipeline(image=_read_by_opencv(data))["image"].transpose(2, 0, 1)
 
 def sides(say: Callable[[str], None] = print) -> dict[str, Side]:
-    "Every way that can run here; what is not installed is said"
+    "Return every library that can run here; report those that cannot"
     found: dict[str, Side] = {"stock (Pillow, NumPy)": stock}
     for name, make in (("torchvision", _torchvision), ("albumentations", _albumentations)):
         try: found[name] = make()
-        except Exception as e: say(f"{name} is left out: {type(e).__name__}: {str(e).splitlines()[0][:80]}")
-    return found | {"OpenCV": opencv, "Pillow with draft": pillow_draft, "chain, exact": CHAIN.plan(exact=True), "chain": CHAIN}
+        except Exception as e:
+            reason = str(e).splitlines()[0][:80]
+            say(f"{name} is left out: {type(e).__name__}: {reason}")
+    found |= {"OpenCV": opencv, "Pillow with draft": pillow_draft}
+    return found | {"chain, exact": CHAIN.plan(exact=True), "chain": CHAIN}
 
 # %% ../../nbs/benchmarks/02_vision.ipynb #floor
 def floor(data: bytes) -> Any:
-    "libjpeg-turbo's decode, by Pillow, at the scale that the chain uses: no other way can do without it"
+    "Decode with libjpeg-turbo, through Pillow, at the chain's scale: the least that any library must do"
     import PIL.Image
     img = PIL.Image.open(io.BytesIO(data))
     width, height = _shorter_edge_256(*img.size)
-    img.draft("RGB", (round(width * CHAIN.ops[0].reducing_gap), round(height * CHAIN.ops[0].reducing_gap)))
+    gap = CHAIN.ops[0].reducing_gap
+    img.draft("RGB", (round(width * gap), round(height * gap)))
     img.load()
     return img
 
 # %% ../../nbs/benchmarks/02_vision.ipynb #one-core
 def one_core():
-    "This process on one core, and no library with more threads than that"
+    "Restrict this process to one core, and each library to one thread"
     import cv2, torch
     if hasattr(os, "sched_setaffinity"): os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     cv2.setNumThreads(1)
@@ -109,7 +119,7 @@ def _seconds(f: Side, data: bytes) -> float:
 
 # %% ../../nbs/benchmarks/02_vision.ipynb #images-per-second
 def images_per_second(found: dict[str, Side], bodies: Sequence[bytes], rounds: int = 5) -> dict[str, float]:
-    "Of each side: one over the mean of its median seconds for each photograph; in a round each side goes through all of them"
+    "Return, for each library, one over the mean of its median seconds for each image; all take turns, a round each"
     for f in found.values(): f(bodies[0])
     times: dict[str, list[list[float]]] = {name: [[] for _ in bodies] for name in found}
     for _ in range(rounds):
@@ -118,24 +128,30 @@ def images_per_second(found: dict[str, Side], bodies: Sequence[bytes], rounds: i
     return {name: len(bodies) / sum(map(statistics.median, t)) for name, t in times.items()}
 
 def mean_difference(f: Side, bodies: Sequence[bytes]) -> float:
-    "From the exact answer, in units of 1/255 of a pixel's range, over all photographs"
+    "Return the mean difference from the exact result, in units of 1/255 of a pixel's range, over all images"
     import numpy as np
     exact, to_pixels = CHAIN.plan(exact=True), np.array(STD, np.float32)[:, None, None] * 255
-    return float(np.mean([np.abs((f(data) - exact(data)) * to_pixels).mean() for data in bodies]))
+    differences = [np.abs((f(data) - exact(data)) * to_pixels).mean() for data in bodies]
+    return float(np.mean(differences))
 
 # %% ../../nbs/benchmarks/02_vision.ipynb #main
 def _line(name: str, rate: float, found: dict[str, Side], bodies: Sequence[bytes]) -> str:
-    what = f"mean difference {mean_difference(found[name], bodies):5.2f} of 255" if name in found else "libjpeg-turbo's decode at the same scale, alone"
-    return f"  {name:<22} {rate:7.1f} images/s   {what}"
+    remark = "libjpeg-turbo's decode at the same scale, alone"
+    if name in found: remark = f"mean difference {mean_difference(found[name], bodies):5.2f} of 255"
+    return f"  {name:<22} {rate:7.1f} images/s   {remark}"
 
 def main(say: Callable[[str], None] = partial(print, flush=True)):
-    parser = argparse.ArgumentParser(prog="bench-vision", description="a chain against other ways, on one core")
+    parser = argparse.ArgumentParser(prog="bench-vision", description="a chain against other libraries, on one core")
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     bodies, found = [p.read_bytes() for p in large_photographs(say)], sides(say)
-    say(f"{len(bodies)} photographs of 4 to 16 megapixels to 224 x 224, one core, the median of {rounds} rounds, the sides in turn")
+    say(f"{len(bodies)} photographs of 4 to 16 megapixels to 224 x 224, one core, the median of {rounds} rounds, in turns")
     one_core()
     rates = images_per_second(found | {"floor": floor}, bodies, rounds)
     for name, rate in rates.items(): say(_line(name, rate, found, bodies))
-    best = max(rate for name, rate in rates.items() if name not in ("chain", "chain, exact", "floor"))
-    say(f"chain/stock={rates['chain'] / rates['stock (Pillow, NumPy)']:.2f} chain/best-other={rates['chain'] / best:.2f} chain/floor={rates['chain'] / rates['floor']:.2f}")
+    others = [rate for name, rate in rates.items() if name not in ("chain", "chain, exact", "floor")]
+    ours, stock_rate = rates["chain"], rates["stock (Pillow, NumPy)"]
+    say(f"chain/stock={ours / stock_rate:.2f} chain/best-other={ours / max(others):.2f} chain/floor={ours / rates['floor']:.2f}")
+
+# %% ../../nbs/benchmarks/02_vision.ipynb #run-module
+if __name__ == "__main__" and "__file__" in globals(): main()

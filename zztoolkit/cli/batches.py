@@ -45,7 +45,7 @@ def offline(
         "--processes", "-p", min=1, help="worker processes [default: one for each core]",
     )] = None,
     executor: Annotated[str, typer.Option(
-        help="local, or ray: the cluster that RAY_ADDRESS names, else this machine",
+        "--engine", help="local, or ray: the cluster that RAY_ADDRESS names, else this machine",
     )] = "local",
     batch: Annotated[Optional[int], typer.Option(
         "--batch", "-b", min=1,
@@ -72,7 +72,7 @@ def offline(
         "--restart", help="delete the results so far",
     )] = False,
 ):
-    "Predict every row of a table, line of a text file or image of a folder; rerun the same command to resume"
+    "Predict every row, line or image of a source; rerun the same command to resume"
     from zztoolkit.offline.job import run as run_job
     result = run_job(
         handler, source, sink, column=column, key=key, executor=executor, processes=processes,
@@ -84,6 +84,7 @@ def offline(
     if result.rejected: typer.echo(f"the reason for each row: {_show_rejected(sink)}")
     if result.rows and result.rejected == result.rows: raise ToolkitError("every row was rejected")
 
+# %% ../../nbs/cli/07_batches.ipynb #show-rejected
 def _show_rejected(sink: Path) -> str:
     code = f"from zztoolkit import offline; print(offline.rejected('{sink}').to_string())"
     return f'python -c "{code}"'

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -23,14 +25,12 @@ from ..serving.torchserve.config import read_exit_codes
 __all__ = []
 
 # %% ../../nbs/deploy/05a_probes.ipynb #family
-Labels = tuple[str, ...]
-
 def _family(
     kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
     name: str,
     about: str,
     labels: Sequence[str],
-    values: Mapping[Labels, float],     # by the labels' values
+    values: Mapping[Any, float],        # by tuples of the labels' values
 ) -> Metric:
     family = kind(name, about, labels=labels)
     for of, value in values.items(): family.add_metric(of, value)

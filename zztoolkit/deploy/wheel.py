@@ -80,8 +80,8 @@ def _digest(data: bytes) -> str:
 
 def _read_unchanged(distribution: importlib.metadata.Distribution, file: importlib.metadata.PackagePath) -> bytes:
     data = Path(str(distribution.locate_file(file))).read_bytes()
-    is_recorded = bool(file.hash) and file.hash.mode == "sha256"
-    if is_recorded and file.hash.value == _digest(data): return data
+    recorded = file.hash
+    if recorded and recorded.mode == "sha256" and recorded.value == _digest(data): return data
     raise ToolkitError(
         f"{file} is not the file that was installed",
         found="its digest differs from RECORD",

@@ -67,11 +67,16 @@ class Field:
 # %% ../../nbs/features/03_fields.ipynb #build-validator
 def build_validator(field: Field) -> Callable[[list], list]:
     "Return pydantic's validator of a list of a field's values"
-    from pydantic import Field as Rule, TypeAdapter
+    from pydantic import TypeAdapter
     rule = _value_rule(field)
-    if field.many: rule = Annotated[list[rule], Rule(max_length=field.longest)]  # type: ignore[valid-type]
+    if field.many: rule = _list_rule(rule, field.longest)
     if field.nullable: rule = Union[rule, None]
     return TypeAdapter(list[rule]).validate_python      # type: ignore[valid-type]
+
+def _list_rule(item: Any, longest: int) -> Any:
+    "Return pydantic's rule of a list"
+    from pydantic import Field as Rule
+    return Annotated[list[item], Rule(max_length=longest)]
 
 def _value_rule(field: Field) -> Any:
     "Return pydantic's rule of one value"

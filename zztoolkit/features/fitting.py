@@ -15,7 +15,7 @@ from .inference import check_table, check_text_names, infer_field
 from .ops.base import Operation, transform_all
 from .ops.encode import FillMissing
 from .ops.scale import Clip
-from .schema import Schema
+from .schema import learn_schema, Schema
 from .table import FeatureTable, group_outputs, pack_features, reject_not_finite
 from .validation import Validated
 
@@ -71,9 +71,9 @@ def check_can_pass(declared: Declaration, df: pd.DataFrame, unused: Sequence):
 def fit_features(features: Features, df: pd.DataFrame) -> tuple[Features, FeatureTable]:
     "Return fitted features, and the features of the training table itself"
     keys = {c for o in features.ops for c in o.keys}
-    schema, columns = Schema.learn(
+    schema, columns = learn_schema(
         df, features.inputs, features.others, features.ranges, keys, features.optional)
-    extra = Schema.learn(df, features.fit_inputs, integers=keys)[1]
+    extra = learn_schema(df, features.fit_inputs, integers=keys)[1]
     ops, table = fit_operations(features.ops, columns.with_columns(extra))
     fitted = replace(features, ops=ops, schema=schema)
     ids, dates = fitted.cardinalities, _remaining_dates(ops, schema)

@@ -72,7 +72,9 @@ def check_unique(keys: np.ndarray, name: str):
     repeated = keys[1:] == keys[:-1]
     if not repeated.any(): return
     first = keys[1:][repeated].tolist()[0]
-    raise ToolkitError(f"{name} {first!r} is in the table twice", do=f"keep one row for each {name}")
+    raise ToolkitError(
+        f"{name} {first!r} is in the table twice",
+        do=f"keep one row for each {name}")
 
 # %% ../../nbs/features/02_keyed.ipynb #direct-index
 def _direct_index(keys: np.ndarray) -> np.ndarray | None:
@@ -169,7 +171,8 @@ def check_lookup(table: KeyedTable, column: Any):
     held = "text" if is_text else "lists" if is_list else "numbers"
     raise ToolkitError(
         f"the keys of the table are {keys}, the column holds {held}",
-        do="convert one of them; and join before Categorify and HashBucket, which make numbers of text")
+        do="convert one of them; and join before Categorify and HashBucket, which make "
+           "numbers of text")
 
 # %% ../../nbs/features/02_keyed.ipynb #copy-on
 def copy_on(

@@ -70,26 +70,7 @@ class Schema:
         optional: Iterable[str] = (),      # columns that may be missing, even without a gap here
     ) -> Schema:
         "Learn a schema from a training table. Raises `ToolkitError` for a column of mixed kinds"
-        return cls.learn(df, names, others, ranges, integers, optional)[0]
-
-    @classmethod
-    def learn(cls,
-        df: pd.DataFrame,
-        names: Iterable[str],
-        others: str = "allow",
-        ranges: str = "count",
-        integers: Iterable[str] = (),
-        optional: Iterable[str] = (),
-    ) -> tuple[Schema, Columns]:
-        "Return the schema of a training table (see `of`), and the table's columns"
-        names, integers, optional = list(names), set(integers), tuple(optional)
-        check_table(df, names)
-        fields = {c: infer_field(c, df[c], c in integers) for c in names}
-        fields |= {c: replace(fields[c], nullable=True) for c in optional if c in fields}
-        bare = cls(fields, others, ranges, optional)
-        columns = bare(df[names]).raise_if_invalid("table", "drop those rows, or mend them")
-        ranged = {c: with_range(f, columns[c]) for c, f in fields.items()}
-        return replace(bare, fields=ranged), columns
+        return learn_schema(df, names, others, ranges, integers, optional)[0]
 
     def __call__(self, data: Any) -> Validated: return validate(self, data)
 
@@ -129,6 +110,25 @@ class Schema:
 
     @classmethod
     def from_dict(cls, d: Mapping) -> Schema: return cls(**schema_fields(d))
+
+# %% ../../nbs/features/07_schema.ipynb #learn-schema
+def learn_schema(
+    df: pd.DataFrame,
+    names: Iterable[str],
+    others: str = "allow",
+    ranges: str = "count",
+    integers: Iterable[str] = (),
+    optional: Iterable[str] = (),
+) -> tuple[Schema, Columns]:
+    "Return the schema of a training table (see `Schema.of`), and the table's columns"
+    names, integers, optional = list(names), set(integers), tuple(optional)
+    check_table(df, names)
+    fields = {c: infer_field(c, df[c], c in integers) for c in names}
+    fields |= {c: replace(fields[c], nullable=True) for c in optional if c in fields}
+    bare = Schema(fields, others, ranges, optional)
+    columns = bare(df[names]).raise_if_invalid("table", "drop those rows, or mend them")
+    ranged = {c: with_range(f, columns[c]) for c, f in fields.items()}
+    return replace(bare, fields=ranged), columns
 
 # %% ../../nbs/features/07_schema.ipynb #example-of
 def example_of(field: Field) -> Any:

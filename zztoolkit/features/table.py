@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zztoolkit.features.columns import Array
 
 # %% auto #0
-__all__ = ['FeatureTable', 'describe_array']
+__all__ = ['FeatureTable']
 
 # %% ../../nbs/features/08_table.ipynb #feature-table
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class FeatureTable:
             else: columns |= {c: x[:, i] for i, c in enumerate(group)}
         return pd.DataFrame(columns, index=list(self.rows))
 
+# %% ../../nbs/features/08_table.ipynb #describe-array
 def describe_array(table: FeatureTable, name: str) -> str:
     "Return an array's name, dtype, shape and columns in a line"
     x, group = table.arrays[name], table.groups[name]
@@ -86,7 +87,9 @@ def group_outputs(
 def check_is_numeric(name: str, x: Any, is_date: bool):
     "Raise `ToolkitError` for text, lists and dates, which no model takes"
     if isinstance(x, Lists):
-        raise ToolkitError(f"{name} still holds lists at the end", do="ListPad makes them of one length")
+        raise ToolkitError(
+            f"{name} still holds lists at the end",
+            do="ListPad makes them of one length")
     leave_out = "or leave it out: Features(ops, outputs=[...])"
     if isinstance(x, Text):
         raise ToolkitError(

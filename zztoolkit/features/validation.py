@@ -123,8 +123,8 @@ def validate_lists(schema: Schema, data: Mapping[str, Sequence]) -> Validated:
     given = {c: data[c] for c in schema.fields if c in data}
     for c, x in given.items():
         if hasattr(x, "__len__") and not isinstance(x, (str, bytes)): continue
-        got = short_repr(x)
-        raise InputError(f"{c} must be a list of values, got {got}; one record is given as [record]")
+        hint = "one record is given as [record]"
+        raise InputError(f"{c} must be a list of values, got {short_repr(x)}; {hint}")
     n = _common_length(given)
     def read(c: str, f: Field) -> tuple[Column, dict[int, InputError]]:
         return read_list(c, f, list(data[c])) if c in data else fill_absent(f, n)

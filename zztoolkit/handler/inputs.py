@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['as_array', 'as_json', 'as_image', 'is_pixels', 'as_inputs', 'stack_inputs']
+__all__ = ['as_array', 'as_json', 'as_image', 'as_inputs', 'stack_inputs']
 
 # %% ../../nbs/handler/01a_inputs.ipynb #as-array
 def as_array(x: Any, dtype: str = "float32") -> np.ndarray:
@@ -61,8 +61,9 @@ def as_image(x: Any) -> np.ndarray:
     if not isinstance(x, (bytes, bytearray)): return as_array(x, "uint8")
     return decode_image(Decode(), bytes(x))
 
+# %% ../../nbs/handler/01a_inputs.ipynb #is-pixels
 def is_pixels(spec: TensorSpec) -> bool:
-    "Whether a model's input is a batch of images"
+    "Return whether a model's input is a batch of images"
     return spec.dtype == "uint8" and len(spec.shape) == 4
 
 # %% ../../nbs/handler/01a_inputs.ipynb #as-input

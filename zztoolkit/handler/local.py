@@ -29,7 +29,7 @@ def artifact_folder(model: Any) -> Path:
 
 # %% ../../nbs/handler/04_local.ipynb #local-handler
 class LocalHandler:
-    "A handler in this process; `predict` returns what a client of the server would get"
+    "Handler in this process; `predict` returns what a client of the server would get"
     def __init__(self,
         handler: Any,
         artifact: Artifact | str | Path | None = None,

@@ -27,7 +27,7 @@ __all__ = []
 
 # %% ../../nbs/handler/04a_runner.ipynb #uses-cuda
 def uses_cuda(runner: BatchRunner) -> bool:
-    "Whether any stage runs on a GPU"
+    "Return whether any stage runs on a GPU"
     of_session = str(getattr(runner.session, "device", "cpu"))
     return runner._device.is_cuda or of_session != "cpu"
 
@@ -86,7 +86,7 @@ def _run_watched(
 
 # %% ../../nbs/handler/04a_runner.ipynb #batch-runner
 class BatchRunner:
-    "What a server calls: `handle` runs a batch through the verbs of a `Handler`, each stage timed"
+    "Run batches through the verbs of a `Handler`, each stage timed"
     chain: Chain | None
     features: Features | None
     session: Session | None

@@ -80,7 +80,7 @@ def receive(service: Any, bodies: Sequence[tuple[bytes, str]]) -> list[dict]:
 
 # %% ../../nbs/handler/06_torchserve.ipynb #asks-for-description
 def asks_for_description(data: Sequence[dict], context: Any) -> bool:
-    """Whether TorchServe's management API asks for a description of the model.
+    """Return whether TorchServe's management API asks for a description of the model.
 
     It sends one empty row; a client may send the same header, but with a body or in a batch.
     """
@@ -155,7 +155,7 @@ def _receive_body(connection: Any, length: int) -> bytearray:
 INFO_FOLDER = "MAR-INF"     # of an archive
 
 class Busy:
-    "A shared `flock` on the model folder, held while a batch is in the handler"
+    "Shared `flock` on the model folder, held while a batch is in the handler"
     def __init__(self, folder: Path):
         self.fd = os.open(folder, os.O_RDONLY)
         info = folder / INFO_FOLDER
@@ -167,7 +167,7 @@ class Busy:
 
 # %% ../../nbs/handler/06_torchserve.ipynb #is-busy
 def is_busy(folder: Path) -> bool | None:
-    """Whether a handler of this model folder, in any process, works on a batch.
+    """Return whether a handler of this model folder, in any process, works on a batch.
 
     None if its handlers do not report it.
     """
@@ -175,7 +175,7 @@ def is_busy(folder: Path) -> bool | None:
     return _is_locked(folder) if info.exists() and _is_locked(info) else None
 
 def _is_locked(folder: Path) -> bool:
-    "Whether any process holds a lock on `folder`"
+    "Return whether any process holds a lock on `folder`"
     fd = os.open(folder, os.O_RDONLY)
     try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError: return True

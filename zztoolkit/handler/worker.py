@@ -21,7 +21,7 @@ __all__ = []
 
 # %% ../../nbs/handler/03_worker.ipynb #takes-images
 def takes_images(handler: Any) -> bool | None:
-    "Whether a request is an image. None for a handler that is not ours"
+    "Return whether a request is an image. None for a handler that is not ours"
     if not hasattr(handler, "overrides"): return None
     if handler.chain is not None: return True
     if not handler.session: return False

@@ -61,7 +61,8 @@ def _can_hold(b: Any, a: Any) -> bool:
     if pa.types.is_integer(a): return pa.types.is_float64(b)
     if pa.types.is_list(a): return pa.types.is_list(b) and _can_hold(b.value_type, a.value_type)
     if not (pa.types.is_struct(a) and pa.types.is_struct(b)): return False
-    return all(b.get_field_index(f.name) >= 0 and _can_hold(b.field(f.name).type, f.type) for f in a)
+    if any(b.get_field_index(f.name) < 0 for f in a): return False
+    return all(_can_hold(b.field(f.name).type, f.type) for f in a)
 
 def _to_array(values: list, kind: Any) -> Any:
     "Return a pyarrow array of `kind`, None if a value is not of it"

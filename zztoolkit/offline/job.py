@@ -69,8 +69,10 @@ def _describe_work(result: RunResult) -> str:
     new = result.rows - result.done_before
     if not result.rows: return "nothing: the source has no rows"
     if not new: return "nothing: all was done before"
-    workers = f"{result.processes} process{'es' if result.processes > 1 else ''} ({result.executor})"
-    return f"{new:,} rows in {format_duration(result.seconds)}, {result.rate:,.1f} rows/s, {workers}"
+    n = result.processes
+    workers = f"{n} process{'es' if n > 1 else ''} ({result.executor})"
+    seconds = format_duration(result.seconds)
+    return f"{new:,} rows in {seconds}, {result.rate:,.1f} rows/s, {workers}"
 
 # %% ../../nbs/offline/09_job.ipynb #run-settings
 def default_batch(model: Model, kind: str) -> int:
@@ -154,23 +156,28 @@ def run_missing(
 
 # %% ../../nbs/offline/09_job.ipynb #run
 def run(
-    handler: Any,                    # a .mar, an unpacked one (its folder), or a handler's .py file with `artifact`
-    source: str | Path,              # folder of images or of .parquet files; .txt, .parquet, .csv, .tsv, .arrow or .feather file
+    handler: Any,                    # a .mar, its unpacked folder, or a handler's .py file
+    source: str | Path,              # folder of images or of .parquet files; .txt, .parquet, .csv,
+                                     # .tsv, .arrow or .feather file
     sink: str | Path,                # folder for the answers
     *,
-    column: str | None = None,       # of a table: its cells are the requests (text, encoded images, …); default: each row is a record
+    column: str | None = None,       # of a table: its cells are the requests (text, encoded
+                                     # images, …); default: each row is a record
     key: str | None = None,          # column that names a row; default: the number of the row
-    executor: str = "local",         # "ray": Ray Data, on the cluster that this process or RAY_ADDRESS names
+    executor: str = "local",         # "ray": Ray Data, on the cluster that this process or
+                                     # RAY_ADDRESS names
     processes: int | None = None,    # workers; default: one for each core (each GPU)
-    chunk: int | None = None,        # rows of one file of answers: what a kill can cost each worker
-    batch: int | None = None,        # rows of one call of the handler; default: as the artifact, at most 32 images or lines, 1,024 rows of a table
+    chunk: int | None = None,        # rows of a file of answers: what a kill can cost a worker
+    batch: int | None = None,        # rows of one call of the handler; default: as the artifact, at
+                                     # most 32 images or lines, 1,024 rows of a table
     answers: str = "columns",        # "json": each answer as JSON text
-    types: dict[str, str] | None = None, # of columns of a CSV: boolean, integer, number, json or string
+    types: dict[str, str] | None = None,     # of columns of a CSV: boolean, integer, number, json
+                                             # or string
     restart: bool = False,           # delete the results so far
     timeout: float = 300,            # seconds one batch may take before its process is ended
     artifact: Any = None,            # for a .py file: `Artifact` or its folder
     features: Any = None,            # for a .py file: fitted `Features`, or their folder
-    extra_files: Sequence[str | Path] = (), # for a .py file: files that it reads from its model folder
+    extra_files: Sequence[str | Path] = (),  # for a .py file: what it reads from its model folder
     **config: Any,                   # for a .py file: model-config.yaml
 ) -> RunResult:
     """Answer every row of `source` as the server would. Called again, it resumes.

@@ -5,12 +5,13 @@
 # %% ../../nbs/offline/05_model.ipynb #imports
 from __future__ import annotations
 
-import hashlib, json, os, shutil, tempfile, zipfile
+import hashlib, os, shutil, tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..archive.contents import UnpackedMar
 from ..archive.mar import copy_mar, Mar
 from ..archive.packing import pack
 from ..compile.store import load_artifact
@@ -47,7 +48,8 @@ def handler_path(handler: Any, home: Path, given: dict) -> Path:
         raise ToolkitError(
             "workers are fresh processes, so a handler is given as a file",
             found=f"a {type(handler).__name__}",
-            do="give the .mar that %%serve or zz archive made, or the handler's .py file and artifact=")
+            do="give the .mar that %%serve or zz archive made, or the handler's .py file and "
+               "artifact=")
     path = Path(handler)
     given = {name: x for name, x in given.items() if x is not None and x != ()}
     if path.suffix == ".py":
@@ -60,12 +62,12 @@ def handler_path(handler: Any, home: Path, given: dict) -> Path:
 
 def _unpack(path: Path, home: Path, folder: Path) -> str:
     "Unpack an archive (or copy an unpacked one) into `folder`, and return its digest"
-    if (path / "MAR-INF" / "MANIFEST.json").exists():
+    if UnpackedMar(path).exists:
         shutil.copytree(path, folder, ignore=shutil.ignore_patterns("__pycache__"))
         return _hash_folder(folder)
     with tempfile.TemporaryDirectory(prefix=".copy-", dir=home) as private:
         mar = copy_mar(path, Path(private))      # unpack the very bytes that were verified
-        with zipfile.ZipFile(mar.path) as z: z.extractall(folder)
+        mar.extract(folder)
     return mar.digest
 
 # %% ../../nbs/offline/05_model.ipynb #settings
@@ -83,19 +85,19 @@ def write_settings(path: Path) -> dict[str, Any]:
 def unpack_model(
     handler: Any,  # a .mar, an unpacked one (its folder), or a handler's .py file with `artifact`
     home: Path,    # folder into which it is unpacked
-    **given: Any,  # for a .py file, what `pack` takes: artifact, features, extra_files, configuration
+    **given: Any,  # for a .py file, what `pack` takes: artifact, features, extra_files, …
 ) -> Model:
     "Unpack a handler's archive for workers. Raises `ToolkitError` if it is invalid"
     folder = home / "model"
     shutil.rmtree(folder, ignore_errors=True)
     digest = _unpack(handler_path(handler, home, given), home, folder)
-    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
+    unpacked = UnpackedMar(folder)
     settings = write_settings(folder / "model-config.yaml")
     artifact_folder = folder / settings.get("artifact", "artifact")
     has_artifact = (artifact_folder / "artifact.json").exists()
     artifact = load_artifact(artifact_folder) if has_artifact else None
     return Model(
-        name=manifest["modelName"], version=str(manifest.get("modelVersion", "1.0")),
+        name=unpacked.name, version=unpacked.version,
         digest=digest, folder=folder, threads=int(settings["threads"]),
         max_batch=artifact.batch.max if artifact else 0,
         cuda=needs_gpu(settings, artifact.device if artifact else "cpu"))

@@ -37,13 +37,18 @@ class WorkerSettings:
         return environment_without_secrets() | own | {"PYTHONDONTWRITEBYTECODE": "1"}
 
 # %% ../../nbs/offline/06_pool.ipynb #start-process
+WORKER = """
+import sys
+from zztoolkit.offline.worker import serve_tasks
+serve_tasks(int(sys.argv[1]), sys.argv[2])
+"""
+
 def start_process(settings: WorkerSettings, number: int, log: Path) -> tuple[subprocess.Popen, Any]:
     "Start a worker's process; return it and our end of its socket"
     ours, theirs = socket.socketpair()
-    code = "import sys; from zztoolkit.offline.worker import serve_tasks; serve_tasks(int(sys.argv[1]), sys.argv[2])"
     with theirs, open(log, "ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(theirs.fileno()), str(settings.model)],
+            [sys.executable, "-c", WORKER, str(theirs.fileno()), str(settings.model)],
             cwd=settings.model, env=settings.environment(number), pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     return process, ours
@@ -122,9 +127,10 @@ class Worker(WorkerProcess):
             report, where, reason = self._try_task(task)
             if report: return raise_if_failed(report)
             deaths[where] += 1
-            if isinstance(where, str): self._check_retry(deaths[where], where, f"chunk {task.chunk}: {reason}")
+            if isinstance(where, str):
+                check_retry(self, deaths[where], where, f"chunk {task.chunk}: {reason}")
             elif deaths[where] > 1 or is_half(where, planned): task = task.narrow(where, reason)
-            self._check_deadly(task, reason)
+            check_deadly(self, task, reason)
         raise ToolkitError("stopped")
 
     def _try_task(self, task: Task) -> tuple[dict | None, Where, str]:
@@ -158,22 +164,23 @@ class Worker(WorkerProcess):
         self._kill()
         return None, where, reason
 
-    def _check_retry(self, deaths: int, where: str, found: str):
-        "Raise `ToolkitError` where no batch is at fault and another try is of no use"
-        if deaths < 3 or self.stopped: return
-        raise ToolkitError(
-            f"a worker died three times as it began to {where}",
-            found=f"{found}\n{self.last_output()}",
-            do="the same call resumes from here")
-
-    def _check_deadly(self, task: Task, reason: str):
-        "Raise `ToolkitError` if too many rows of a chunk end the process"
-        if len(task.deadly) <= MAX_DEADLY_ROWS: return
-        raise ToolkitError(
-            "the handler's process keeps crashing",
-            found=f"in chunk {task.chunk}: {reason}\n{self.last_output()}",
-            do="try such a row with LocalHandler.predict")
-
+# %% ../../nbs/offline/06_pool.ipynb #give-up
 def is_half(batch: tuple[int, int], planned: set[tuple[int, int]]) -> bool:
     "Return whether a batch of several rows comes from halving a deadly one"
     return batch not in planned and batch[1] - batch[0] > 1
+
+def check_retry(worker: Worker, deaths: int, where: str, found: str):
+    "Raise `ToolkitError` where no batch is at fault and another try is of no use"
+    if deaths < 3 or worker.stopped: return
+    raise ToolkitError(
+        f"a worker died three times as it began to {where}",
+        found=f"{found}\n{worker.last_output()}",
+        do="the same call resumes from here")
+
+def check_deadly(worker: Worker, task: Task, reason: str):
+    "Raise `ToolkitError` if too many rows of a chunk end the process"
+    if len(task.deadly) <= MAX_DEADLY_ROWS: return
+    raise ToolkitError(
+        "the handler's process keeps crashing",
+        found=f"in chunk {task.chunk}: {reason}\n{worker.last_output()}",
+        do="try such a row with LocalHandler.predict")

@@ -141,7 +141,8 @@ class Progress:
     ):
         "Update the line; in a log, print one every half minute"
         now, new = time.perf_counter(), self.new + under_way
-        if not self.began and new: self.began, self.head = now, new      # those came with the loading
+        # the first rows came while the handler was loaded
+        if not self.began and new: self.began, self.head = now, new
         if not self.began or now <= self.began: return
         rate = max(new - self.head, 0) / (now - self.began)
         text = self._describe(self.done_before + new, rate)
@@ -151,6 +152,7 @@ class Progress:
             self.printed = now
 
     def _describe(self, done: int, rate: float) -> str:
-        text = f"{done:,} of {self.total:,} rows ({done / self.total:.0%}), {self.rejected:,} rejected"
+        share = f"{done:,} of {self.total:,} rows ({done / self.total:.0%})"
+        text = f"{share}, {self.rejected:,} rejected"
         if not rate: return text
         return f"{text}, {rate:,.1f} rows/s, {format_duration((self.total - done) / rate)} left"

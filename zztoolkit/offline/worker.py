@@ -143,6 +143,7 @@ def do_chunk(service: Any, task: Task, report: Callable) -> dict:
 # %% ../../nbs/offline/04_worker.ipynb #load
 def _load(folder: str) -> Any:
     "Return a TorchServe service whose handler is a `Handler`"
+    import pyarrow.parquet  # noqa: F401 - now, while the timeout is that of loading
     service = load_unpacked(folder)
     handler = handler_of(service)
     if not isinstance(handler, Handler):
@@ -159,7 +160,7 @@ def serve_tasks(
     folder: str,    # of the model
 ):
     "Do tasks in a fresh interpreter until the socket is closed"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C reaches the whole group; the parent ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C is for the parent
     sock = socket.socket(fileno=fd)
     tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
     threading.Thread(target=_receive_tasks, args=(sock, tasks), daemon=True).start()

@@ -46,7 +46,7 @@ def as_floats(values: Any) -> tuple[float, ...]:
     import numpy as np
     return tuple(v if isinstance(v, float) else float(str(np.float32(v))) for v in values)
 
-# %% ../../nbs/vision/15_convert.ipynb #convert-one
+# %% ../../nbs/vision/15_convert.ipynb #convert-resize
 def convert_resize(t: Any) -> list:
     antialias = t.antialias is not False
     return [Resize(as_size(t.size), as_interpolation(t.interpolation), t.max_size, antialias)]
@@ -86,7 +86,7 @@ def convert_segmentation(t: Any) -> list: return [*preset_resize(t), *convert_no
 
 def drop(t: Any) -> list: return []     # a tensor of pixels is an image here
 
-# %% ../../nbs/vision/15_convert.ipynb #torchvision-rest
+# %% ../../nbs/vision/15_convert.ipynb #torchvision
 TORCHVISION: dict[str, Callable[[Any], list]] = {
     "Resize": convert_resize,
     "CenterCrop": lambda t: [CenterCrop(as_size(t.size))],
@@ -109,7 +109,7 @@ def flatten(transform: Any) -> list:
     if type(transform).__name__ != "Compose": return [transform]
     return [t for part in transform.transforms for t in flatten(part)]
 
-# %% ../../nbs/vision/15_convert.ipynb #convert-one-2
+# %% ../../nbs/vision/15_convert.ipynb #convert-one
 def convert_one(t: Any) -> list:
     "Return the operations of one transform. Raise `ToolkitError` if it has no counterpart"
     name = type(t).__name__

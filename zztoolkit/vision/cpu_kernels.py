@@ -182,7 +182,7 @@ def equalize(op: Equalize, img: np.ndarray) -> np.ndarray:
     import cv2
     return map_channels(cv2.equalizeHist, img)
 
-# %% ../../nbs/vision/07_cpu_kernels.ipynb #threshold
+# %% ../../nbs/vision/07_cpu_kernels.ipynb #check-grey
 def check_grey(op: Any, img: np.ndarray):
     "Raise `InputError` unless an image has one channel"
     if img.shape[2] == 1: return
@@ -194,7 +194,7 @@ def clahe(op: CLAHE, img: np.ndarray) -> np.ndarray:
     check_grey(op, img)
     return map_channels(cv2.createCLAHE(op.clip_limit, op.tile_grid_size).apply, img)
 
-# %% ../../nbs/vision/07_cpu_kernels.ipynb #threshold-2
+# %% ../../nbs/vision/07_cpu_kernels.ipynb #threshold
 def threshold(op: Threshold, img: np.ndarray) -> np.ndarray:
     import cv2
     code = getattr(cv2, f"THRESH_{op.type.upper()}")
@@ -262,7 +262,7 @@ RESULTS = {
              "for floats use on='tensor', after ToDtype",
     "tensor": "of a tensor it must return an array (C, H, W)"}
 
-# %% ../../nbs/vision/07_cpu_kernels.ipynb #kernels
+# %% ../../nbs/vision/07_cpu_kernels.ipynb #cpu-kernel
 @singledispatch
 def cpu_kernel(op: Any) -> Callable[[Any], Any]:
     "Return the function that does one operation on the CPU"
@@ -271,7 +271,7 @@ def cpu_kernel(op: Any) -> Callable[[Any], Any]:
         found=repr(op),
         do=f"use one of {', '.join(OPS)}")
 
-# %% ../../nbs/vision/07_cpu_kernels.ipynb #kernels-rest
+# %% ../../nbs/vision/07_cpu_kernels.ipynb #kernels
 KERNELS: dict[type, Callable] = {
     Decode: decode_image, Resize: resize, Letterbox: letterbox,
     CenterCrop: center_crop, Crop: crop, Pad: pad, Flip: flip,

@@ -230,7 +230,7 @@ def normalize(op: Normalize, x: torch.Tensor) -> torch.Tensor:
     std = constant(tuple(op.std), "float32", y.device)[:, None, None]
     return ((y - mean) / std).contiguous()
 
-# %% ../../nbs/vision/11_cuda_kernels.ipynb #crop-normalize
+# %% ../../nbs/vision/11_cuda_kernels.ipynb #no-flips
 NO_FLIP = 2     # CV-CUDA flips for -1, 0 and 1
 
 @lru_cache(64)
@@ -238,7 +238,7 @@ def no_flips(n: int, device: torch.device) -> torch.Tensor:
     import torch
     return torch.tensor([[NO_FLIP]] * n, dtype=torch.int32, device=device)
 
-# %% ../../nbs/vision/11_cuda_kernels.ipynb #crop-normalize-2
+# %% ../../nbs/vision/11_cuda_kernels.ipynb #crop-normalize
 def crop_normalize(crop: CenterCrop, op: Normalize, xs: Sequence[torch.Tensor]) -> torch.Tensor:
     "Crop the middle of each image, normalize it and lay it out as (N, C, H, W), in one call"
     import cvcuda, torch

@@ -68,7 +68,7 @@ def read_orientation(img: Image) -> int:
     try: return img.getexif().get(0x0112, 1)
     except Exception: return 1   # a broken EXIF block does not make a photograph unreadable
 
-# %% ../../nbs/vision/06_reading.ipynb #convert-mode
+# %% ../../nbs/vision/06_reading.ipynb #native-mode
 PILLOW_MODES = {"RGB": "RGB", "GRAY": "L"}    # of `Decode`
 WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 
@@ -77,7 +77,7 @@ def native_mode(img: Image) -> str:
     if "transparency" in img.info or img.mode in WITH_ALPHA: return "RGBA"
     return "L" if img.mode in ("1", "L") else "RGB"
 
-# %% ../../nbs/vision/06_reading.ipynb #convert-mode-2
+# %% ../../nbs/vision/06_reading.ipynb #convert-mode
 def convert_mode(img: Image, mode: str) -> Image:
     "Return an image in the mode of a `Decode`, 8 bits a channel"
     import numpy as np, PIL.Image

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/vision/16_show.ipynb #draw-row
+# %% ../../nbs/vision/16_show.ipynb #as-visible
 def as_visible(x: np.ndarray) -> np.ndarray:
     "Return a stage's value as an image: a tensor (C, H, W) too, floats stretched to 0..1"
     import numpy as np
@@ -32,7 +32,7 @@ def as_visible(x: np.ndarray) -> np.ndarray:
     if x.dtype == np.uint8: return x
     return (x - x.min()) / max(float(np.ptp(x)), 1e-9)
 
-# %% ../../nbs/vision/16_show.ipynb #draw-row-2
+# %% ../../nbs/vision/16_show.ipynb #draw-row
 def draw_row(images: Sequence[tuple[str, np.ndarray]]) -> Figure:
     "Draw images with their titles side by side"
     n = max(1, len(images))

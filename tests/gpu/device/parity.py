@@ -1,4 +1,4 @@
-"""Compare the CPU engine and the CUDA engine: operations, chains in one call, kinds of images.
+"""Compare the CPU with CUDA: operations, chains in one call, kinds of images.
 
 Nothing is asserted: what differs, and what fails, is reported.
 """

@@ -20,6 +20,24 @@ if TYPE_CHECKING:
 __all__ = ['Operation']
 
 # %% ../../../nbs/features/ops/01_base.ipynb #check-parameter
+def check_names(op: Operation, attribute: str, given: Any) -> tuple[str, ...]:
+    "Return a name or a list of names as a tuple. Raises `ToolkitError` unless each is there once"
+    if isinstance(given, str): return (given,)
+    names = tuple(given) if isinstance(given, (list, tuple)) else (None,)
+    are_text = all(isinstance(c, str) for c in names)
+    if are_text and len(set(names)) == len(names): return names
+    raise ToolkitError(
+        f"{type(op).__name__} takes names as its {attribute}, each once",
+        found=repr(given))
+
+def parameter_error(op: Operation, what: str, do: str = "") -> ToolkitError:
+    "Return the error of an operation whose parameters are not `what`"
+    parameters = [f.name for f in fields(op) if f.name != "columns"]
+    return ToolkitError(
+        f"{type(op).__name__} needs {what}",
+        found=", ".join(f"{p}={getattr(op, p)!r:.60}" for p in parameters),
+        do=do)
+
 PARAMETER_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 def check_parameter(op: str, name: str, kind: str, value: Any) -> Any:
@@ -50,7 +68,8 @@ class Operation:
 
     def __post_init__(self):
         self._set_names("columns")
-        if not self.columns: raise ToolkitError(f"{type(self).__name__} takes names of columns", found="none")
+        if not self.columns:
+            raise ToolkitError(f"{type(self).__name__} takes names of columns", found="none")
         for f in fields(self):
             value = check_parameter(type(self).__name__, f.name, str(f.type), getattr(self, f.name))
             self._set(f.name, value)
@@ -59,24 +78,11 @@ class Operation:
 
     def _set_names(self, attribute: str):
         "Turn a field that holds a name or a list of names into a tuple"
-        given = getattr(self, attribute)
-        if isinstance(given, str): names = (given,)
-        else: names = tuple(given) if isinstance(given, (list, tuple)) else (None,)
-        are_text = all(isinstance(c, str) for c in names)
-        if not are_text or len(set(names)) < len(names):
-            raise ToolkitError(
-                f"{type(self).__name__} takes names as its {attribute}, each once",
-                found=repr(given))
-        self._set(attribute, names)
+        self._set(attribute, check_names(self, attribute, getattr(self, attribute)))
 
     def _require(self, ok: bool, what: str, do: str = ""):
         "Raise `ToolkitError` unless `ok`: the parameters must be `what`"
-        if ok: return
-        parameters = [f.name for f in fields(self) if f.name != "columns"]
-        raise ToolkitError(
-            f"{type(self).__name__} needs {what}",
-            found=", ".join(f"{p}={getattr(self, p)!r:.60}" for p in parameters),
-            do=do)
+        if not ok: raise parameter_error(self, what, do)
 
     @property
     def inputs(self) -> tuple[str, ...]:

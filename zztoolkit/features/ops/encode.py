@@ -90,7 +90,8 @@ def map_to_ids(
     of_numbers: Callable[[Any], Any],    # ids of an array
 ) -> Any:
     "Return the ids of a column, or of the items of its lists; a missing value is 0"
-    if isinstance(x, Lists): return Lists(x.lengths, map_to_ids(x.flat, of_text, of_numbers), x.starts)
+    if isinstance(x, Lists):
+        return Lists(x.lengths, map_to_ids(x.flat, of_text, of_numbers), x.starts)
     if isinstance(x, Text): return x.gather(of_text(x.values), 0)
     if x.dtype.kind != "f": return of_numbers(x)
     return array_module(x).where(is_missing(x), 0, of_numbers(x))
@@ -157,7 +158,8 @@ class HashBucket(Operation):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require(self.buckets >= 1, "a number of buckets", "HashBucket('user', buckets=10_000)")
+        example = "HashBucket('user', buckets=10_000)"
+        self._require(self.buckets >= 1, "a number of buckets", example)
 
     @property
     def keys(self) -> tuple[str, ...]: return self.columns

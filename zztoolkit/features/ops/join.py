@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zztoolkit.features.columns import Array
 
 # %% auto #0
-__all__ = ['STATS', 'JoinExternal', 'JoinGroupby']
+__all__ = ['JoinExternal', 'JoinGroupby']
 
 # %% ../../../nbs/features/ops/05_join.ipynb #join-external
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +92,10 @@ def read_keyed_table(df: Any, key: str, take: Sequence[str] = ()) -> KeyedTable:
     columns = replace(schema, fields=fields)(df).raise_if_invalid("joined table")
     return KeyedTable.of(columns.pop(key), columns, key)
 
-# %% ../../../nbs/features/ops/05_join.ipynb #join-groupby
+# %% ../../../nbs/features/ops/05_join.ipynb #stats
 STATS = ("count", "sum", "mean", "std", "min", "max")
 
+# %% ../../../nbs/features/ops/05_join.ipynb #join-groupby
 @dataclass(frozen=True, kw_only=True)
 class JoinGroupby(Operation):
     """Look up statistics of the training table's rows with the same `key`.
@@ -134,7 +135,8 @@ class JoinGroupby(Operation):
         if self.groups is None: return self
         return replace(self, groups=self.groups.without_rows())
 
-    def fit(self, table: Columns) -> JoinGroupby: return replace(self, groups=learn_groups(self, table))
+    def fit(self, table: Columns) -> JoinGroupby:
+        return replace(self, groups=learn_groups(self, table))
 
     def transform(self, table: Columns) -> Columns:
         assert self.groups is not None

@@ -141,10 +141,8 @@ class LocalServer(ServerConnections):
         self.stopping = True
         code = _wait_stopped(self.process, self.settings.drain_timeout)
         self._clear()
-        if code != EXIT_NOT_DRAINED: return True
-        seconds = f"{self.settings.drain_timeout:.0f} s"
-        warnings.warn(f"stopped with requests in flight: they did not end in {seconds}")
-        return False
+        if code == EXIT_NOT_DRAINED: _warn_not_drained(self.settings.drain_timeout)
+        return code != EXIT_NOT_DRAINED
 
     def _clear(self):
         atexit.unregister(self.stop)
@@ -164,7 +162,6 @@ class LocalServer(ServerConnections):
         return find_java_pids(self.process)
 
     def endpoint(self, name: str) -> Endpoint: return Endpoint(self, name)
-
     def __repr__(self) -> str:
         if not self.running: return "LocalServer, stopped"
         return f"LocalServer with {', '.join(self.management.models()) or 'no model'}"
@@ -176,6 +173,9 @@ def _wait_stopped(supervisor: subprocess.Popen | None, drain_timeout: float) -> 
     supervisor.stdin.close()
     with suppress(subprocess.TimeoutExpired): return supervisor.wait(drain_timeout + 20)
     return 0
+
+def _warn_not_drained(seconds: float):
+    warnings.warn(f"stopped with requests in flight: they did not end in {seconds:.0f} s")
 
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #find-java
 def find_java_pids(supervisor: subprocess.Popen | None) -> list[int]:
