@@ -9,8 +9,8 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(DOCS), str(ROOT)]
 
-from check import problems  # noqa: E402
-from stage import Site, setting  # noqa: E402
+from check import problems
+from stage import Site, setting
 
 
 def main():

@@ -6,12 +6,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 
-from links import broken_links, links, markdown_of, replace_links  # noqa: E402
-from names import describe, packages, public_names  # noqa: E402
-from notebooks import make_page  # noqa: E402
-from reference import escape, first_sentence  # noqa: E402
-from places import place_of, read_json  # noqa: E402
-from stage import Site  # noqa: E402
+from links import broken_links, links, markdown_of, replace_links
+from names import describe, packages, public_names
+from notebooks import make_page
+from reference import escape, first_sentence
+from places import place_of, read_json
+from stage import Site
 
 # A docstring begins with a verb or a noun, not with a question, a pronoun or a preposition
 OTHERS = {

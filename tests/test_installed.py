@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx, nbformat, pytest
 
 from conftest import ROOT
-from test_cli import block_of_five
+from support.ports import block_of_five
 from zztoolkit.deploy.wheel import own_wheel
 from zztoolkit.samples import sample_photo
 

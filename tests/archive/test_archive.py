@@ -3,7 +3,7 @@ import importlib.util, json, random, shutil, subprocess, sys, textwrap, tracemal
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np, PIL.Image, pytest, torch, yaml
+import numpy as np, PIL.Image, pytest, torch
 
 from conftest import ROOT
 from zztoolkit import samples, vision as V

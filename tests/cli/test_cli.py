@@ -5,6 +5,7 @@ from pathlib import Path
 import httpx, psutil, pytest
 from typer.testing import CliRunner
 
+from support.ports import block_of_five
 from conftest import ROOT
 from zztoolkit import samples
 from zztoolkit.cli.main import app
@@ -12,18 +13,11 @@ from zztoolkit.diagnosis import EXTRAS
 from zztoolkit.errors import ToolkitError
 from zztoolkit.deploy.checks import check
 from zztoolkit.deploy.helm import Release
-from zztoolkit.serving.torchserve.config import free_ports
 
 ZZ = shutil.which("zz", path=str(Path(sys.executable).parent))
 
 
 def zz(*args, **kw) -> subprocess.CompletedProcess: return subprocess.run([ZZ, *map(str, args)], capture_output=True, text=True, **kw)
-
-def block_of_five() -> int:
-    "A port that is free together with the four after it"
-    while True:
-        [p] = free_ports(1)
-        if p < 65_000 and not {c.laddr.port for c in psutil.net_connections("inet") if c.laddr} & set(range(p, p + 5)): return p
 
 @pytest.fixture(scope="module")
 def packed(lite0, tmp_path_factory) -> Path:

@@ -1,5 +1,5 @@
 "The load generator agrees with wrk, and the verdict is right on services built to be bound by one thing."
-import io, re, shutil, statistics, subprocess, sys, textwrap, time
+import io, re, shutil, statistics, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 

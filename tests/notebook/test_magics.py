@@ -1,5 +1,5 @@
 "`%%serve` in a real IPython shell, against a real TorchServe."
-import os, signal, subprocess, sys, textwrap, threading, time, zipfile
+import os, signal, subprocess, sys, threading, time, zipfile
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -192,7 +192,6 @@ def test_a_sentence_is_an_example(notebook, tmp_path):
 
 def test_the_same_notebook_is_no_obstacle(notebook, tmp_path, monkeypatch):
     "Run again after its kernel was restarted, renamed, or by a program that tells no name"
-    import zztoolkit
     serve = "%%serve shout --store STORE --example hello\n" + SHOUT
     (tmp_path / "mine.ipynb").write_text("{}")
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "mine.ipynb"))

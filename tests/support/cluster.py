@@ -8,7 +8,6 @@ from pathlib import Path
 import httpx, numpy as np
 
 from support.pods import Pod
-from zztoolkit import deploy as d
 from zztoolkit.deploy.helm import helm, objects_in
 from zztoolkit.deploy.values import chart_folder
 from zztoolkit.measure.connections import Target

@@ -43,6 +43,16 @@ _NOISE = ("Use --debug", "==>", "engine.go", "[INFO]")
 def _messages(output: str) -> str:
     return "\n".join(line for line in output.splitlines() if line and not line.startswith(_NOISE))
 
+# %% ../../nbs/deploy/10_helm.ipynb #objects-in
+def objects_in(manifest: str) -> list[dict]:
+    "Return the Kubernetes objects of a manifest"
+    import yaml
+    return [o for o in yaml.safe_load_all(manifest) if o]
+
+def describe_model(model: Mapping[str, Any]) -> str:
+    "Return name, version and digest of a model's values"
+    return f"{model['name']} {model['version']} ({model['sha256'][:12]})"
+
 # %% ../../nbs/deploy/10_helm.ipynb #release
 @dataclass(frozen=True)
 class Release:
@@ -95,13 +105,3 @@ class Release:
 
     def __str__(self) -> str:
         return f"{self.name} in {self.folder}: {', '.join(map(describe_model, self.models))}"
-
-# %% ../../nbs/deploy/10_helm.ipynb #objects-in
-def objects_in(manifest: str) -> list[dict]:
-    "Return the Kubernetes objects of a manifest"
-    import yaml
-    return [o for o in yaml.safe_load_all(manifest) if o]
-
-def describe_model(model: Mapping[str, Any]) -> str:
-    "Return name, version and digest of a model's values"
-    return f"{model['name']} {model['version']} ({model['sha256'][:12]})"

@@ -68,7 +68,7 @@ class Ports:
 # %% ../../nbs/deploy/01_pod_config.ipynb #pod-config
 @dataclass(frozen=True)
 class PodConfig:
-    "What a pod serves, and how"
+    "Configuration of a pod: what it serves, and how"
     store: Path                        # folder of the archives
     models: Sequence[ModelRef] = ()    # none: every archive of the store
     keys: Path | None = None           # public keys, one of which must have signed every archive

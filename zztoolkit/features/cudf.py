@@ -37,7 +37,7 @@ def check_cudf():
         raise ToolkitError(
             "cuDF is not installed",
             do="pip install 'zztoolkit[rapids]' (Linux, Python 3.11+, an NVIDIA GPU)")
-    try: import cudf
+    try: import cudf  # noqa: F401
     except Exception as e:
         raise ToolkitError(
             "cuDF does not work here",

@@ -28,7 +28,7 @@ from .sources.opening import open_source
 from .worker import Task
 
 # %% auto #0
-__all__ = ['RunResult', 'run', 'make_home']
+__all__ = ['RunResult', 'run']
 
 # %% ../../nbs/offline/09_job.ipynb #summary
 @dataclass(frozen=True)
@@ -207,6 +207,7 @@ def run(
         shutil.rmtree(home, ignore_errors=True)
         return result
 
+# %% ../../nbs/offline/09_job.ipynb #make-home
 def make_home(sink: Path) -> Path:
     "Return an empty folder for the model and the logs of workers"
     home = sink / ".work"

@@ -9,6 +9,7 @@ import collections, json, os, queue, signal, socket, threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def do_chunk(service: Any, task: Task, report: Callable) -> dict:
 # %% ../../nbs/offline/04_worker.ipynb #load
 def _load(folder: str) -> Any:
     "Return a TorchServe service whose handler is a `Handler`"
-    import pyarrow.parquet  # noqa: F401 - now, while the timeout is that of loading
+    import_module("pyarrow.parquet")      # now, while the timeout is that of loading
     service = load_unpacked(folder)
     handler = handler_of(service)
     if not isinstance(handler, Handler):
