@@ -9,7 +9,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-import lazy_loader     # type: ignore[import-untyped]
+import lazy_loader
 
 # Where the names of an old module are now
 MOVED = {

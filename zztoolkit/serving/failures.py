@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zztoolkit.serving.endpoint import Endpoint
 
 # %% auto #0
-__all__ = ['PredictionError', 'locate_in_list']
+__all__ = ['PredictionError']
 
 # %% ../../nbs/serving/01a_failures.ipynb #prediction-error
 class PredictionError(ToolkitError):
@@ -33,6 +33,7 @@ class PredictionError(ToolkitError):
         self.status, self.kind, self.message = status, kind, message
         super().__init__(f"{status} {kind}: {message}", found, do)
 
+# %% ../../nbs/serving/01a_failures.ipynb #locate-in-list
 def locate_in_list(error: Exception, i: int, n: int) -> Exception:
     "Return the error of item `i` of a list of `n` with its place in the list"
     if not isinstance(error, PredictionError): return error
