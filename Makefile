@@ -4,14 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Successfully|ERROR|error:)' | cut -c1-110
+LINTED := zztoolkit tests handlers docs setup.py
 SUITE  := not faults and not image and not deploy
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame clean tune-grid
+.PHONY: help demo check test deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
+	@echo "make check         export check, lint, types, and what needs no server: two minutes"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
 	@echo "make test-torchvision  chains and how-to pages with the real torchvision, timm, transformers and scikit-learn, in an environment of their own"
 	@echo "make deploy-check  checkov's rules on the rendered chart, and its S3 store (installs checkov and the AWS CLI apart)"
@@ -34,9 +36,22 @@ help:
 demo: $(VENV)/demo.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.demo
 
+# What needs no server: while one works.
+check: $(VENV)/dev.ok
+	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
+	@zz export --check
+	@echo "── 2/4  lint and types"
+	@ruff check $(LINTED)
+	@mypy
+	@echo "── 3/4  notebooks that need no server"
+	@nbdev_test --n_workers 2 --skip_folder_re '^([_.].*|archive|benchmarks|compile|deploy|handlers|howto|notebook|offline|serving|tutorials|tuning)$$' --skip_file_re '^(index|1\d_bench.*|[_.].*)'
+	@echo "── 4/4  tests that start no process of their own, or a short one"
+	@pytest -n 2 --dist loadfile -m "$(SUITE) and not alone" tests/vision/test_vision.py tests/features tests/handler tests/test_package.py tests/test_docs.py tests/test_readme.py
+
 test: $(VENV)/dev.ok
 	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
 	@zz export --check
+	@ruff check -q $(LINTED)
 	@echo "── 2/4  notebooks: every one runs, alone; 3/4  types, beside"
 	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing $(if $(wildcard /usr/sbin/haproxy),--flags haproxy); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
 	@echo "── 4/4  tests against a real TorchServe: two at a time, then those that measure"

@@ -78,7 +78,7 @@ def test_the_wheel_is_imported(installed):
 
 def story() -> list[tuple[str, list[str]]]:
     "The Python cells of README's story, each with the outputs that it promises"
-    text = (ROOT / "README.md").read_text().partition("\n## The story\n")[2].partition("\n## ")[0]
+    text = (ROOT / "README.md").read_text().partition("\n## Quickstart\n")[2].partition("\n## ")[0]
     cells: list[tuple[str, list[str]]] = []
     for language, block in re.findall(r"^```(\w*)\n(.*?)\n```$", text, re.M | re.S):
         if language == "python": cells.append((block, []))
@@ -176,7 +176,7 @@ def test_own_wheel_asks_no_index(installed, wheel):
     pip("install", "-q", "--no-deps", "--target", installed.home / "third", again)
     before = core.read_bytes()
     core.write_bytes(before + b"# changed\n")
-    with pytest.raises(AssertionError, match="zztoolkit/core.py is not the file that was installed"):
+    with pytest.raises(AssertionError, match="zztoolkit/errors.py is not the file that was installed"):
         installed.python("-c", code, installed.home)
     core.write_bytes(before)
 

@@ -23,7 +23,7 @@ def test_figures_are_those_of_the_record():
     from zztoolkit.benchmarks.ladder import Ladder
     lines = str(Ladder.load(ROOT / "nbs" / "records" / "ladder.json")).splitlines()
     record = {re.split(r"  +", line)[0]: re.split(r"  +", line)[1:] for line in lines[2:-1]}
-    gains = table_rows("What it gains")
+    gains = table_rows("Faster, step by step")
     for row, side in {"stock": "stock", "compiled model": "compiled", "compiled model and `Chain`": "chain", "tuned": "tuned"}.items():
         cells = next(v for k, v in gains.items() if k.partition(":")[0] == row)
         assert cells == [record[side][0], f"{record[side][3]} ms"], row

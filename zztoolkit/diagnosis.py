@@ -156,7 +156,7 @@ EXTRAS = {
     "gpu": Extra("images decoded and resized on an NVIDIA GPU", ("cvcuda-cu13", "nvidia-nvimgcodec-cu13")),
     "rapids": Extra("tables on an NVIDIA GPU", ("cudf-cu13",)),
     "tensorrt": Extra("TensorRT, another backend for models on GPUs", ("torch-tensorrt",)),
-    "ray": Extra("zz offline --executor ray", ("ray",)),
+    "ray": Extra("zz offline --engine ray", ("ray",)),
     "deploy": Extra("zz deploy", ("helm-binary", "kubernetes-validate")),
     "grpc": Extra("load over gRPC", ("grpcio",)),
     "peers": Extra("zz ladder: other servers", ("litserve", "mosec", "bentoml")),

@@ -57,6 +57,7 @@ MOVED = {
 
 # Names that have changed as well, or have left a module that is a package now: what is used instead
 RENAMED = {
+    "panel.panel": "notebook.panel.panel.show_panel",
     "archive.archive": "archive.packing.pack",
     "archive.reconfigured": "archive.reconfigure.with_config",
     "archive.packed": "archive.reconfigure.repack_folder",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['RECBOLE', 'COLUMNS', 'sample_photo', 'imagenet_labels', 'photographs', 'large_photographs', 'movielens']
+__all__ = ['sample_photo', 'imagenet_labels', 'photographs', 'large_photographs', 'movielens']
 
 # %% ../nbs/08_samples.ipynb #sample
 def sample_photo() -> Path:
@@ -161,7 +161,7 @@ def showable(photos: Sequence[Path]) -> list[Path]:
     "Return the photographs that may appear in a committed notebook, with their photographers' names"
     return [p for p in photos if not p.stem.startswith(BY_SA)]
 
-# %% ../nbs/08_samples.ipynb #movielens
+# %% ../nbs/08_samples.ipynb #movielens-source
 RECBOLE = "recbole==1.2.1"            # holds MovieLens 100k
 COLUMNS = {
     "inter": ["user", "film", "rating", "time"],
@@ -169,6 +169,7 @@ COLUMNS = {
     "item": ["film", "title", "year", "genres"],
 }
 
+# %% ../nbs/08_samples.ipynb #movielens
 def movielens() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return ratings in order of time, people and films. Raise `ToolkitError` if the download fails.
 

@@ -1,7 +1,7 @@
 "The panel without a browser: what it sees of a real server, and that it leaves nothing behind."
 import threading, time
 
-from zztoolkit.notebook.panel.panel import panel
+from zztoolkit.notebook.panel.panel import show_panel
 from zztoolkit.notebook.panel.watch import Watcher
 
 
@@ -18,7 +18,7 @@ def test_a_watcher_sees_requests(server, classifier, photo):
     assert sum(t.mean for t in model.rates.stages.values()) < model.rates.latency
 
 def test_its_thread_begins_when_it_is_shown_and_ends_with_it(server, classifier, capsys):
-    p = panel(server)
+    p = show_panel(server)
     assert not threads()
     p._ipython_display_()
     end = time.monotonic() + 20

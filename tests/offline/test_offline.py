@@ -116,7 +116,7 @@ def test_a_run_on_ray_that_is_killed(scorer, items, unbroken, tmp_path, monkeypa
     monkeypatch.setenv("SLOWLY", "0.2")      # of the cluster's workers
     with connect_ray(2) as ray:
         address = ray.get_runtime_context().gcs_address
-        killed(started(scorer, items, tmp_path / "sink", "--executor", "ray", "--processes", "1", RAY_ADDRESS=address), tmp_path / "sink", unbroken)
+        killed(started(scorer, items, tmp_path / "sink", "--engine", "ray", "--processes", "1", RAY_ADDRESS=address), tmp_path / "sink", unbroken)
         resumed(scorer, items, tmp_path / "sink", unbroken, "ray")
     assert not ray.is_initialized()
 

@@ -99,7 +99,7 @@ _ISOLATE = """compute each row from its own request alone, with Batch.map:
   raise RequestError for an invalid request (a missing field: InputError) before requests
   become one table or array; take means, maxima and categories from the training data,
   not from the batch; call .eval() on a network. Nothing was packed, and what is served stays.
-  With batchSize 1 each request is alone. If it is intended (dynamic quantization takes its scale
+  With batch size 1 each request is alone. If it is intended (dynamic quantization takes its scale
   from the batch), isolation="warn" in the configuration packs it with a warning"""
 
 def _report_neighbours(found: dict, isolation: str):

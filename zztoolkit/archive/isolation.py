@@ -49,7 +49,7 @@ _TOO_SLOW = "a batch of two takes {:.1f} s, so isolation was not tested"
 _RANDOM = "its response differs from one call to the next, so isolation was not tested"
 _FAILS_TOGETHER = (
     "a {} request fails its whole batch; subclass zztoolkit.Handler, "
-    "whose requests fail alone, or let batchSize be 1")
+    "whose requests fail alone, or use batch size 1")
 
 # %% ../../nbs/archive/05_isolation.ipynb #tolerance
 def _tolerance(service: Any) -> float:

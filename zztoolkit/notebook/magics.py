@@ -26,7 +26,7 @@ from .completion import suggest_flags, suggest_paths, suggest_variables
 from .completion import TypedLine, VARIABLES
 from .options import at_least, parse_line
 from .options import variable_file_or_text, variable_or_text
-from .panel.panel import Panel, panel
+from .panel.panel import Panel, show_panel
 from .serve import serve_cell, ServeOptions, shared_server
 from ..serving.endpoint import Endpoint
 from ..serving.failures import one_line_interrupts
@@ -201,7 +201,7 @@ class ServeMagics(MeasureMagics):
         from IPython.display import display
         parse_line(self.serve_panel, line)
         if self.panel: self.panel.close()
-        self.panel = panel(self.server)
+        self.panel = show_panel(self.server)
         display(self.panel)
 
     @arguments(Option("name", "model (default: the server and all its models)", optional=True))

@@ -110,7 +110,9 @@ def _pack_and_try(
         **config,
     )
     if not mar.dry_run_passed: steps(f"– {NO_DRY_RUN}")
-    if mar.plan: steps(f"– {mar.plan}")
+    agreement = mar.agreement
+    if agreement and agreement.exact: steps(f"– {mar.plan}")
+    elif agreement: steps("– fast preprocessing agrees with exact")
     return mar
 
 def _keep(mar: Mar, store: Path):

@@ -17,7 +17,7 @@ from ...serving.torchserve.running import running_servers, RunningServer
 from ...serving.torchserve.server import LocalServer
 
 # %% auto #0
-__all__ = ['Panel', 'panel']
+__all__ = ['Panel', 'show_panel']
 
 # %% ../../../nbs/notebook/panel/05_panel.ipynb #pause
 def poll_interval(
@@ -175,7 +175,7 @@ class Panel:
         self.update_still()
 
 # %% ../../../nbs/notebook/panel/05_panel.ipynb #panel-2
-def panel(
+def show_panel(
     server: LocalServer | None = None, # default: those of other processes of this user
 ) -> Panel:
     "Open a panel of what is served; the last expression of a cell shows it"
