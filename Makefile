@@ -46,7 +46,7 @@ check: $(VENV)/dev.ok
 	@echo "── 3/4  notebooks that need no server"
 	@nbdev_test --n_workers 2 --skip_folder_re '^([_.].*|archive|benchmarks|compile|deploy|handlers|howto|notebook|offline|serving|tutorials|tuning)$$' --skip_file_re '^(index|1\d_bench.*|[_.].*)'
 	@echo "── 4/4  tests that start no process of their own, or a short one"
-	@pytest -n 2 --dist loadfile -m "$(SUITE) and not alone" tests/vision/test_vision.py tests/features tests/handler tests/test_package.py tests/test_docs.py tests/test_readme.py
+	@pytest -n 2 --dist loadfile -m "$(SUITE) and not alone" -k "not over_http" tests/vision/test_vision.py tests/features tests/handler tests/test_package.py tests/test_docs.py tests/test_readme.py
 
 test: $(VENV)/dev.ok
 	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
