@@ -1,11 +1,12 @@
 "Artifacts between processes: compiled once, read by others, served with their limits."
-import os, subprocess, sys
+import json, os, subprocess, sys
 
 import numpy as np, pytest, torch
 
 from zztoolkit.compile.compiler import compile_model
 from zztoolkit.compile.signature import Dim
 from zztoolkit.serving.failures import PredictionError
+from zztoolkit.system import find_compiler
 
 COMPILES = """
 import torch
@@ -24,6 +25,26 @@ def test_processes_that_compile_the_same_do_it_once(tmp_path):
     assert [step for step, _ in printed] == ["race", "– compiled before", "– compiled before"]
     assert len({name for _, name in printed}) == 1
     assert [p.name for p in (tmp_path / "zztoolkit" / "artifacts").iterdir()] == [printed[0][1]]
+
+LOADS = """
+import sys, torch
+from zztoolkit.compile.store import load_artifact
+session = load_artifact(sys.argv[1]).load(threads=1)
+print(session(torch.ones(3, 4)).tolist())
+"""
+
+@pytest.mark.skipif(not find_compiler(), reason="needs a C++ compiler")
+def test_a_package_of_machine_code_is_opened_without_compiling_anything(tmp_path):
+    "As in a pod: PyTorch's cache is empty, and stays it"
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 2)
+    artifact = compile_model(net, torch.ones(1, 4), backend="aotinductor", batch=(1, 2, 4), path=tmp_path / "net", measure=False)
+    empty = tmp_path / "cache"
+    env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(empty)}
+    done = subprocess.run([sys.executable, "-c", LOADS, artifact.path], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), net(torch.ones(3, 4)).tolist(), rtol=1e-5)
+    assert not list(empty.rglob("*.cpp"))
 
 class Tokens(torch.nn.Module):
     def __init__(self):

@@ -5,7 +5,7 @@
 # %% ../../nbs/compile/12_attempts.ipynb #imports
 from __future__ import annotations
 
-import importlib, json, subprocess, sys
+import faulthandler, importlib, json, subprocess, sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -130,7 +130,7 @@ def check_opens(
     inputs = folder.with_name(folder.name + ".inputs")
     torch.save([x.cpu() for x in xs], inputs)
     command = [sys.executable, "-X", "faulthandler", "-c", _RUN_ONCE,
-        backend.name, str(folder), json.dumps(asdict(options)), str(inputs)]
+        backend.name, str(folder), json.dumps(asdict(options)), str(inputs), str(0.8 * seconds)]
     # their operators may be in the model
     command += [name for name in ("torchvision", "torchaudio") if name in sys.modules]
     problem = f"{backend.name} does not load in a new process"
@@ -138,8 +138,9 @@ def check_opens(
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds,
             env=environment_without_secrets())
-    except subprocess.TimeoutExpired:
-        raise ToolkitError(problem, found=f"nothing after {seconds:.0f} s") from None
+    except subprocess.TimeoutExpired as e:
+        stack = (e.stderr or b"").decode(errors="replace")[-600:]
+        raise ToolkitError(problem, found=f"nothing after {seconds:.0f} s\n{stack}") from None
     finally:
         inputs.unlink()
     if done.returncode == 0: return
@@ -148,8 +149,16 @@ def check_opens(
 # %% ../../nbs/compile/12_attempts.ipynb #run-once
 _RUN_ONCE = "import sys; from zztoolkit.compile.attempts import run_once; run_once(*sys.argv[1:])"
 
-def run_once(backend: str, folder: str, options: str, inputs: str, *modules: str):
+def run_once(
+    backend: str,
+    folder: str,
+    options: str,           # JSON of `LoadOptions`
+    inputs: str,            # file of tensors
+    patience: str,          # seconds until a process that hangs prints its stack
+    *modules: str,          # to import first
+):
     "Load a file and run it, in the new process of `check_opens`"
+    faulthandler.dump_traceback_later(float(patience))
     import torch
     for name in modules: importlib.import_module(name)
     given = json.loads(options)

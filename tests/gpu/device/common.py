@@ -49,7 +49,7 @@ def run_fresh(script: Path, *words: str, limit: float) -> dict[str, Any]:
             file.seek(0)
             texts.append(file.read().decode(errors="replace").replace(f"{ROOT}/", ""))
     return {"outcome": outcome, "seconds": round(child.seconds, 1),
-            "printed": texts[0], "log": texts[1][-1500:]}
+            "printed": texts[0], "log": texts[1][-4000:]}
 
 
 def gpu_ms(call: Callable[[], Any], warm: int = 5, least: int = 10, seconds: float = 0.5) -> dict:

@@ -24,11 +24,11 @@ HOME = Path(os.environ.get("ZZ_GPU_HOME", "/opt/zz-gpu"))
 
 # Seconds that a part may take
 LIMITS = {"facts": 20, "parity": 40, "compile": 90, "fresh": 60, "ladder": 240, "decode": 90,
-          "engines": 100, "features": 60, "flat": 45, "ort": 90, "tables": 90}
+          "engines": 100, "features": 60, "flat": 45, "aoti": 260, "ort": 90, "tables": 90}
 
 # Serving comes before the long sweeps
 PLAN = ("facts", "compile+parity", "fresh", "ladder", "decode", "engines", "features", "flat",
-        "ort", "tables")
+        "aoti", "ort", "tables")
 
 # Parts that need more of the bundle than A, and a package of it
 NEEDS = {"ladder": ("B", "ts"), "ort": ("C", "onnxruntime"), "tables": ("D and E", "cudf")}

@@ -71,7 +71,8 @@ def own_rungs(artifact: Path, cores: int) -> list[Rung]:
     on_gpu = BATCHED | {"device": "cuda"}
     return [
         Rung("chain and network on the GPU", OWN, artifact, (2, 4, 8, 16), CLIENTS, on_gpu),
-        Rung("chain on the CPU, network on the GPU", OWN, artifact, (cores,), CLIENTS, BATCHED),
+        Rung("chain on the CPU, network on the GPU", OWN, artifact,
+             (3 * cores // 4, cores), CLIENTS, BATCHED),
     ]
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util, os, shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from .base import arithmetic, LoadOptions, Run, torch_runner
@@ -52,16 +53,25 @@ def export_aoti(job: ExportJob, folder: Path):
             package_path=str(folder / PACKAGE),
             inductor_configs={"freezing": job.device == "cpu"})
 
+# %% ../../../nbs/compile/backends/06_inductor.ipynb #open-package
+def open_package(path: Path, options: LoadOptions) -> Callable:
+    """Open a package of machine code.
+
+    Source: torch._inductor.aoti_load_package, without its look at this machine: for a warning
+    only, it compiles up to eleven C++ programs to name the CPU's instruction sets. On a machine
+    that has not compiled before, that took 9 of 10 seconds, and over a minute beside an H100.
+    """
+    import torch
+    from torch.export.pt2_archive._package import AOTICompiledModel
+    device = -1 if options.device == "cpu" else options.index
+    is_captured = bool(options.graphs)      # a CUDA graph needs a single thread
+    return AOTICompiledModel(
+        torch._C._aoti.AOTIModelPackageLoader(str(path), "model", is_captured, 1, device))
+
 # %% ../../../nbs/compile/backends/06_inductor.ipynb #load-aoti
 def load_aoti(folder: Path, options: LoadOptions) -> Run:
     "Load a package as a function"
     import torch
     torch.set_num_threads(options.threads)
-    path = str(folder / PACKAGE)
-    if options.device == "cpu":
-        return torch_runner(torch._inductor.aoti_load_package(path), options)
-    model = torch._inductor.aoti_load_package(
-        path,
-        run_single_threaded=bool(options.graphs),      # otherwise it cannot be captured
-        device_index=options.index)
+    model = open_package(folder / PACKAGE, options)
     return with_graphs(torch_runner(model, options), options)
