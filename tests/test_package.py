@@ -10,6 +10,7 @@ from conftest import ROOT
 from support.api import LIBRARY, lines, listed_names, surface, value_of
 from support.imports import Import, against_order, cycle_in, imports_of
 from zztoolkit.cli.project import drift
+from zztoolkit.handler.stages import StageClock
 
 # A name with two meanings, each well known in its field: of pixels (torchvision), of a column (NVTabular)
 TWICE = {"Normalize"}
@@ -88,6 +89,7 @@ def test_what_a_module_lists_is_public():
 
 @pytest.mark.parametrize("old, name, new", [
     ("zztoolkit.frame", "Features", "zztoolkit.features.features"),
+    ("zztoolkit.frame", "JoinExternal", "zztoolkit.features.ops.join"),
     ("zztoolkit.core", "ToolkitError", "zztoolkit.errors"),
     ("zztoolkit.core", "doctor", "zztoolkit.diagnosis"),
     ("zztoolkit.demo", "photographs", "zztoolkit.samples"),
@@ -102,6 +104,19 @@ def test_old_names_work_with_a_warning(old, name, new):
         module = import_module(old)
     assert getattr(module, name) is getattr(import_module(new), name)
     with pytest.raises(AttributeError, match="nonsense"): module.nonsense
+
+def test_old_names_of_members_work_with_a_warning():
+    from zztoolkit import Batch, Handler
+    from zztoolkit.handler.handler import lambda_functions_of
+
+    class Old(Handler):
+        functions = (len,)
+
+    with pytest.warns(DeprecationWarning, match="Batch.results"): assert Batch.of([1, 2]).answers() == [1, 2]
+    with pytest.warns(DeprecationWarning, match="lambda_functions"): assert lambda_functions_of(Old()) == (len,)
+    old = Old()
+    old.clock = StageClock()
+    with pytest.warns(DeprecationWarning, match="count_decoding"): old.decoded(0.5)
 
 def test_every_old_module_is_imported():
     from zztoolkit.moved import MOVED

@@ -5,12 +5,13 @@
 # %% ../nbs/01_batch.ipynb #imports
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+from .errors import warn_renamed
 
 # %% auto #0
 __all__ = ['Batch']
@@ -118,8 +119,13 @@ class Batch:
 
     def through(self, f: Callable[[Any], Any]) -> Batch:
         "Call `map_batch`, which had this name before version 0.2"
-        warnings.warn("Batch.through is now Batch.map_batch", DeprecationWarning, stacklevel=2)
+        warn_renamed("Batch.through", "Batch.map_batch")
         return self.map_batch(f)
+
+    def answers(self) -> list:
+        "Call `results`, which had this name before version 0.2"
+        warn_renamed("Batch.answers", "Batch.results")
+        return self.results()
 
     def results(self) -> list:
         "Return each request's value, or the exception it failed with, in the order of the requests"

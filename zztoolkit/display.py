@@ -129,10 +129,13 @@ class Steps:
 # %% ../nbs/02_display.ipynb #ticked
 def _ticked(step: str) -> str: return step if step.startswith("–") else f"✓ {step}"
 
+def running_shell() -> Any:
+    "Return the IPython shell that this code runs in, None outside of one"
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+
 def _notebook_line() -> Any:
     "Return IPython's handle of a line under the cell, None outside of a notebook"
-    if "IPython" not in sys.modules: return None
-    shell = sys.modules["IPython"].get_ipython()
+    shell = running_shell()
     if not shell or not shell.has_trait("kernel"): return None
     from IPython.display import display
     return display({"text/plain": "…"}, raw=True, display_id=True)

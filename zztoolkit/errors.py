@@ -5,7 +5,7 @@
 # %% ../nbs/00_errors.ipynb #imports
 from __future__ import annotations
 
-import re
+import re, warnings
 from typing import Any
 
 # %% auto #0
@@ -43,6 +43,11 @@ class ToolkitError(RuntimeError):
     def _render_traceback_(self) -> list[str]:
         "Return what IPython shows instead of a traceback through the toolkit's code"
         return f"{type(self).__name__}: {self}".splitlines()
+
+# %% ../nbs/00_errors.ipynb #warn-renamed
+def warn_renamed(old: str, new: str):
+    "Warn whoever uses a name of before version 0.2, which works for one release"
+    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
 
 # %% ../nbs/00_errors.ipynb #http-phrase
 def http_phrase(

@@ -31,7 +31,7 @@ MOVED = {
     "demo": "samples benchmarks.demo",
     "engines": "compile.backends.base compile.backends.export compile.backends.graphs compile.backends.eager compile.backends.torchscript compile.backends.inductor compile.backends.onnx compile.backends.openvino compile.backends.tensorrt compile.backends.registry",
     "feature_ops": "features.ops.base features.ops.encode features.ops.scale features.ops.target features.ops.join features.ops.sequences features.ops.custom features.ops.registry",
-    "frame": "features.table features.features features.fitting features.saving features.crossover",
+    "frame": "features.table features.features features.declaration features.fitting features.saving features.crossover features.ops.base features.ops.encode features.ops.scale features.ops.target features.ops.join features.ops.sequences features.ops.custom features.ops.registry",
     "front": "deploy.proxy_config deploy.proxy",
     "gpu_frame": "features.cudf",
     "image": "deploy.wheel deploy.image",

@@ -15,6 +15,7 @@ from zztoolkit.features.features import Features
 from zztoolkit.features.ops.encode import Categorify, FillMissing
 from zztoolkit.features.ops.scale import Normalize
 from zztoolkit.features.ops.sequences import DateParts, ListPad
+from zztoolkit.offline.parts import _write_errors, write_manifest
 from zztoolkit.offline.sources.opening import open_source, read_chunk
 
 N, CHUNK = 40_000, 1_000
@@ -363,3 +364,20 @@ def test_a_byte_order_mark_is_no_text(name, text, rows, tmp_path):
         assert [x for k in range(source.chunks) for x in read_chunk(source.kind, source.locate(k), k).requests(0, 1)] == rows
     (tmp_path / name).write_text(text, "utf-16")
     with pytest.raises(ToolkitError, match=f"{name} is UTF-16"): open_source(tmp_path / name)
+
+def test_a_sink_of_an_earlier_version(tmp_path):
+    "Side files had another name, and so had the column of a row's number beside a key named row"
+    sink = tmp_path / "sink"
+    sink.mkdir()
+    write_manifest(sink, {"chunks": 2})
+    for k, name in enumerate(("refused", "rejected")):
+        pq.write_table(pa.table({"row": [2 * k], "answer": [1]}), sink / f"part-0000{k}.parquet")
+        side = {"row": [2 * k + 1], f"{name}_row": [2 * k + 1], "reason": ["no number"]}
+        pq.write_table(pa.table(side), sink / f"{name}-0000{k}.parquet")
+    assert offline.rejected(sink)["rejected_row"].tolist() == [1, 3]
+    _write_errors(sink, 0, pa.table({"row": []}))       # tried again, and nothing is rejected now
+    assert offline.rejected(sink)["rejected_row"].tolist() == [3]
+
+def test_the_old_word_for_an_executor(tmp_path):
+    with pytest.warns(DeprecationWarning, match="executor="), pytest.raises(ToolkitError, match="nowhere"):
+        offline.run(tmp_path / "x.mar", tmp_path, tmp_path / "sink", engine="nowhere")

@@ -107,6 +107,11 @@ class Mar(Contents):
         "Workers, batch size, delay and threads of its configuration"
         return read_sizes(self)
 
+    @property
+    def workers(self) -> int:
+        "Worker processes that it starts with"
+        return whole_setting(self, self.config, "minWorkers", 1)
+
     def verify(self) -> Mar:
         "Return the archive if its file has its digest. Raise `ToolkitError` if not"
         check_digest(self.path, self.digest, self.path)
@@ -117,20 +122,21 @@ class Mar(Contents):
         return move_mar(self, store)
 
 # %% ../../nbs/archive/02_mar.ipynb #read-sizes
+def whole_setting(mar: Mar, config: dict, key: str, default: int) -> int:
+    "Return a number of a configuration. Raise `ToolkitError` for one that is not whole"
+    value = config.get(key)
+    if value is None: return default
+    if isinstance(value, int): return value
+    raise ToolkitError(
+        f"{key} of {mar.path} must be a whole number",
+        found=repr(value)[:100],
+        do="pack it again with zz archive")
+
 def read_sizes(mar: Mar) -> Sizes:
     "Read the numbers of a configuration. Raise `ToolkitError` for one that is not whole"
+    defaults = {"minWorkers": 1, "batchSize": 1, "maxBatchDelay": 100, "threads": 0}
     config = mar.config
-    def whole(key: str, default: int) -> int:
-        value = config.get(key)
-        if value is None: return default
-        if isinstance(value, int): return value
-        raise ToolkitError(
-            f"{key} of {mar.path} must be a whole number",
-            found=repr(value)[:100],
-            do="pack it again with zz archive")
-    return Sizes(
-        whole("minWorkers", 1), whole("batchSize", 1),
-        whole("maxBatchDelay", 100), whole("threads", 0))
+    return Sizes(*(whole_setting(mar, config, key, n) for key, n in defaults.items()))
 
 # %% ../../nbs/archive/02_mar.ipynb #move-mar
 def move_mar(mar: Mar, store: Path) -> Mar:

@@ -18,7 +18,6 @@ from .mar import Mar
 from .repack import record_plan, repack, run_archiver
 from .rules import built_in_handlers, check_handler_file, check_name, check_rules
 from .store import default_store, make_store
-from .trial import is_chosen_exact
 from ..compile.artifact import Artifact
 from ..compile.store import load_artifact
 from ..errors import ToolkitError
@@ -99,7 +98,7 @@ def _write_contents(
 def _warn_of(name: str, note: str, agreement: Agreement | None):
     "Warn the caller of `pack` of what a dry run found"
     if note: warnings.warn(f"{name}: {note}", stacklevel=3)
-    if agreement is None or not is_chosen_exact(agreement): return
+    if agreement is None or not agreement.is_fallback: return
     hint = "exact=False keeps the fast one, and a larger reducing_gap of Decode brings that nearer"
     warnings.warn(f"{name} {agreement.verdict}; {hint}", stacklevel=3)
 

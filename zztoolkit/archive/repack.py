@@ -58,7 +58,7 @@ def record_plan(agreement: Agreement, config: dict) -> dict[str, Callable[[], by
     "Return members with a chain's agreement, and the configuration of a chosen exact plan"
     import yaml
     record = json.dumps(asdict(agreement), indent=1).encode()
-    if not agreement.exact or not agreement.images: return {AGREEMENT: lambda: record}
+    if not agreement.is_fallback: return {AGREEMENT: lambda: record}
     text = yaml.safe_dump(config | {"exact": True}, sort_keys=True).encode()
     return {AGREEMENT: lambda: record, CONFIG: lambda: text}
 

@@ -76,8 +76,8 @@ def public_keys(
     where: Path, # a .pub file, or a folder of them
 ) -> list[Path]:
     "Return the public keys of a file or a folder. Raise `ToolkitError` for none"
-    files = sorted(where.glob("*.pub")) if where.is_dir() else [where]
-    if keys := [p for p in files if p.exists()]: return keys
+    files = sorted(where.glob("*.pub")) if where.is_dir() else [where] if where.is_file() else []
+    if files: return files
     raise ToolkitError(
         "no public key",
         found=f"no .pub at {where}",

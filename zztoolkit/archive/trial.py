@@ -24,7 +24,6 @@ from ..handler.torchserve import handler_of, load_service
 from ..handler.wire import encode_request, TEXT
 from ..handler.worker import check_initialized
 from ..samples import sample_photo
-from ..vision.agreement import Agreement
 
 # %% auto #0
 __all__ = []
@@ -100,7 +99,7 @@ def _choose_plan(
     "Measure the plan of the chain with the examples; send the request again with an exact one"
     agreement = measure_handler(handler, _images(given, request))
     if agreement: found["agreement"] = asdict(agreement)
-    if request is not None and is_chosen_exact(agreement):
+    if request is not None and agreement and agreement.is_fallback:
         found["response"] = _send(service, request)
     check_ids(handler)
 
@@ -109,10 +108,6 @@ def _images(given: Sequence[Stored], request: Request | None) -> list:
     if request is None: return []
     body, kind = request
     return [chain_input(kind, body)]
-
-def is_chosen_exact(agreement: Agreement | None) -> bool:
-    "Return whether the exact plan was chosen by a measurement"
-    return bool(agreement and agreement.exact and agreement.images)
 
 # %% ../../nbs/archive/05d_trial.ipynb #try-handler
 def try_handler(folder: str, stored: dict | None, report: Path, found: dict[str, Any]):

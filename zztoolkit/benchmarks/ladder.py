@@ -280,7 +280,7 @@ def _describe_photos(photos: Sequence[Path]) -> str:
         with PIL.Image.open(p) as img: return img.width * img.height / 1e6
     sizes = sorted(map(megapixels, photos))
     megabytes = sum(p.stat().st_size for p in photos) / len(photos) / 1e6
-    return f"{len(photos)} of {sizes[0]:.0f} to {sizes[-1]:.0f} megapixels, {megabytes:.1f} MB each in the mean"
+    return f"{len(photos)} of {sizes[0]:.0f} to {sizes[-1]:.0f} megapixels, {megabytes:.1f} MB each on average"
 
 # %% ../../nbs/benchmarks/07_ladder.ipynb #versions
 def _version(package: str) -> str:

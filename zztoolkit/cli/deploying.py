@@ -82,7 +82,7 @@ def _next_steps(release: Any, folder: Path) -> list[str]:
         steps.append(f"podman build -t {image} {shlex.quote(f'{folder}/container')}")
     store = release.section("store")
     lacks_image = store.get("kind") == "oci" and not store.get("image")
-    return [*steps, _build_models(folder) if lacks_image else f"zz deploy check {folder}"]
+    return [*steps, _build_models(folder) if lacks_image else f"zz deploy check {shlex.quote(str(folder))}"]
 
 def _build_models(folder: Path) -> str:
     dockerfile = shlex.quote(f"{folder}/models.Dockerfile")

@@ -72,7 +72,7 @@ def bench(
     save: Annotated[Optional[Path], shared_option(BENCH["save"])] = None,
     picture: Annotated[Optional[Path], PICTURE] = None,
     against: Annotated[Optional[Path], typer.Option(
-        help="an earlier result: what changed, and is it more than noise?",
+        help="earlier result (JSON) to compare with",
     )] = None,
 ):
     "Benchmark a served model at rising load and name its bottleneck"

@@ -184,6 +184,7 @@ def _describe_outputs(
 ) -> tuple[CallSignature, tuple[TensorSpec, ...]]:
     "Return the model's signature, and its outputs"
     ys, signature = trial(), trial.signature
+    _check_stateless(trial)        # before other sizes: a kept batch would not fit them
     if isinstance(ys, list) and ys and _returns_rows(trial, dims[0]):
         outputs = _row_outputs(ys)
         names = tuple(o.name for o in outputs)

@@ -250,7 +250,7 @@ def cached_artifacts() -> list[Path]:
 
 # %% ../../nbs/compile/08_store.ipynb #clear-cache
 def clear_cache(older_than_days: float = 0) -> int: # freed bytes
-    "Delete cached artifacts that were not used for this long, and rests of interrupted compilations"
+    "Delete cached artifacts that were not used for this long, and leftovers of interrupted compilations"
     now = time.time()
     rests = (cache_dir() / "artifacts").glob(".compiling-*")
     folders = [p for p in rests if p.stat().st_mtime < now - 3600]

@@ -206,3 +206,6 @@ def dashboard_json() -> str:
 def main():
     "Write the dashboard into the chart"
     (chart_folder() / "files" / "dashboard.json").write_text(dashboard_json())
+
+# %% ../../nbs/deploy/15_dashboard.ipynb #run-module
+if __name__ == "__main__" and "__file__" in globals(): main()

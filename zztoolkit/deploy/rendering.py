@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib, json, os, re, shutil, tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from ..archive.signing import public_keys, signature_of, verify
 from ..archive.store import default_store
 from .helm import Release
 from .image import write_image_context
+from .verifying import check_versions_differ
 from zztoolkit.deploy.values import (
     chart_folder, check_examples, Example, examples_of, find_archive, model_values,
     read_own_values, resources, stored_name, work_size,
@@ -61,13 +61,8 @@ def archive_set_digest(models: Sequence[Mapping[str, Any]]) -> str:
 def _check_versions(mars: Sequence[Mar]):
     "Raise `ToolkitError` for no archive, or two of one version"
     if not mars: raise ToolkitError("nothing to render", do="give one or more archives")
-    counts = Counter((m.name, m.version) for m in mars)
-    twice = [f"{name} {version}" for (name, version), n in counts.items() if n > 1]
-    if twice:
-        raise ToolkitError(
-            "two archives are one version of a model",
-            found=", ".join(twice),
-            do="give one of them another version")
+    versions = [(m.name, m.version) for m in mars]
+    check_versions_differ(versions, do="give one of them another version")
 
 def _check_name(name: str):
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?", name):

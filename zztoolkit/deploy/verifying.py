@@ -79,14 +79,20 @@ def verify_all(pod: PodConfig, folder: Path) -> list[VerifiedArchive]:
     refs = list(pod.models) or [ModelRef(p.name) for p in sorted(pod.store.glob("*.mar"))]
     if not refs: raise ToolkitError(f"no archive in {pod.store}", do="zz archive makes one")
     archives = [verify_archive(r, pod.store, folder, keys) for r in refs]
-    _check_versions_differ(archives)
+    check_versions_differ(
+        [(a.name, a.mar.version) for a in archives],
+        do="give one of them another version, or another name")
     return archives
 
-def _check_versions_differ(archives: Sequence[VerifiedArchive]):
-    counts = Counter((a.name, a.mar.version) for a in archives)
+def check_versions_differ(
+    versions: Sequence[tuple[str, str]],   # name and version of each archive
+    do: str,
+):
+    "Raise `ToolkitError` if two archives are one version of a model"
+    counts = Counter(versions)
     twice = [f"{name} {version}" for (name, version), n in counts.items() if n > 1]
     if twice:
         raise ToolkitError(
-            "two archives are the same version of one model",
+            "two archives are one version of a model",
             found=", ".join(twice),
-            do="give one of them another version, or another name")
+            do=do)

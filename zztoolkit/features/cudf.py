@@ -73,13 +73,16 @@ def _has_dtype(field: Field, series: cudf.Series) -> bool:
     return str(series.dtype) != "uint64" and getattr(series.dtype, "tz", None) is None
 
 # %% ../../nbs/features/09_cudf.ipynb #read-gpu-series
+def _has_gaps(field: Field, series: cudf.Series) -> bool:
+    "Return whether values are missing of a field whose dtype, int64, has no missing value"
+    return not field.nullable and bool(series.isnull().any())
+
 def read_gpu_series(
     name: str, field: Field, series: cudf.Series,
 ) -> tuple[Column, dict[int, InputError]]:
     "Return a column on the GPU and the errors of its invalid rows, if need be by way of the host"
     import cupy
-    has_gaps = not field.nullable and bool(series.isnull().any())     # int64 has no missing value
-    if has_gaps or not _has_dtype(field, series):
+    if not _has_dtype(field, series) or _has_gaps(field, series):
         column, errors = read_series(name, field, series.to_pandas())
         return move_column(column, cupy), errors
     gpu_column = _to_text(series) if field.kind == "text" else _to_numbers(field, series)

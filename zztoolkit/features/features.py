@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+from ..display import Table
 from ..errors import ToolkitError
 from .crossover import find_crossover
 from .cudf import check_cudf, is_cudf, validate_on_gpu
@@ -194,14 +194,9 @@ def describe_features(features: Features) -> str:
 
 def features_html(features: Features) -> str:
     "Return the operations as a table in HTML, with the columns of each array"
-    rows = "".join(_row_html(line) for line in describe_operations(features))
     arrays = "; ".join(
         name if columns == (name,) else f"{name}: {', '.join(columns)}"
         for name, columns in features.groups.items())
-    head = "<tr><th>operation</th><th>inputs</th><th>outputs</th></tr>"
-    note = escape(arrays) if features.schema else "not fitted"
-    return f"<table>{head}{rows}</table><p>{note}</p>"
-
-def _row_html(values: Sequence[str]) -> str:
-    cells = "".join(f"<td style='text-align:left'>{escape(x)}</td>" for x in values)
-    return f"<tr>{cells}</tr>"
+    note = arrays if features.schema else "not fitted"
+    columns = ("operation", "inputs", "outputs")
+    return Table(columns, describe_operations(features), [note])._repr_html_()

@@ -30,6 +30,7 @@ FORMAT = 1
 def _to_dict(features: Features, tables: dict[str, KeyedTable]) -> dict[str, Any]:
     "Return features as JSON values; their tables are added to `tables`"
     assert features.schema
+    ops = [operation_to_dict(o, tables) for o in features.ops]
     functions = [o.function for o in features.ops if isinstance(o, Lambda)]
     names = {getattr(f, "__name__", "") for f in functions}
     if len(names) < len(set(functions)):
@@ -38,7 +39,7 @@ def _to_dict(features: Features, tables: dict[str, KeyedTable]) -> dict[str, Any
             do="rename one: functions are saved by their names")
     return {
         "format": FORMAT,
-        "ops": [operation_to_dict(o, tables) for o in features.ops],
+        "ops": ops,
         "outputs": features.outputs,
         "remainder": features.remainder,
         "groups": features.groups,

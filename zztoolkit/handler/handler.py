@@ -14,7 +14,7 @@ from typing import Any
 
 from ..batch import Batch, row_list
 from ..compile.artifact import Session
-from ..errors import ToolkitError
+from ..errors import ToolkitError, warn_renamed
 from ..features.features import Features
 from .inputs import as_arrays, as_image, as_inputs, as_json, stack_inputs
 from .loading import load_chain, load_features, load_session, warm_up, worker_device
@@ -49,6 +49,13 @@ def _run_chain(handler: Handler, batch: Batch) -> Batch:
     return batch.map_batch(lambda images: chain.batch(
         images, handler._pool, handler._device, handler.count_decoding, handler.threads))
 
+# %% ../../nbs/handler/05_handler.ipynb #lambda-functions
+def lambda_functions_of(handler: Handler) -> Sequence[Callable]:
+    "Return the functions of a handler's `Lambda`s; before version 0.2 the attribute was `functions`"
+    if not hasattr(handler, "functions"): return handler.lambda_functions
+    warn_renamed("Handler.functions", "Handler.lambda_functions")
+    return handler.functions
+
 # %% ../../nbs/handler/05_handler.ipynb #load-handler
 def load_handler(handler: Handler, context: Any):
     "Load what the archive holds, and prepare the worker's threads, device and metrics"
@@ -62,7 +69,7 @@ def load_handler(handler: Handler, context: Any):
     handler._record_stage, handler._record_drift = stage_metric(context), drift_metric(context)
     receive_in_place()
     handler.chain = load_chain(handler.chain, folder, config)
-    handler.features = load_features(handler.features, folder, handler.lambda_functions)
+    handler.features = load_features(handler.features, folder, lambda_functions_of(handler))
     if handler.chain and handler._device.is_cuda: check_cuda()
     handler.session = load_session(handler, folder, context) or handler.session
     if uses_cuda(handler): warm_up(handler)
@@ -121,6 +128,11 @@ class Handler(BatchRunner):
     def count_decoding(self, share: float):
         "Count a share of the time since the last stage as decoding, for `chain.batch`"
         self.clock.part("decode", share)
+
+    def decoded(self, share: float):
+        "Call `count_decoding`, which had this name before version 0.2"
+        warn_renamed("Handler.decoded", "Handler.count_decoding")
+        self.count_decoding(share)
 
     def overrides(self, method: str) -> bool:
         "Return whether the class has its own version of a method"

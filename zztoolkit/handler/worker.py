@@ -22,7 +22,8 @@ __all__ = []
 # %% ../../nbs/handler/03_worker.ipynb #takes-images
 def takes_images(handler: Any) -> bool | None:
     "Return whether a request is an image. None for a handler that is not ours"
-    if not hasattr(handler, "overrides"): return None
+    from zztoolkit.handler.runner import BatchRunner
+    if not isinstance(handler, BatchRunner): return None
     if handler.chain is not None: return True
     if not handler.session: return False
     inputs = handler.session.artifact.inputs

@@ -25,7 +25,7 @@ __all__ = []
 
 # %% ../../nbs/measure/11_benchmarking.ipynb #setup
 def describe_setup(endpoint: Endpoint, bodies: Sequence[tuple[bytes, str]]) -> Setup:
-    "Return what a measurement of this endpoint with these payloads is of"
+    "Describe the endpoint, the payloads and the machine of a measurement"
     status = endpoint.status
     return Setup(
         endpoint.name,
@@ -45,14 +45,16 @@ def build_profiles(
     poisson: bool,
 ) -> list[LoadProfile]:
     "Return one load profile for each level. Raise `ToolkitError`"
-    clients, rates = _as_list(concurrency), _as_list(rate or [])
+    clients, rates = _as_list(concurrency), [] if rate is None else _as_list(rate)
     for c in clients: check_whole(concurrency=c)
     wrong = [r for r in rates if not 0 < r < math.inf]
     if wrong:
         do = "requests per second: rate=50"
         raise ToolkitError("rate must be more than 0", found=repr(wrong[0]), do=do)
-    if rate is None: return [closed_loop(c) for c in clients]
-    return [open_loop(r, poisson) for r in rates]
+    closed = [closed_loop(c) for c in clients] if rate is None else []
+    profiles = closed or [open_loop(r, poisson) for r in rates]
+    if not profiles: raise ToolkitError("no load to measure", do="concurrency=8, or rate=50")
+    return profiles
 
 # %% ../../nbs/measure/11_benchmarking.ipynb #checks
 def _check_seconds(seconds: float):

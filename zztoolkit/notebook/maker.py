@@ -5,11 +5,12 @@
 # %% ../../nbs/notebook/02a_maker.ipynb #imports
 from __future__ import annotations
 
-import os, sys, zipfile
+import os, zipfile
 from contextlib import suppress
 from pathlib import Path
 
 from ..archive.mar import open_mar
+from ..display import running_shell
 from ..errors import ToolkitError
 
 # %% auto #0
@@ -18,7 +19,7 @@ __all__ = []
 # %% ../../nbs/notebook/02a_maker.ipynb #recorded-name
 def notebook_file() -> Path | None:
     "Return the path of this kernel's notebook, where the front end reports it"
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    shell = running_shell()
     if not shell: return None
     vscode = shell.user_ns.get("__vsc_ipynb_file__")
     file = str(vscode or os.environ.get("JPY_SESSION_NAME") or "")

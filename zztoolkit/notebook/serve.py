@@ -5,7 +5,7 @@
 # %% ../../nbs/notebook/03_serve.ipynb #imports
 from __future__ import annotations
 
-import functools, keyword, re, sys
+import functools, keyword, re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..archive.mar import Mar, NO_DRY_RUN
 from ..archive.packing import pack
 from ..archive.rules import check_handler_file
 from ..archive.store import default_store, make_store
-from ..display import Steps
+from ..display import running_shell, Steps
 from ..errors import check_whole, ToolkitError
 from ..folders import temporary_folder
 from .cells import add_versions, build_module, Cells, check_names
@@ -167,7 +167,7 @@ def _source_to_serve(handler: type | str | Path) -> str:
 
 def _loaded_cells() -> Cells | None:
     "Return the notebook's cells, where its magics are loaded"
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    shell = running_shell()
     magics = shell.magics_manager.registry.get("ServeMagics") if shell else None
     return getattr(magics, "cells", None)
 

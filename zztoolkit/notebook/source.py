@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
+from ..display import running_shell
 from ..errors import ToolkitError
 from .cells import build_module, Cells, in_order_of_use
 from .versions import bound_names, parse_or_none
@@ -97,7 +98,7 @@ def _absolute_imports(source: str, package: str) -> str:
 # %% ../../nbs/notebook/02_source.ipynb #cells-of-ipython
 def _ipython_cells(cells: Cells | None) -> list[str]:
     "Return the cells that ran in IPython, in their order"
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    shell = running_shell()
     if not shell: return []
     recorded = cells.in_run_order() if cells else []
     ran = recorded or shell.history_manager.input_hist_raw

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..display import facts_table
-from ..errors import check_whole, ToolkitError
+from ..errors import check_whole, ToolkitError, warn_renamed
 from ..system import usable_cores
 from .columns import schema_from_text
 from .executors import ChunkJob, EXECUTORS
@@ -186,6 +186,7 @@ def run(
     rejected-00000.parquet … with the reason. Raises `ToolkitError` if the source or the handler
     cannot be read, or the sink belongs to another run.
     """
+    executor = _executor_from(config, executor)
     check_arguments(source, executor, answers, processes=processes, chunk=chunk, batch=batch)
     source, sink = Path(source).resolve(), Path(sink).resolve()
     check_apart(source, sink)
@@ -206,6 +207,13 @@ def run(
         result = run_missing(opened, sink, manifest, workers, executor, processes)
         shutil.rmtree(home, ignore_errors=True)
         return result
+
+# %% ../../nbs/offline/09_job.ipynb #executor-from
+def _executor_from(config: dict[str, Any], executor: str) -> str:
+    "Return the executor: before version 0.2 the argument was `engine`, which would be configuration now"
+    if "engine" not in config: return executor
+    warn_renamed("engine=", "executor=")
+    return config.pop("engine")
 
 # %% ../../nbs/offline/09_job.ipynb #make-home
 def make_home(sink: Path) -> Path:

@@ -71,14 +71,13 @@ def _unpack(path: Path, home: Path, folder: Path) -> str:
     return mar.digest
 
 # %% ../../nbs/offline/05_model.ipynb #settings
-def write_settings(path: Path) -> dict[str, Any]:
-    "Complete a model-config.yaml for one worker, and return it"
-    import yaml
-    settings = (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
+def write_settings(unpacked: UnpackedMar) -> dict[str, Any]:
+    "Complete the configuration of an unpacked archive for one worker, and return it"
+    settings = unpacked.config
     settings.setdefault("threads", 1)
     # a process sees one GPU, as number 0
     if "device" in settings: settings["device"] = parse_device(settings["device"]).kind
-    path.write_text(yaml.safe_dump(settings, sort_keys=True))
+    unpacked.write_config(settings)
     return settings
 
 # %% ../../nbs/offline/05_model.ipynb #unpack-model
@@ -92,7 +91,7 @@ def unpack_model(
     shutil.rmtree(folder, ignore_errors=True)
     digest = _unpack(handler_path(handler, home, given), home, folder)
     unpacked = UnpackedMar(folder)
-    settings = write_settings(folder / "model-config.yaml")
+    settings = write_settings(unpacked)
     artifact_folder = folder / settings.get("artifact", "artifact")
     has_artifact = (artifact_folder / "artifact.json").exists()
     artifact = load_artifact(artifact_folder) if has_artifact else None

@@ -62,6 +62,8 @@ def _part_name(k: int) -> str: return f"{PART}-{k:05d}.parquet"
 
 def _side_name(k: int) -> str: return f"{SIDE}-{k:05d}.parquet"
 
+def _old_side_name(k: int) -> str: return f"{OLD_SIDE}-{k:05d}.parquet"
+
 def _free_name(name: str, key: str, prefix: str = "answer") -> str:
     "Return the name of a column, with a prefix if it is that of the key"
     return f"{prefix}_{name}" if name == key else name
@@ -100,6 +102,7 @@ def _drift_text(drift: Mapping[tuple[str, str], int]) -> str:
 # %% ../../nbs/offline/02_parts.ipynb #side-table
 def _write_errors(sink: Path, k: int, table: Any):
     "Write the side file of a chunk, or delete that of an earlier try if no row is rejected"
+    (sink / _old_side_name(k)).unlink(missing_ok=True)
     if len(table): _write_table(sink, _side_name(k), table)
     else: (sink / _side_name(k)).unlink(missing_ok=True)
 

@@ -9,10 +9,10 @@ import json, re, warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 from ..features.features import drift_shares
-from .parts import done_rows, DRIFT, parts_in, read_manifest, side_files_in
+from .parts import done_rows, DRIFT, OLD_SIDE, parts_in, read_manifest, SIDE, side_files_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,12 +28,16 @@ def _read_files(sink: Path, files: Mapping[int, Path]) -> pd.DataFrame:
     import pyarrow.parquet as pq
     done = parts_in(sink)
     _warn_if_unfinished(sink, len(done))
-    tables = [pq.ParquetFile(p).read() for k, p in files.items() if k in done]
+    tables = [_with_new_names(pq.ParquetFile(p).read()) for k, p in files.items() if k in done]
     table = pa.concat_tables(tables) if tables else pa.table({})
     # pandas would turn integers with gaps into floats
     has_gaps = any(c.null_count for c in table.columns)
     nullable = {pa.int64(): pd.Int64Dtype()} if has_gaps else {}
     return table.to_pandas(types_mapper=nullable.get)
+
+def _with_new_names(table: Any) -> Any:
+    "Return a table with the names that columns of side files have since version 0.2"
+    return table.rename_columns([re.sub(f"^{OLD_SIDE}_", f"{SIDE}_", n) for n in table.column_names])
 
 def _warn_if_unfinished(sink: Path, done: int):
     chunks = read_manifest(sink)["chunks"]

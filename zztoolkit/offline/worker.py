@@ -104,7 +104,7 @@ def check_header(handler: Any, kind: str, rows: Rows):
 def _takes_records(handler: Any) -> bool:
     "Return whether each request is a record of the handler's features"
     if not isinstance(handler, Handler) or handler.chain or not handler.features: return False
-    return type(handler).preprocess is Handler.preprocess
+    return not handler.overrides("preprocess")
 
 # %% ../../nbs/offline/04_worker.ipynb #run-batches
 def run_batches(

@@ -56,7 +56,7 @@ def _wait_ready(server: LocalServer, mar: Mar, since: int):
 
     `since` is the size of the log before the workers started.
     """
-    workers, timeout = mar.sizes.workers, server.settings.startup_timeout
+    workers, timeout = mar.workers, server.settings.startup_timeout
 
     def state() -> str:
         version = server.management.version(mar.name, mar.version)
@@ -76,11 +76,12 @@ def _wait_ready(server: LocalServer, mar: Mar, since: int):
     raise ToolkitError(problem, "\n".join(last_lines), do)
 
 # %% ../../nbs/serving/02_rollout.ipynb #start-version
-def _start_version(server: LocalServer, mar: Mar):
+def _start_version(server: LocalServer, mar: Mar, progress: Progress):
     "Register a version and wait for its workers; unregister it if they do not start"
     log = model_log_path(server.folder)
     since = log.stat().st_size if log.exists() else 0     # ignore an earlier failure in the log
     try:
+        progress("start its workers")
         register(server.management, mar)
         _wait_ready(server, mar, since)
     except BaseException:
@@ -102,8 +103,7 @@ def deploy(
     """
     mar, api = _store_archive(server, mar), server.management
     old = version_names(api.versions(mar.name))
-    progress("start its workers")
-    _start_version(server, mar)
+    _start_version(server, mar, progress)
     if old:
         progress("switch to it")
         set_default(api, mar.name, mar.version)

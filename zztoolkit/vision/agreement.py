@@ -43,6 +43,11 @@ class Agreement:
     def __str__(self) -> str: return describe_agreement(self)
 
     @property
+    def is_fallback(self) -> bool:
+        "Whether a measurement has chosen the exact plan"
+        return self.exact and self.images > 0
+
+    @property
     def verdict(self) -> str:
         "Summary in one line: which plan serves, why, and the measurement"
         plan = "exact" if self.exact else "fast"

@@ -11,7 +11,7 @@ from functools import partial, singledispatch
 from typing import Any, TYPE_CHECKING
 
 from ..batch import Batch
-from ..errors import InputError, ToolkitError
+from ..errors import ToolkitError
 from . import cuda_kernels as kernels
 from .bridge import check_cuda, keep_memory, to_current_device
 from .cpu import plan_cpu, Step
@@ -19,6 +19,7 @@ from .cuda_decode import DecodeRule, DecodeStep, make_rule
 from .geometry import (
     CenterCrop, Crop, Decode, Flip, Letterbox, Pad, Resize, Rotate, Warp)
 from .ops import as_pair
+from .source import check_one_shape
 from .pixels import (
     Apply, CLAHE, CvtColor, Equalize, GaussianBlur,
     MedianBlur, Morphology, Normalize, Threshold, ToDtype)
@@ -179,8 +180,5 @@ def stack_images(xs: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     "Return images of one shape as one tensor. Raise `InputError` for different shapes"
     import torch
     if isinstance(xs, torch.Tensor): return xs
-    shapes = {tuple(x.shape) for x in xs}
-    if len(shapes) > 1:
-        what = f"inputs of different shapes {sorted(shapes)} cannot be one batch"
-        raise InputError(f"{what}; crop or resize to (H, W)")
+    check_one_shape(xs)
     return torch.stack(list(xs))

@@ -12,7 +12,7 @@ from typing import cast, TYPE_CHECKING
 from ..errors import InputError
 from .bridge import (
     as_cvcuda, as_image_batch, as_torch, constant, current_stream, upload)
-from .cpu_kernels import check_inside, nearest_indices
+from .cpu_kernels import check_inside, check_mean, nearest_indices
 from .geometry import (
     CenterCrop, Crop, Flip, Letterbox, Pad, Resize, Rotate, Warp)
 from .ops import as_pair
@@ -215,17 +215,12 @@ def to_dtype(op: ToDtype, x: torch.Tensor) -> torch.Tensor:
     if op.scale: y = y / 255
     return y.to(getattr(torch, op.dtype)).contiguous()
 
-def check_mean(op: Normalize, n: int):
-    "Raise `InputError` unless `Normalize` has a number for each channel"
-    if n == len(op.mean): return
-    raise InputError(f"the image has {n} channels, Normalize has numbers for {len(op.mean)}")
-
 # %% ../../nbs/vision/11_cuda_kernels.ipynb #normalize
 def normalize(op: Normalize, x: torch.Tensor) -> torch.Tensor:
     import torch
     is_pixels = x.dtype == torch.uint8
     y = as_planes(x).to(torch.float32) / 255 if is_pixels else x.to(torch.float32)
-    check_mean(op, y.shape[0])
+    check_mean("image", y.shape[0], len(op.mean))
     mean = constant(tuple(op.mean), "float32", y.device)[:, None, None]
     std = constant(tuple(op.std), "float32", y.device)[:, None, None]
     return ((y - mean) / std).contiguous()
@@ -243,7 +238,7 @@ def crop_normalize(crop: CenterCrop, op: Normalize, xs: Sequence[torch.Tensor]) 
     "Crop the middle of each image, normalize it and lay it out as (N, C, H, W), in one call"
     import cvcuda, torch
     images = [pad_to_crop(crop, x) for x in xs]
-    for x in images: check_mean(op, x.shape[2])
+    for x in images: check_mean("image", x.shape[2], len(op.mean))
     (h, w), n, c, device = crop.hw, len(xs), len(op.mean), images[0].device
     out = torch.empty((n, c, h, w), dtype=torch.float32, device=device)
     corners = [crop.corner(x.shape[1], x.shape[0]) for x in images]

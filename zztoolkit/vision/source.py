@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -53,8 +54,13 @@ def check_image(x: Any) -> np.ndarray:
 def stack_arrays(xs: list[np.ndarray]) -> np.ndarray:
     "Return arrays of one shape as one batch. Raise `InputError` for different shapes"
     import numpy as np
-    shapes = {x.shape for x in xs}
-    if len(shapes) <= 1: return np.stack(xs)
+    check_one_shape(xs)
+    return np.stack(xs)
+
+def check_one_shape(xs: Sequence):
+    "Raise `InputError` unless arrays or tensors have one shape"
+    shapes = {tuple(x.shape) for x in xs}
+    if len(shapes) <= 1: return
     what = f"inputs of different shapes {sorted(shapes)} cannot be one batch"
     raise InputError(f"{what}; crop or resize to (H, W)")
 

@@ -83,13 +83,11 @@ class Backend:
         kind = device.partition(":")[0]
         if kind not in self.precisions: return f"it does not run on {kind}"
         if precision not in self.precisions[kind]: return self._lacks_precision(kind, precision)
-        no_gpu = no_cuda() if kind == "cuda" else ""
-        return _missing_distributions(self.needs) or no_gpu or self.missing(kind)
+        return _missing_distributions(self.needs) or _missing_gpu(kind) or self.missing(kind)
 
     def cannot_run_reason(self, device: str) -> str:
         "Return why it cannot run an existing file here, '' if it can"
-        no_gpu = no_cuda() if device.startswith("cuda") else ""
-        return _missing_distributions(self.runs_with) or no_gpu
+        return _missing_distributions(self.runs_with) or _missing_gpu(device)
 
     def array_kind(self, device: str) -> str:
         "Return what its function takes on a device: 'numpy' or 'torch'"
@@ -108,6 +106,10 @@ class Backend:
 def _first_installed(names: str) -> str:
     "Return the installed one of the distributions `a|b`, or ''"
     return next((d for d in names.split("|") if installed(d)), "")
+
+def _missing_gpu(device: str) -> str:
+    "Return why CUDA cannot be used, '' if it can or is not asked for"
+    return no_cuda() if device.startswith("cuda") else ""
 
 def _missing_distributions(distributions: Sequence[str]) -> str:
     missing = [d.replace("|", " or ") for d in distributions if not _first_installed(d)]

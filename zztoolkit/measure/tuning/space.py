@@ -62,7 +62,7 @@ _EXAMPLE = "--knob threads=1,2"
 
 def _full_name(name: str) -> str:
     "Return the name of a parameter given by its name, its label or TorchServe's key"
-    by_label = {label: full for full, label in _LABELS.items()}
+    by_label = {label: full for full, label in _LABELS.items()} | {"engine": "artifact"}
     return next(iter(from_torchserve({by_label.get(name, name): None})))
 
 def parse_parameter(text: str) -> Parameter:

@@ -280,9 +280,10 @@ def tune(
 ) -> TuneResult:
     """Find the setting with the highest rate within the objective and the limit.
 
-    Raise `ToolkitError`. The service itself does not change. Takes up to about 10 minutes with the default 20 trials of
-    6 s (`longest` computes it), longer while other processes take the cores; `progress` reports
-    how much is left.
+    The service itself does not change. Raise `ToolkitError` if no setting could be measured.
+
+    With the defaults this takes up to about 10 minutes (`longest` computes it), longer while other
+    processes take the cores; `progress` reports how much is left.
     """
     _check_request(concurrency, trials, seconds)
     objective = parse_duration(slo) if slo else 0.0

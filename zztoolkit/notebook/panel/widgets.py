@@ -33,7 +33,7 @@ _FILES: Any = files("zztoolkit.notebook.panel")
 
 @functools.cache
 def visibility_class() -> Any:
-    "Return the class of a widget without a face that reports when it is on screen"
+    "Return the class of an invisible widget that reports when it is on screen"
     import anywidget
     class Visibility(anywidget.AnyWidget):
         _esm = _FILES / "visibility.js"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+from ...archive.config import WORDS
 from ...errors import ToolkitError
 from ...handler.torchserve import is_busy
 from ...system import wait_until
@@ -161,15 +162,14 @@ def describe_handler(api: ManagementClient, name: str) -> dict:
     return description if isinstance(description, dict) else {}
 
 # %% ../../../nbs/serving/torchserve/02_api.ipynb #change-models
-_BATCHING = {"batchSize": "batch_size", "maxBatchDelay": "max_batch_delay"}
-
 def register(api: ManagementClient, mar: Mar):
     "Register an archive in the server's store as a version of its model, and start its workers"
     config = mar.config
-    batching = {theirs: config[key] for key, theirs in _BATCHING.items() if key in config}
+    keys = {name: WORDS[name] for name in ("batch_size", "max_batch_delay")}
+    batching = {name: config[key] for name, key in keys.items() if key in config}
     api.request(
         "POST", "/models", url=mar.path.name, model_name=mar.name,
-        initial_workers=mar.sizes.workers, synchronous="false", **batching)
+        initial_workers=mar.workers, synchronous="false", **batching)
 
 def set_default(api: ManagementClient, name: str, version: str):
     api.request("PUT", f"/models/{name}/{version}/set-default")

@@ -202,7 +202,7 @@ def write_server_files(
     *flags: str,         # of TorchServe's command line
     echo: bool = False,  # print the workers' lines on the console too
 ) -> dict[str, Any]: # `command` and `environment` of Java
-    "Write all files that TorchServe reads; archives belong into the subfolder `store`"
+    "Write all files that TorchServe reads; archives belong in the subfolder `store`"
     for name in ("logs", "tmp", "store"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     java, python = find_java(), folder / "python"

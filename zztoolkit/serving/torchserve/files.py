@@ -5,9 +5,9 @@
 # %% ../../../nbs/serving/torchserve/09_files.ipynb #imports
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from ...archive.contents import UnpackedMar
 from ...errors import ToolkitError
 
 # %% auto #0
@@ -22,9 +22,8 @@ def find_unpacked(
     "Return the folder into which TorchServe has unpacked a version. Raise `ToolkitError`"
     manifests = folder.glob("tmp/models/*/MAR-INF/MANIFEST.json")
     for manifest in sorted(manifests, key=lambda p: -p.stat().st_mtime):
-        model = json.loads(manifest.read_text())["model"]
-        if (model["modelName"], model.get("modelVersion", "1.0")) != (name, version): continue
-        return manifest.parents[1]
+        unpacked = UnpackedMar(manifest.parents[1])
+        if (unpacked.name, unpacked.version) == (name, version): return unpacked.folder
     raise ToolkitError(
         f"the files of {name} version {version} are gone",
         found=f"no such version in {folder / 'tmp'}",

@@ -97,7 +97,7 @@ def _wait_up(server: LocalServer, timeout: float) -> bool:
     "Wait until the server responds; False if it has ended or the time is over"
     return wait_until(lambda: _startup_state(server), timeout) == "up"
 
-def _check_ports_free(server: LocalServer):
+def _reject_fixed_ports(server: LocalServer):
     if not server.settings.ports: return
     raise ToolkitError(
         "a port is already in use",
@@ -129,7 +129,7 @@ class LocalServer(ServerConnections):
             lines, all_lines = self.last_log_lines(), self.last_log_lines(10_000)
             self._clear()
             if "Address already in use" not in all_lines: break
-            _check_ports_free(self)
+            _reject_fixed_ports(self)
         raise ToolkitError("TorchServe did not start", found=lines, do="zz doctor")
 
     def stop(self) -> bool:
