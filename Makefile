@@ -90,6 +90,9 @@ ladder: $(VENV)/peers.ok
 soak: $(VENV)/demo.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.soak
 
+bench-gateway: $(VENV)/dev.ok
+	@$(BIN)/python -m zztoolkit.benchmarks.gateway
+
 bench-vision: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.vision
 

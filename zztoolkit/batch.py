@@ -97,6 +97,11 @@ class Batch:
     def __getitem__(self, part: slice) -> Batch:
         return Batch(rows(self.items, part), self.requests[part], self.errors)
 
+    def select(self, wanted: Sequence[bool]) -> Batch:
+        "Return the rows that are wanted, one bool for each row; `items` becomes a list"
+        live = [(r, x) for r, x, keep in zip(self.requests, row_list(self.items), wanted) if keep]
+        return Batch([x for _, x in live], tuple(r for r, _ in live), self.errors)
+
     def map(self, f: Callable[[Any], Any], pool: Executor | None = None) -> Batch:
         "Apply `f` to each value, in the threads of `pool` if given; a value for which it raises leaves the batch"
         apply = pool.map if pool else map
@@ -113,7 +118,7 @@ class Batch:
             return Batch([], (), self.errors | {self.requests[0]: error})
         if error:
             first, second = (half.map_batch(f) for half in self._halves())
-            return replace(_join(first, second), split_by=error)
+            return replace(join(first, second), split_by=error)
         if isinstance(out, Batch): return self._merge(out)
         return Batch(out, self.requests, self.errors)
 
@@ -143,8 +148,8 @@ class Batch:
         return Batch(inner.items, requests, self.errors | errors)
 
 # %% ../nbs/01_batch.ipynb #join
-def _join(a: Batch, b: Batch) -> Batch:
-    "Join two halves of a batch"
+def join(a: Batch, b: Batch) -> Batch:
+    "Join two parts of a batch"
     live = [half.items for half in (a, b) if len(half)]
     items = join_rows(live) if live else []
     return Batch(items, a.requests + b.requests, a.errors | b.errors)

@@ -139,6 +139,11 @@ MaxRequestSize = Annotated[int, _env("ZZ_MAX_REQUEST_SIZE", "bytes", min=1)]
 JobQueueSize = Annotated[int, _env(
     "ZZ_JOB_QUEUE_SIZE", "requests that wait for one model", min=1)]
 Variables = Annotated[str, _env("ZZ_ENV", _VARIABLES)]
+WithGateway = Annotated[bool, typer.Option(
+    "--gateway/--no-gateway",
+    envvar="ZZ_GATEWAY",
+    help="speak the Open Inference Protocol (HTTP, gRPC) and TensorFlow Serving's REST, too",
+)]
 
 # %% ../../nbs/cli/05_services.ipynb #run
 @command
@@ -161,6 +166,7 @@ def run(
     max_request_size: MaxRequestSize = 64 << 20,
     job_queue_size: JobQueueSize = 100,
     env: Variables = "",
+    gateway: WithGateway = False,
 ):
     """Run a pod: verify the archives, serve them, and drain on SIGTERM
 
@@ -177,7 +183,7 @@ def run(
     forget_environment(names)
     pod = PodConfig(
         store, parse_models(models), keys, tokens, tls, token_auth, front, host,
-        pod_ports, work, endpoint_wait, settings, names,
+        pod_ports, work, endpoint_wait, settings, names, gateway,
     )
     raise typer.Exit(run_pod(pod))
 

@@ -67,7 +67,7 @@ def needed_extras(mars: Sequence[Mar]) -> list[str]:
     artifacts = [a for m in mars for a in m.artifacts.values()]
     backends = {a.get("backend") or a["engine"] for a in artifacts} & {"openvino", "tensorrt"}
     devices = {"gpu"} if any(a["device"] == "cuda" for a in artifacts) else set()
-    return sorted(backends | devices)
+    return sorted(backends | devices | {"gateway"})
 
 def _with_extras(wheel: Path, extras: Sequence[str]) -> str:
     return f"{wheel}[{','.join(extras)}]" if extras else str(wheel)

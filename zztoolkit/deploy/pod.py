@@ -31,14 +31,15 @@ def _check_processes(server: Server):
     "Raise `ToolkitError` if TorchServe or haproxy has ended"
     java, proxy = server.java, server.proxy
     assert java
-    haproxy = [proxy.process] if proxy and proxy.process else []
-    kill_orphans(java, *haproxy)
+    own = [p.process for p in (proxy, server.gateway) if p and p.process]
+    kill_orphans(java, *own)
     if java.poll() is not None:
         raise ToolkitError(
             "TorchServe ended by itself",
             found=f"exit code {java.returncode}\n{last_warnings(server.folder)}")
-    if proxy and not proxy.is_running:
-        raise ToolkitError("haproxy ended by itself", found="its messages are above")
+    for name, part in (("haproxy", proxy), ("the gateway", server.gateway)):
+        if part and not part.is_running:
+            raise ToolkitError(f"{name} ended by itself", found="its messages are above")
 
 # %% ../../nbs/deploy/06_pod.ipynb #check-models
 def _check_models(server: Server):
@@ -53,6 +54,7 @@ def _check_models(server: Server):
     try:
         hide_key(server)
         workers = server.workers()
+        if all(w.ready for w in workers): server.announce()
     except (ToolkitError, OSError): return     # not up yet
     for w, a in zip(workers, server.archives):
         if not w.wanted:
@@ -159,6 +161,7 @@ def run_pod(pod: PodConfig) -> int:
                 is_drained = _serve(server, stop, hurry)
                 return 0 if is_drained else EXIT_NOT_DRAINED
             finally:
+                if server.gateway: server.gateway.stop()
                 if server.java: kill_java(server.java)
                 if server.proxy: server.proxy.stop()
 

@@ -82,6 +82,7 @@ class PodConfig:
     endpoint_wait: float = 10          # seconds after SIGTERM in which new requests are accepted
     settings: Settings = Settings(drain_timeout=30)
     env: Sequence[str] = ()            # names of further environment variables for handlers
+    gateway: bool = False              # the Open Inference Protocol and TensorFlow Serving's REST, too
 
     def __post_init__(self):
         if not self.front and (self.tokens or self.tls):
@@ -89,6 +90,8 @@ class PodConfig:
                 "tokens and TLS need the proxy",
                 found="--tokens or --tls with --no-front",
                 do="leave one of them out")
+        if self.gateway and not self.front:
+            raise ToolkitError("the gateway needs the proxy", found="--gateway with --no-front")
         if not self.store.is_dir():
             raise ToolkitError(f"{self.store} is not a folder", do="give the folder of the archives")
 

@@ -71,13 +71,15 @@ class Proxy:
         timeout: int = 130,          # seconds for a response
         tls: Path | None = None,     # folder of tls.crt and tls.key, as a Secret of Kubernetes; None: plain HTTP
         key: bool = False,           # TorchServe requires a key: requests are rejected before `use_key`
+        gateway: tuple[int, int] | None = None,     # the gateway's ports for HTTP and gRPC
     ):
         self.folder, self.tokens, self.tls = folder, tokens, tls
         self.process: subprocess.Popen | None = None
         self.admin, self.probe = Channel(), Channel()
         self.token_hashes = _read_hashes(tokens) if tokens else []
         self.certificate = read_certificate(tls) if tls else ""
-        config = haproxy_config(folder, host, port, target, timeout, bool(tokens), bool(tls), key)
+        config = haproxy_config(
+            folder, host, port, target, timeout, bool(tokens), bool(tls), key, gateway)
         _write_files(self, config)
 
     def start(self, on_response: OnResponse = lambda model, status, seconds: None) -> Proxy:
@@ -217,7 +219,8 @@ def count_requests(proxy: Proxy) -> dict[str, int]:
     lines = csv.DictReader(proxy.ask("show stat").splitlines())
     rows = {r["# pxname"]: r for r in lines if r["svname"] in ("FRONTEND", "BACKEND")}
     responses = {c: int(rows["front"][f"hrsp_{c}"] or 0) for c in ("2xx", "4xx", "5xx")}
-    return {"in_flight": int(rows["torchserve"]["scur"]), **responses}
+    backends = rows.keys() - {"front", "probe"}
+    return {"in_flight": sum(int(rows[b]["scur"]) for b in backends), **responses}
 
 # %% ../../nbs/deploy/04_proxy.ipynb #stop-keepalive
 def stop_keepalive(proxy: Proxy):

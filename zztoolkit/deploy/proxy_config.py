@@ -70,7 +70,7 @@ frontend front
   bind {host}:{port}{tls}
   monitor-uri /front
   http-request set-var(txn.model) path,field(3,/)
-  log-format "answer %ST %Ta %[var(txn.model)]"
+{models}  log-format "answer %ST %Ta %[var(txn.model)]"
   http-after-response set-header connection close if {{ str(closing) -m str -f {folder}/front.state }}
   http-response wait-for-body time 1s if {{ status 500 507 }}
   http-response set-status 503 reason "Worker died" if {{ status 500 507 }} {{ res.body -m sub "Worker died." }}
@@ -80,22 +80,41 @@ frontend front
   acl page path / /ping /api-description
   acl state path_beg /v1/ /v2/
   http-request return status 405 content-type application/json string '{no_method}' hdr Allow "POST, PUT" unless runs or looks page or looks state
-{key}  default_backend torchserve
+{key}{routes}  default_backend torchserve
 frontend probe
   bind "sockpair@${{PROBE_FD}}"
   no log
   http-request return status 200
 backend torchserve
   server torchserve 127.0.0.1:{target}
+{backends}"""
+
+# The gateway's paths: /v2 of the Open Inference Protocol, /v1/models of TensorFlow Serving, and gRPC.
+_GATEWAY_MODELS = """  http-request set-var(txn.model) path,field(4,/),field(1,:) if { path_beg /v2/models/ }
+  http-request set-var(txn.model) path,field(4,/),field(1,:) if { path_beg /v1/models/ }
+"""
+_GATEWAY_ROUTES = """  acl rpc req.fhdr(content-type) -m beg application/grpc
+  use_backend gateway_grpc if rpc
+  use_backend gateway if { path /v2 } or { path_beg /v2/ } or { path_beg /v1/models/ }
+"""
+_GATEWAY_BACKENDS = """backend gateway
+  server gateway 127.0.0.1:{http}
+backend gateway_grpc
+  server gateway 127.0.0.1:{grpc} proto h2
 """
 
 # %% ../../nbs/deploy/03_proxy_config.ipynb #access
 _ACCESS = """  acl one_header req.fhdr_cnt(authorization) eq 1
   acl bearer req.fhdr(authorization) -m reg -i '^bearer [!-~]+$'
   acl known req.fhdr(authorization),word(2,' '),sha2(256),hex -m str -i -f {folder}/front.tokens
-  http-request return status 401 content-type application/json string '{no_token}' hdr WWW-Authenticate Bearer unless one_header bearer known
+{standard}  http-request return status 401 content-type application/json string '{no_token}' hdr WWW-Authenticate Bearer unless one_header bearer known
   http-request del-header authorization
   http-request del-header describe
+"""
+# The same in the words of the gateway's protocols, whose clients read `error`.
+_ACCESS_STANDARD = """  acl standard path /v2
+  acl standard path_beg /v2/ /v1/models/
+  http-request return status 401 content-type application/json string '{no_token}' hdr WWW-Authenticate Bearer if standard !one_header or standard !bearer or standard !known
 """
 # TorchServe's own key; the supervisor sends it over the socket, so that no file holds it
 _KEY = """  http-request set-var(txn.key) str(inference),map_str({folder}/front.key)
@@ -141,12 +160,16 @@ def haproxy_config(
     tokens: bool,       # callers show a token
     tls: bool = False,
     key: bool = False,  # TorchServe requires a key of its own
+    gateway: tuple[int, int] | None = None,     # its ports for HTTP and gRPC
 ) -> str:
     "Return haproxy.cfg"
     not_up = _error_body(503, *_ERRORS[503])
     errors = [f"  http-error status {code} content-type application/json string '{_error_body(code, *words)}'"
               for code, words in _ERRORS.items()]
-    access = _ACCESS.format(folder=folder, no_token=_error_body(401, "Unauthorized", _NO_TOKEN))
+    standard = _ACCESS_STANDARD.format(no_token=json.dumps({"error": _NO_TOKEN}))
+    access = _ACCESS.format(
+        folder=folder, standard=standard if gateway else "",
+        no_token=_error_body(401, "Unauthorized", _NO_TOKEN))
     return _CONFIG.format(
         folder=folder, host=host, port=port, target=target, timeout=timeout,
         connections=_max_connections(),
@@ -154,6 +177,9 @@ def haproxy_config(
         errors="\n".join(errors),
         no_form=_error_body(415, "UnsupportedMediaType", _NO_FORM),
         no_method=_error_body(405, *_ERRORS[405]),
-        tls=f" ssl crt {folder}/front.pem alpn http/1.1" if tls else "",
+        tls=f" ssl crt {folder}/front.pem alpn {'h2,' if gateway else ''}http/1.1" if tls else "",
+        models=_GATEWAY_MODELS if gateway else "",
+        routes=_GATEWAY_ROUTES if gateway else "",
+        backends=_GATEWAY_BACKENDS.format(http=gateway[0], grpc=gateway[1]) if gateway else "",
         access=access if tokens else "",
         key=_KEY.format(folder=folder, not_up=not_up) if key else "")

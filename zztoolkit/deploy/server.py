@@ -12,6 +12,7 @@ from pathlib import Path
 from prometheus_client import Histogram
 from typing import TYPE_CHECKING
 
+from .gateway import PodGateway
 from .pod_config import allowed_environment, PodConfig
 from .proxy import Proxy, use_key
 from .verifying import VerifiedArchive
@@ -66,15 +67,21 @@ class Server:
         self.was_ready = self.is_draining = False
         self.java: subprocess.Popen | None = None
         self.management = _management(pod, folder)
-        self.proxy = _proxy(pod, folder) if pod.front else None
+        self.gateway = PodGateway(pod) if pod.gateway else None
+        self.proxy = _proxy(pod, folder, self.gateway) if pod.front else None
         self.latency = Latency([])
 
     def start(self, archives: list[VerifiedArchive]):
-        "Start TorchServe and the proxy. Raise `ToolkitError` if the proxy does not come up"
+        "Start TorchServe, the gateway and the proxy. Raise `ToolkitError` if one of them does not come up"
         self.archives = archives
         self.java = _start_java(self)
         self.latency = Latency(list({a.name for a in archives}))
+        if self.gateway: self.gateway.start()
         if self.proxy: self.proxy.start(self.latency.observe)
+
+    def announce(self):
+        "Describe the models to the gateway, now that they are ready. Raise `ToolkitError` or `OSError`"
+        if self.gateway: self.gateway.announce(self.management, [a.name for a in self.archives])
 
     def workers(self) -> list[WorkerStatus]:
         "Return the status of every version. Raise `ToolkitError` if TorchServe does not respond"
@@ -103,10 +110,12 @@ def _management(pod: PodConfig, folder: Path) -> ManagementClient:
     address = f"http://127.0.0.1:{pod.ports.management}"
     return ManagementClient(folder, address, pod.own_tokens or pod.hidden_key, timeout=5)
 
-def _proxy(pod: PodConfig, folder: Path) -> Proxy:
+def _proxy(pod: PodConfig, folder: Path, gateway: PodGateway | None) -> Proxy:
     timeout = pod.settings.response_timeout + 10
     ports = pod.ports
-    return Proxy(folder, pod.host, ports.front, ports.inference, pod.tokens, timeout, pod.tls, pod.hidden_key)
+    return Proxy(
+        folder, pod.host, ports.front, ports.inference, pod.tokens, timeout, pod.tls,
+        pod.hidden_key, gateway.ports if gateway else None)
 
 def _status(management: ManagementClient, archive: VerifiedArchive) -> WorkerStatus:
     name, version = archive.name, archive.mar.version

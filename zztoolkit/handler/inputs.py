@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TYPE_CHECKING
 
 from ..compile.signature import TensorSpec
@@ -82,7 +82,7 @@ def as_inputs(specs: Sequence[TensorSpec], x: Any) -> Any:
     """
     names = [s.name for s in specs]
     if not specs: return as_array(x)
-    if len(specs) == 1 and isinstance(x, dict) and set(x) == set(names): x = x[names[0]]
+    if len(specs) == 1 and isinstance(x, dict): x = _by_name(names, x)[names[0]]
     if len(specs) == 1: return _as_input(specs[0], x)
     values = _by_name(names, x)
     return tuple(_as_input(s, values[s.name]) for s in specs)
@@ -91,7 +91,7 @@ def _by_name(names: Sequence[str], x: Any) -> dict:
     "Return a model's inputs by name. Raise `InputError` unless there is one for each name"
     if isinstance(x, list) and len(x) == len(names): x = dict(zip(names, x))
     if isinstance(x, dict) and set(x) == set(names): return x
-    raise InputError(f"expected a JSON object with {', '.join(names)}")
+    raise InputError(f"expected inputs by name: {', '.join(names)}")
 
 # %% ../../nbs/handler/01a_inputs.ipynb #as-arrays
 def as_arrays(names: Sequence[str], x: Any) -> Any:
@@ -106,6 +106,26 @@ def as_arrays(names: Sequence[str], x: Any) -> Any:
 
 def _float_array(x: Any) -> np.ndarray:
     return x if type(x).__module__ == "numpy" else as_array(x)
+
+# %% ../../nbs/handler/01a_inputs.ipynb #stack-like
+def stack_own_inputs(
+    specs: Sequence[TensorSpec],
+    inputs: Sequence[Mapping[str, np.ndarray]],   # of each request, by name
+    like: Any = None,                             # what preprocessing returned for other requests
+) -> Any:
+    "Return model inputs that need no preprocessing as batches, in the form of those that did"
+    stacked = stack_inputs([as_inputs(specs, x) for x in inputs])
+    columns = stacked if isinstance(stacked, tuple) else (stacked,)
+    if isinstance(like, dict):
+        return {s.name: _as(like.get(s.name), c) for s, c in zip(specs, columns)}
+    if isinstance(like, tuple): return tuple(map(_as, like, columns))
+    return stacked if like is None else _as(like, columns[0])
+
+def _as(like: Any, x: np.ndarray) -> Any:
+    "Return an array as a tensor on the device of `like`, if that is a tensor"
+    if not hasattr(like, "detach"): return x
+    import torch
+    return torch.from_numpy(x).to(like.device)
 
 # %% ../../nbs/handler/01a_inputs.ipynb #stack-inputs
 def stack_inputs(rows: list) -> Any:

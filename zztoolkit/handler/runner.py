@@ -10,16 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..batch import Batch
+from ..batch import Batch, join
 from ..compile.artifact import Artifact, Session
+from ..compile.signature import TensorSpec
 from ..device import Device, is_fatal
-from ..errors import RequestError
+from ..errors import InputError, RequestError
 from ..features.features import Features
+from .inputs import as_inputs, stack_own_inputs
 from .local import LocalHandler
 from .stages import StageClock
 from .torchserve import asks_for_description, Busy
-from .wire import decode_request, encode_response
-from .worker import end_process, log, log_failures, respond, takes_images
+from .wire import decode_request, encode_response, ModelInputs
+from .worker import describe, end_process, log, log_failures, respond
 from ..vision.chain import Chain
 
 # %% auto #0
@@ -53,12 +55,34 @@ def _counted_once(runner: BatchRunner) -> Callable[[Sequence], Any]:
             raise
     return preprocess
 
+# %% ../../nbs/handler/04a_runner.ipynb #preprocess
+def _preprocess(runner: BatchRunner, batch: Batch) -> Batch:
+    "Preprocess a batch; requests of the model's own inputs are checked and join the others"
+    is_ready = [isinstance(x, ModelInputs) for x in batch.items]
+    verb = _counted_once(runner)
+    if not any(is_ready): return _map_batch(runner, batch, verb)
+    ready = batch.select(is_ready).map(lambda x: _check_own(runner, x))
+    others = batch.select([not x for x in is_ready])
+    done = _map_batch(runner, others, verb) if len(others) else others
+    like = done.items if len(done) else {} if runner.features else None
+    return join(done, ready.map_batch(lambda xs: stack_own_inputs(_own_specs(runner), xs, like)))
+
+def _own_specs(runner: BatchRunner) -> tuple[TensorSpec, ...]:
+    return runner.session.artifact.inputs if runner.session else ()
+
+def _check_own(runner: BatchRunner, x: ModelInputs) -> ModelInputs:
+    specs = _own_specs(runner)
+    if not specs:
+        raise InputError("this model does not describe its inputs: send what its handler takes")
+    as_inputs(specs, x)
+    return x
+
 # %% ../../nbs/handler/04a_runner.ipynb #stages
 def _stages(runner: BatchRunner) -> dict[str, Callable[[Batch], Batch]]:
     "Return the stages of a batch by name, in order"
     return {
         "read": lambda batch: batch.map(decode_request),
-        "preprocess": lambda batch: _map_batch(runner, batch, _counted_once(runner)),
+        "preprocess": lambda batch: _preprocess(runner, batch),
         "inference": lambda batch: _map_batch(runner, batch, runner.inference),
         "postprocess": lambda batch: _map_batch(runner, batch, runner.postprocess),
         "encode": lambda batch: batch.map(encode_response)}
@@ -127,7 +151,7 @@ class BatchRunner:
 
     def describe_handle(self) -> dict:
         "Return what the management API adds to the description of the model (`customized=true`)"
-        return {"takes_images": takes_images(self)}
+        return describe(self)
 
     @classmethod
     def local(cls,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64, io, json, os, uuid
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -117,6 +118,33 @@ def _text_or_file(x: str, takes_images: bool | None) -> str | Path:
     if takes_images is None and os.path.isfile(x): return Path(x)
     return x
 
+# %% ../../nbs/handler/01_wire.ipynb #model-inputs
+_INPUTS = b"\x93INPUTS\n"     # how a body of a model's own inputs starts
+
+class ModelInputs(dict):
+    "The model's own inputs of one request, by name: they need no preprocessing"
+
+def encode_inputs(
+    arrays: Mapping[str, np.ndarray], # one row of each input
+) -> bytes:
+    "Return a body of a model's own inputs: their names as JSON, then an `.npy` of each"
+    names = json.dumps(list(arrays)).encode()
+    head = _INPUTS + len(names).to_bytes(4, "little") + names
+    return head + b"".join(map(_npy, arrays.values()))
+
+def _read_inputs(body: bytes | bytearray) -> ModelInputs:
+    "Read what `encode_inputs` wrote. Raise `DecodeError`"
+    import numpy as np
+    start = len(_INPUTS) + 4
+    stream = io.BytesIO(body)
+    try:
+        length = int.from_bytes(body[start - 4:start], "little")
+        names = json.loads(body[start:start + length])
+        stream.seek(start + length)
+        arrays = {str(name): np.load(stream, allow_pickle=False) for name in names}
+    except Exception as e: raise DecodeError(f"broken body of model inputs: {e}") from e
+    return ModelInputs(arrays)
+
 # %% ../../nbs/handler/01_wire.ipynb #encode-request
 def encode_request(
     x: Any,                           # text, `Path`, bytes, image, array, tensor or JSON value
@@ -127,6 +155,7 @@ def encode_request(
     if isinstance(x, str): return x.encode(), TEXT
     if isinstance(x, Path): return _encode_file(x)
     if isinstance(x, (bytes, bytearray, memoryview)): return bytes(x), BYTES
+    if isinstance(x, ModelInputs): return encode_inputs(x), BYTES
     if _is_series(x): x = _series_to_json(x)
     if hasattr(x, "detach"): x = x.detach().cpu().numpy()
     if type(x).__module__.startswith("PIL."): x = _pixels(x)
@@ -141,12 +170,13 @@ def _encode_file(path: Path) -> tuple[bytes, str]:
 def decode_request(row: dict) -> Any:
     """Return the value of one request, from the server's row.
 
-    A str for a text content type, parsed JSON, an array for an `.npy`, the fields of a form, else
-    bytes. TorchServe has already decoded text (UTF-8) and JSON by the content type.
+    A str for a text content type, parsed JSON, an array for an `.npy`, `ModelInputs`, the fields
+    of a form, else bytes. TorchServe has already decoded text (UTF-8) and JSON by the content type.
     """
     body = _body_of(row)
-    is_bytes = isinstance(body, (bytes, bytearray))
-    return _read_npy(body) if is_bytes and body[:6] == NPY else body
+    if not isinstance(body, (bytes, bytearray)): return body
+    if body[:len(_INPUTS)] == _INPUTS: return _read_inputs(body)
+    return _read_npy(body) if body[:len(NPY)] == NPY else body
 
 def _body_of(row: dict) -> Any:
     if "body" in row: return row["body"]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging, os, threading
+from dataclasses import asdict
 from typing import Any, TYPE_CHECKING
 
 from ..batch import Batch
@@ -15,6 +16,7 @@ from .wire import encode_response
 
 if TYPE_CHECKING:
     from zztoolkit.handler.handler import Handler
+    from zztoolkit.handler.runner import BatchRunner
 
 # %% auto #0
 __all__ = []
@@ -28,6 +30,23 @@ def takes_images(handler: Any) -> bool | None:
     if not handler.session: return False
     inputs = handler.session.artifact.inputs
     return len(inputs) == 1 and is_pixels(inputs[0])
+
+# %% ../../nbs/handler/03_worker.ipynb #describe
+def describe(handler: BatchRunner) -> dict:
+    """Describe what a handler takes, for clients that ask its server.
+
+    `takes_images`, `takes_records`; with a model its `backend`, its `inputs` and `outputs` (name,
+    dtype, shape); with features the `columns` of a record.
+    """
+    about: dict = {"takes_images": takes_images(handler), "takes_records": bool(handler.features)}
+    if handler.features and handler.features.schema:
+        about["columns"] = list(handler.features.schema.fields)
+    if not handler.session: return about
+    artifact = handler.session.artifact
+    inputs, outputs = (list(map(asdict, x)) for x in (artifact.inputs, artifact.outputs))
+    return about | {
+        "backend": artifact.backend, "precision": artifact.precision,
+        "inputs": inputs, "outputs": outputs}
 
 # %% ../../nbs/handler/03_worker.ipynb #check-initialized
 def check_initialized(handler: Handler):

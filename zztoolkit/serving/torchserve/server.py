@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit, json, os, shutil, subprocess, sys, warnings
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..endpoint import Endpoint
 from .api import http_exception, ManagementClient, open_client
 from .config import format_properties, free_ports, Settings, write_server_files
 from .logs import tail_log
+from .models import Requests
 from .process import EXIT_NOT_DRAINED
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ['LocalServer']
 
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #connections
-class ServerConnections:
+class ServerConnections(Requests):
     "HTTP connections to a server in `folder` that listens on `ports`"
     settings: Settings
     folder: Path
@@ -36,11 +38,11 @@ class ServerConnections:
     def _url(self, which: int) -> str: return f"http://127.0.0.1:{self.ports[which]}"
 
     @cached_property
-    def management(self) -> ManagementClient:
+    def management(self) -> ManagementClient:       # type: ignore[override]
         return ManagementClient(self.folder, self._url(1))
 
     @cached_property
-    def inference(self) -> httpx.Client:
+    def inference(self) -> httpx.Client:        # type: ignore[override]
         import httpx
         timeout = self.settings.response_timeout + 5
         limits = httpx.Limits(max_connections=256)
@@ -104,6 +106,9 @@ def _reject_fixed_ports(server: LocalServer):
         found=f"one of {', '.join(map(str, server.ports))}",
         do="choose other ports, or stop the program that listens there")
 
+# %% ../../../nbs/serving/torchserve/06_server.ipynb #limits
+LIMITS: Mapping[str, str] = {}      # what it cannot do: nothing of what `serving` promises
+
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #local-server
 class LocalServer(ServerConnections):
     """Private TorchServe on the loopback interface, with tokens.
@@ -111,10 +116,14 @@ class LocalServer(ServerConnections):
     Use it as `with LocalServer() as server:` or call `start` and `stop`. It ends with this
     process, however that ends.
     """
+    name, title = "torchserve", "TorchServe"
+    limits = LIMITS
+
     def __init__(self, settings: Settings = Settings()):
         self.settings, self.folder = settings, Path()
         self.process: subprocess.Popen | None = None    # the supervisor
         self.stopping, self._owner = False, os.getpid()
+        self.before_stop: list[Callable[[], None]] = []     # what ends with the server, but before it
 
     @property
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
@@ -138,6 +147,7 @@ class LocalServer(ServerConnections):
         Return whether every request was finished within `drain_timeout`.
         """
         if os.getpid() != self._owner: return True     # a forked child: the parent stops it
+        for stop in list(self.before_stop): stop()
         self.stopping = True
         code = _wait_stopped(self.process, self.settings.drain_timeout)
         self._clear()

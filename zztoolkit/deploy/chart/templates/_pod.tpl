@@ -74,6 +74,9 @@ volumes:
     - --startup-timeout={{ $v.server.startupSeconds }}
     - --max-request-size={{ int64 $v.server.maxRequestSize }}
     - --job-queue-size={{ $v.server.jobQueueSize }}
+    {{- if $v.gateway.enabled }}
+    - --gateway
+    {{- end }}
     {{- if $v.auth.enabled }}
     - --tokens=/etc/zztoolkit/tokens/tokens
     {{- else }}
@@ -90,6 +93,9 @@ volumes:
     {{- end }}
   env:
     - {name: HOME, value: /work}
+    {{- if and $v.gateway.enabled (eq $v.output "kserve") }}
+    - {name: PROTOCOL, value: v2}     # KServe reads there what its own container speaks
+    {{- end }}
     {{- with $v.server.env }}
     - {name: ZZ_ENV, value: "{{ range $i, $e := . }}{{ if $i }},{{ end }}{{ $e.name }}{{ end }}"}     # zz run forgets all others
     {{- toYaml . | nindent 4 }}

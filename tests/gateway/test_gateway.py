@@ -1,0 +1,240 @@
+"Clients that others wrote, unmodified, against the gateway of a notebook's server."
+from __future__ import annotations
+
+import base64, gzip, json, struct, threading
+
+import httpx, numpy as np, pytest
+import tritonclient.grpc as grpcclient
+import tritonclient.http as httpclient
+from hypothesis import given, HealthCheck, settings, strategies as st
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from zztoolkit.archive.packing import pack
+from zztoolkit.errors import ToolkitError
+from zztoolkit.gateway import Gateway
+from zztoolkit.serving.rollout import deploy
+
+ECHO = """
+import time
+from zztoolkit import Handler, RequestError
+class Echo(Handler):
+    def preprocess(self, requests): return requests
+    def inference(self, xs):
+        time.sleep(0.02)
+        return xs
+    def postprocess(self, xs): return [self.one(x) for x in xs]
+    def one(self, x):
+        if x == "bad": raise RequestError("bad is bad")
+        if isinstance(x, (bytes, bytearray)): return bytes(x)
+        return x if isinstance(x, str) else {"got": x, "version": VERSION}
+"""
+
+@pytest.fixture(scope="module")
+def gateway(server):
+    with Gateway(server) as g: yield g
+
+@pytest.fixture(scope="module")
+def clients(gateway):
+    http, grpc = httpclient.InferenceServerClient(gateway.url.removeprefix("http://")), grpcclient.InferenceServerClient(gateway.grpc_address)
+    yield {"http": (httpclient, http), "grpc": (grpcclient, grpc)}
+    http.close()
+    grpc.close()
+
+@pytest.fixture(params=["http", "grpc"])
+def client(request, clients, gateway):
+    "`infer(model, name, array, datatype)` by one of tritonclient's two clients"
+    module, client = clients[request.param]
+
+    def infer(model: str, name: str, array: np.ndarray, datatype: str, **options):
+        tensor = module.InferInput(name, list(array.shape), datatype)
+        tensor.set_data_from_numpy(array)
+        return client.infer(model, [tensor], headers=dict(gateway.headers), **options)
+    infer.client, infer.module = client, module
+    return infer
+
+@pytest.fixture(scope="module")
+def call(gateway):
+    "One HTTP request, as curl sends it"
+    with httpx.Client(base_url=gateway.url, headers=gateway.headers, trust_env=False, timeout=30) as http: yield http.request
+
+@pytest.fixture(scope="module")
+def echo(server, tmp_path_factory):
+    "A handler that returns what it gets"
+    file = tmp_path_factory.mktemp("echo") / "echo.py"
+    file.write_text(version(1))
+    endpoint = deploy(server, pack("echo", file, version="1", store=file.parent))
+    yield endpoint
+    endpoint.remove()
+
+def as_bytes(values) -> np.ndarray: return np.array(values, dtype=object)
+
+def responses(result) -> list: return [json.loads(x) for x in result.as_numpy("response")]
+
+def version(n: int) -> str: return ECHO.replace("VERSION", str(n))
+
+# The Open Inference Protocol
+
+def test_photographs_as_bytes_and_as_the_models_own_tensors(client, classifier, chain, photos):
+    "Both give what /predictions gives"
+    want = [classifier.predict(p) for p in photos[:12]]
+    result = client("classifier", "request", as_bytes([p.read_bytes() for p in photos[:12]]), "BYTES")
+    assert responses(result) == want and result.as_numpy("status").tolist() == [200] * 12
+    pixels = chain.batch(photos[:12]).items
+    assert responses(client("classifier", "inputs", np.ascontiguousarray(pixels), "FP32")) == want
+
+def test_one_broken_image_of_three(client, classifier, photos):
+    good = [p.read_bytes() for p in photos[:2]]
+    result = client("classifier", "request", as_bytes([good[0], good[1][:2000], good[1]]), "BYTES")
+    assert result.as_numpy("status").tolist() == [200, 400, 200]
+    first, broken, last = responses(result)
+    assert [first, last] == [classifier.predict(p) for p in photos[:2]] and broken["error"]["type"] == "DecodeError"
+
+def test_the_only_row_fails_as_the_request(client, classifier):
+    with pytest.raises(InferenceServerException, match="DecodeError: not an image") as e: client("classifier", "request", as_bytes([b"no image"]), "BYTES")
+    assert e.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
+
+def test_metadata_are_the_artifacts(client, classifier, lite0, gateway):
+    given = {"headers": dict(gateway.headers)}
+    about = client.client.get_model_metadata("classifier", **given)
+    if not isinstance(about, dict): about = client.client.get_model_metadata("classifier", as_json=True, **given)
+    [own, request] = about["inputs"]
+    [spec] = lite0.inputs
+    sizes = [int(n) for n in own["shape"]]
+    assert own["name"] == spec.name and own["datatype"] == "FP32" and sizes == [n if isinstance(n, int) else -1 for n in spec.shape]
+    assert request["datatype"] == "BYTES" and about["versions"] == [classifier.status.version]
+    assert client.client.is_server_live(**given) and client.client.is_server_ready(**given) and client.client.is_model_ready("classifier", **given)
+
+@pytest.mark.parametrize("model, wanted", [("nowhere", "no such model"), ("classifier", "has no version 99")])
+def test_what_is_not_there(client, classifier, model, wanted):
+    with pytest.raises(InferenceServerException, match=wanted) as e:
+        client(model, "request", as_bytes([b"x"]), "BYTES", model_version="99" if model == "classifier" else "")
+    assert e.value.status() in ("404", "StatusCode.NOT_FOUND")
+
+def test_without_the_token(clients, classifier):
+    for _, client in clients.values():
+        with pytest.raises(InferenceServerException) as e: client.get_model_metadata("classifier", headers={"authorization": "Bearer wrong"})
+        assert e.value.status() in ("401", "StatusCode.UNAUTHENTICATED")
+
+def test_records_text_and_arrays(client, echo):
+    "A str is text, JSON is JSON, and an error of the handler has its words"
+    result = client("echo", "request", as_bytes(["plain words".encode(), b'{"price": 3}', b"[1, 2]", b"bad", bytes(range(256))]), "BYTES")
+    assert result.as_numpy("status").tolist() == [200, 200, 200, 400, 200]
+    text, record, numbers, bad, raw = result.as_numpy("response")
+    assert text == b"plain words" and raw == bytes(range(256))
+    assert json.loads(record) == {"got": {"price": 3}, "version": 1} and json.loads(numbers)["got"] == [1, 2]
+    assert json.loads(bad)["error"]["message"] == "bad is bad"
+
+def test_a_swap_loses_no_call(client, server, echo, tmp_path):
+    "Calls one after another, while the next version takes over"
+    def serve(n: int):
+        file = tmp_path / "swapped.py"
+        file.write_text(version(n))
+        deploy(server, pack("swapped", file, version=str(n), store=tmp_path))
+    if "swapped" not in server.management.models(): serve(1)
+    before = int(server.endpoint("swapped").status.version)
+    swap, served = threading.Thread(target=serve, args=[before + 1]), []
+    swap.start()
+    while swap.is_alive() or len(served) < 200: served += [r["version"] for r in responses(client("swapped", "request", as_bytes([b"{}"]), "BYTES"))]
+    assert served[0] == before and served[-1] == before + 1 and served == sorted(served)
+
+# HTTP: JSON, gzip, and what is wrong with a request
+
+def test_a_request_in_json(call, echo):
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [2], "data": ['{"a": 1}', "hello"]}
+    body = {"id": "seven", "inputs": [tensor], "outputs": [{"name": "response"}]}
+    for options in ({"json": body}, {"content": gzip.compress(json.dumps(body).encode()), "headers": {"Content-Encoding": "gzip"}}):
+        r = call("POST", "/v2/models/echo/infer", **options)
+        assert r.status_code == 200, r.text
+        [output] = r.json()["outputs"]
+        assert r.json()["id"] == "seven" and output["shape"] == [2]
+        assert json.loads(output["data"][0]) == {"got": {"a": 1}, "version": 1} and output["data"][1] == "hello"
+
+def test_an_image_as_base64(call, classifier, photos):
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(photos[0].read_bytes()).decode()], "parameters": {"content_type": "base64"}}
+    r = call("POST", "/v2/models/classifier/infer", json={"inputs": [tensor]})
+    assert json.loads(r.json()["outputs"][0]["data"][0]) == classifier.predict(photos[0])
+
+WRONG = {
+    "no JSON": (b"{", {}), "no object": (b"[]", {}), "no inputs": (b"{}", {}),
+    "too many elements": (json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": ["a", "b"]}]}).encode(), {}),
+    "no such datatype": (json.dumps({"inputs": [{"name": "x", "datatype": "FP3", "shape": [1], "data": [1]}]}).encode(), {}),
+    "words for numbers": (json.dumps({"inputs": [{"name": "inputs", "datatype": "FP32", "shape": [1], "data": ["a"]}]}).encode(), {}),
+    "a negative size": (json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [-1], "data": ["a"]}]}).encode(), {}),
+    "a huge size": (json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1 << 40, 1 << 40], "data": [1]}]}).encode(), {}),
+    "a length beyond the body": (b"{}", {"Inference-Header-Content-Length": "99"}),
+    "a length that is none": (b"{}", {"Inference-Header-Content-Length": "x"}),
+    "no gzip": (b"{}", {"Content-Encoding": "gzip"}),
+    "a cut element": ((head := json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}}]}).encode()) + struct.pack("<I", 99) + b"ab", {"Inference-Header-Content-Length": str(len(head))}),
+    "bytes that belong to nothing": (head + struct.pack("<I", 2) + b"abcd", {"Inference-Header-Content-Length": str(len(head))}),
+}
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_request_is_the_callers_error(call, classifier, name):
+    body, headers = WRONG[name]
+    r = call("POST", "/v2/models/classifier/infer", content=body, headers=headers)
+    assert 400 <= r.status_code < 500 and set(r.json()) == {"error"}, r.text
+
+def test_wrong_tensors_of_the_model(client, classifier):
+    "Another name, another shape, another number of inputs: the message says what is wanted"
+    with pytest.raises(InferenceServerException, match="own inputs .inputs. or one tensor of BYTES"): client("classifier", "pixels", np.zeros((1, 3, 224, 224), "f4"), "FP32")
+    with pytest.raises(InferenceServerException, match="dimension 2 must be 224"): client("classifier", "inputs", np.zeros((1, 3, 5, 224), "f4"), "FP32")
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(["inputs", "outputs", "id", "parameters", "instances", "x"]), st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["BYTES", "FP32"]),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["name", "datatype", "shape", "data", "parameters", "b64", "binary_data_size"]), x, max_size=5), max_leaves=12)))
+def test_no_json_makes_it_fail(call, classifier, body):
+    for path in ("/v2/models/classifier/infer", "/v1/models/classifier:predict"):
+        r = call("POST", path, content=json.dumps(body).encode())
+        assert r.status_code < 500, r.text
+
+def test_a_body_over_the_limit(call, server):
+    limit = server.settings.max_request_size
+    r = call("POST", "/v2/models/classifier/infer", content=(b" " * (1 << 20) for _ in range(limit // (1 << 20) + 2)))
+    assert r.status_code == 413
+    bomb = gzip.compress(bytes(limit + 100))
+    assert call("POST", "/v2/models/classifier/infer", content=bomb, headers={"Content-Encoding": "gzip"}).status_code == 413
+
+# gRPC: elements as fields of the message
+
+def test_typed_contents(clients, gateway, echo):
+    stub = clients["grpc"][1]._client_stub
+    message = pb.ModelInferRequest(model_name="echo", inputs=[pb.ModelInferRequest.InferInputTensor(
+        name="x", datatype="BYTES", shape=[2], contents=pb.InferTensorContents(bytes_contents=[b"one", b'{"two": 2}']))])
+    answer = stub.ModelInfer(message, metadata=list(gateway.headers.items()))
+    assert answer.raw_output_contents[0] == struct.pack("<I", 3) + b"one" + struct.pack("<I", len(x := b'{"got": {"two": 2}, "version": 1}')) + x
+
+# TensorFlow Serving's REST
+
+def test_instances_and_inputs(call, echo):
+    r = call("POST", "/v1/models/echo:predict", json={"instances": [{"a": 1, "b": 2}, [1.5, 2], "words"]})
+    assert [x["got"] if isinstance(x, dict) else x for x in r.json()["predictions"]] == [{"a": 1, "b": 2}, [1.5, 2], "words"]
+    r = call("POST", "/v1/models/echo/versions/1:predict", json={"inputs": {"a": [1, 2], "b": [3, 4]}})
+    assert [x["got"] for x in r.json()["outputs"]] == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    assert call("GET", "/v1/models/echo").json()["model_version_status"][0]["state"] == "AVAILABLE"
+    assert call("GET", "/v1/models/echo/metadata").json()["model_spec"]["version"] == "1"
+    assert call("POST", "/v1/models/echo:predict", json={"instances": [1], "inputs": [1]}).status_code == 400
+
+def test_photographs_in_base64(call, classifier, photos):
+    encoded = [{"b64": base64.b64encode(p.read_bytes()).decode()} for p in photos[:3]]
+    want = [classifier.predict(p) for p in photos[:3]]
+    for instances in (encoded, [{"image_bytes": x} for x in encoded]):
+        assert call("POST", "/v1/models/classifier:predict", json={"instances": instances}).json() == {"predictions": want}
+    r = call("POST", "/v1/models/classifier:predict", json={"instances": [encoded[0], {"b64": "AAAA"}]})
+    assert r.status_code == 400 and r.json()["error"].startswith("instance 1: DecodeError")
+
+# Its life
+
+def test_it_ends_with_its_server(tmp_path):
+    from zztoolkit.serving.torchserve.server import LocalServer
+    with LocalServer() as server:
+        gateway = Gateway(server).start()
+        process = gateway.process
+        assert "HTTP" in repr(gateway)
+    assert process.poll() is not None and not gateway.running and repr(gateway) == "Gateway, stopped"
+
+def test_without_its_packages(server, monkeypatch):
+    from zztoolkit.gateway import gateway as module
+    monkeypatch.setattr(module, "PACKAGES", ("no_such_package",))
+    with pytest.raises(ToolkitError, match=r"pip install 'zztoolkit\[gateway\]'"): Gateway(server).start()
