@@ -98,9 +98,10 @@ class Batch:
         return Batch(rows(self.items, part), self.requests[part], self.errors)
 
     def select(self, wanted: Sequence[bool]) -> Batch:
-        "Return the rows that are wanted, one bool for each row; `items` becomes a list"
-        live = [(r, x) for r, x, keep in zip(self.requests, row_list(self.items), wanted) if keep]
-        return Batch([x for _, x in live], tuple(r for r, _ in live), self.errors)
+        "Return the rows that are wanted, one bool for each row"
+        live = [i for i, keep in enumerate(wanted) if keep]
+        items = join_rows([rows(self.items, slice(i, i + 1)) for i in live]) if live else []
+        return Batch(items, tuple(self.requests[i] for i in live), self.errors)
 
     def map(self, f: Callable[[Any], Any], pool: Executor | None = None) -> Batch:
         "Apply `f` to each value, in the threads of `pool` if given; a value for which it raises leaves the batch"

@@ -10,6 +10,7 @@ from hypothesis import given, HealthCheck, settings, strategies as st
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from support.pods import wait_until
 from zztoolkit.archive.packing import pack
 from zztoolkit.errors import ToolkitError
 from zztoolkit.gateway import Gateway
@@ -83,6 +84,16 @@ def test_photographs_as_bytes_and_as_the_models_own_tensors(client, classifier, 
     pixels = chain.batch(photos[:12]).items
     assert responses(client("classifier", "inputs", np.ascontiguousarray(pixels), "FP32")) == want
 
+def test_the_models_own_outputs(client, classifier, lite0, chain, photos):
+    "Tensors in, tensors out, as other servers of the protocol have it: the artifact's own, without the handler"
+    pixels = np.ascontiguousarray(chain.batch(photos[:3]).items)
+    def ask(outputs: list[str], x=pixels): return client("classifier", "inputs", x, "FP32", outputs=[client.module.InferRequestedOutput(o) for o in outputs])
+    scores = ask(["output0"]).as_numpy("output0")
+    np.testing.assert_allclose(scores, lite0.load()(pixels), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InferenceServerException, match="no such output: scores; there are output0, response, status"): ask(["scores"])
+    with pytest.raises(InferenceServerException, match="without response and status"): ask(["output0", "response"])
+    with pytest.raises(InferenceServerException, match="row 0: InputError: .* dimension 2 must be 224"): ask(["output0"], np.zeros((2, 3, 5, 224), "f4"))
+
 def test_one_broken_image_of_three(client, classifier, photos):
     good = [p.read_bytes() for p in photos[:2]]
     result = client("classifier", "request", as_bytes([good[0], good[1][:2000], good[1]]), "BYTES")
@@ -118,7 +129,7 @@ def test_without_the_token(clients, classifier):
 
 def test_records_text_and_arrays(client, echo):
     "A str is text, JSON is JSON, and an error of the handler has its words"
-    result = client("echo", "request", as_bytes(["plain words".encode(), b'{"price": 3}', b"[1, 2]", b"bad", bytes(range(256))]), "BYTES")
+    result = client("echo", "request", as_bytes([b"plain words", b'{"price": 3}', b"[1, 2]", b"bad", bytes(range(256))]), "BYTES")
     assert result.as_numpy("status").tolist() == [200, 200, 200, 400, 200]
     text, record, numbers, bad, raw = result.as_numpy("response")
     assert text == b"plain words" and raw == bytes(range(256))
@@ -233,6 +244,30 @@ def test_it_ends_with_its_server(tmp_path):
         process = gateway.process
         assert "HTTP" in repr(gateway)
     assert process.poll() is not None and not gateway.running and repr(gateway) == "Gateway, stopped"
+
+def test_in_front_of_mosec(tmp_path):
+    "The same protocols, of which mosec speaks none; a model is announced, and so is its next version"
+    pytest.importorskip("mosec")
+    from zztoolkit.serving.server import make_server
+    from zztoolkit.serving.torchserve.config import Settings
+    def serve(n: int):
+        file = tmp_path / "echo.py"
+        file.write_text(version(n))
+        deploy(server, pack("echo", file, version=str(n), store=tmp_path))
+    with make_server("mosec", Settings()) as server, Gateway(server) as gateway:
+        serve(1)
+        http = httpx.Client(base_url=gateway.url, headers=gateway.headers, trust_env=False, timeout=30)
+        wait_until(lambda: http.get("/v2/models/echo/ready").status_code == 200)
+        assert http.post("/v1/models/echo:predict", json={"instances": [{"a": 1}]}).json() == {"predictions": [{"got": {"a": 1}, "version": 1}]}
+        serve(2)
+        wait_until(lambda: http.get("/v2/models/echo").json()["versions"] == ["2"])
+        with grpcclient.InferenceServerClient(gateway.grpc_address) as client:
+            tensor = grpcclient.InferInput("request", [2], "BYTES")
+            tensor.set_data_from_numpy(as_bytes([b"bad", b"{}"]))
+            result = client.infer("echo", [tensor], headers=dict(gateway.headers))
+        assert result.as_numpy("status").tolist() == [400, 200] and responses(result)[1]["version"] == 2
+        assert http.get("/v2", headers={"authorization": "Bearer wrong"}).status_code == 401
+        http.close()
 
 def test_without_its_packages(server, monkeypatch):
     from zztoolkit.gateway import gateway as module

@@ -5,14 +5,12 @@
 # %% ../../nbs/deploy/04a_gateway.ipynb #imports
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from .pod_config import allowed_environment, PodConfig
 from ..errors import ToolkitError
-from ..gateway.gateway import require_packages, responds, send_line, start_process, stop_process
+from ..gateway.gateway import announce, require_packages, responds, start_process, stop_process
 from ..gateway.models import read_description
 from ..gateway.process import Plan
 from ..serving.torchserve.api import ManagementClient
@@ -54,7 +52,7 @@ class PodGateway:
         "Describe the ready models of the pod to it. Raise `ToolkitError` or `OSError`"
         found = [read_description(management, name) for name in names]
         assert self.process
-        send_line(self.process, json.dumps([asdict(m) for m in found if m]).encode() + b"\n")
+        announce(self.process, [m for m in found if m])
 
     def stop(self):
         "Finish the requests in flight, and end"

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from typing import Protocol
 
 from .backend import BackendError
-from ..serving.torchserve.api import Tokens
 
 # %% auto #0
 __all__ = []
@@ -21,14 +21,18 @@ class Access(Protocol):
 
 # %% ../../nbs/gateway/04a_access.ipynb #own-token
 class OwnToken:
-    "Callers show the gateway's token; the server's key, which it renews, stays here"
-    def __init__(self, token: str, tokens: Tokens):
-        self.expected, self.tokens = f"Bearer {token}".encode(), tokens
+    "Callers show the gateway's token; the server's key stays here"
+    def __init__(
+        self,
+        token: str,
+        key: Callable[[], str],     # the server's Authorization header, renewed when it is due
+    ):
+        self.expected, self.key = f"Bearer {token}".encode(), key
 
     def authorize(self, header: str) -> str:
         if not hmac.compare_digest(header.encode(), self.expected):
             raise BackendError(401, "the token is missing or wrong: Authorization: Bearer TOKEN")
-        return self.tokens.bearer("inference")["Authorization"]
+        return self.key()
 
 # %% ../../nbs/gateway/04a_access.ipynb #behind-proxy
 class BehindProxy:

@@ -26,9 +26,14 @@ class BackendError(RequestError):
         super().__init__(message)
         self.status = status
 
-def raise_if_failed(reply: Reply):
+def raise_if_failed(reply: Reply, where: str = ""):
     "Raise `BackendError` for an error"
-    if not reply.is_good: raise BackendError(reply.status, message_of(reply))
+    if not reply.is_good: raise BackendError(reply.status, where + message_of(reply))
+
+def raise_first(replies: Sequence[Reply], what: str = "row"):
+    "Raise `BackendError` for the first of several responses that is an error, with its place"
+    for i, reply in enumerate(replies):
+        raise_if_failed(reply, f"{what} {i}: " if len(replies) > 1 else "")
 
 # %% ../../nbs/gateway/04_backend.ipynb #reply
 def _as_reply(status: int, content_type: str, body: bytes) -> Reply:

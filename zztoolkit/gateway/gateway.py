@@ -5,13 +5,18 @@
 # %% ../../nbs/gateway/10_gateway.ipynb #imports
 from __future__ import annotations
 
-import atexit, importlib.util, secrets, subprocess, sys
-from collections.abc import Mapping
+import atexit, importlib.util, json, secrets, subprocess, sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
 
+from .announcer import Announcer
+from .models import ModelDescription
 from .process import Plan
 from ..errors import ToolkitError
 from ..serving.torchserve.config import free_ports
+from ..serving.server import Server
 from ..serving.torchserve.server import LocalServer
 from ..system import environment_without_secrets, wait_until
 
@@ -49,6 +54,10 @@ def send_line(process: subprocess.Popen, line: bytes):
     process.stdin.write(line)
     process.stdin.flush()
 
+def announce(process: subprocess.Popen, models: Sequence[ModelDescription]):
+    "Tell a gateway that there are these models, and no others. Raise `OSError` if it has ended"
+    send_line(process, json.dumps(list(map(asdict, models))).encode() + b"\n")
+
 def responds(port: int) -> bool:
     "Return whether something listens on a port of the loopback interface"
     import socket
@@ -67,15 +76,16 @@ def stop_process(process: subprocess.Popen, timeout: float):
 
 # %% ../../nbs/gateway/10_gateway.ipynb #gateway
 class Gateway:
-    """Standard protocols in front of a notebook's server: `with Gateway(server) as g: g.url`.
+    """Standard protocols in front of a server of this process: `with Gateway(server) as g: g.url`.
 
     Open Inference Protocol v2 over HTTP (`url`) and gRPC (`grpc_address`), and TensorFlow
     Serving's REST (`url`). Callers show `token`, in `headers`. It listens on the loopback
     interface, and ends with this process.
     """
-    def __init__(self, server: LocalServer):
+    def __init__(self, server: Server):
         self.server, self.token = server, secrets.token_urlsafe(24)
         self.process: subprocess.Popen | None = None
+        self._announcer: Announcer | None = None
         self.http_port = self.grpc_port = 0
 
     @property
@@ -83,6 +93,11 @@ class Gateway:
 
     @property
     def grpc_address(self) -> str: return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def token_file(self) -> Path:
+        "File of the token, for other processes of this user"
+        return self.server.folder / "gateway.token"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -97,20 +112,31 @@ class Gateway:
         if self.running: return self
         require_packages()
         self.http_port, self.grpc_port = free_ports(2)
+        self.token_file.write_text(self.token)      # in a folder that only this user can enter
         self.process = start_process(_plan(self))
         atexit.register(self.stop)
         self.server.before_stop.append(self.stop)
         ports = (self.http_port, self.grpc_port)
         wait_until(lambda: all(map(responds, ports)) or not self.running, 30, every=0.05)
-        if self.running and all(map(responds, ports)): return self
+        if self.running and all(map(responds, ports)): return self._follow()
         self.stop()
         raise ToolkitError(
             "the gateway did not start", found="its messages are above", do="zz doctor")
+
+    def _follow(self) -> Gateway:
+        "Announce the models of a server that the gateway cannot ask by itself"
+        process = self.process
+        assert process
+        if not isinstance(self.server, LocalServer):
+            self._announcer = Announcer(self.server, lambda models: announce(process, models))
+            self._announcer.start()
+        return self
 
     def stop(self):
         "Finish the requests in flight, and end"
         atexit.unregister(self.stop)
         with suppress(ValueError): self.server.before_stop.remove(self.stop)
+        if self._announcer: self._announcer.stop()
         if self.process: stop_process(self.process, self.server.settings.drain_timeout + 5)
         self.process = None
 
@@ -118,13 +144,17 @@ class Gateway:
     def __exit__(self, *exc): self.stop()
     def __repr__(self) -> str:
         if not self.running: return "Gateway, stopped"
-        return f"Gateway on {self.url} (HTTP) and {self.grpc_address} (gRPC)"
+        return f"Gateway on {self.url} (HTTP) and {self.grpc_address} (gRPC); .headers hold its token"
 
 def _plan(gateway: Gateway) -> Plan:
     server = gateway.server
     settings = server.settings
-    return Plan(
-        inference=server._url(0), management=server._url(1), folder=str(server.folder),
-        http_port=gateway.http_port, grpc_port=gateway.grpc_port, token=gateway.token,
-        timeout=settings.response_timeout + 5, max_request_size=settings.max_request_size,
-        drain_timeout=settings.drain_timeout)
+    plan = Plan(
+        "", gateway.http_port, gateway.grpc_port, settings.response_timeout + 5,
+        settings.max_request_size, settings.drain_timeout, token=gateway.token)
+    if isinstance(server, LocalServer):
+        inference, management = server._url(0), server._url(1)
+        return replace(
+            plan, inference=inference, management=management, folder=str(server.folder))
+    url, key = server.open_http()
+    return replace(plan, inference=url, key=key)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .backend import Backend, BackendError, raise_if_failed
+from ..archive.rules import is_name
+from .backend import Backend, BackendError, raise_first, raise_if_failed
 from .inference import Inference, Outputs
 from .models import Catalog, ModelDescription
-from .rows import rows_of, tensors_of
+from .rows import own_tensors_of, rows_of, tensors_of, wants_own_outputs
 
 # %% auto #0
 __all__ = []
@@ -25,7 +26,7 @@ class Service:
 
     async def find(self, name: str, version: str = "") -> ModelDescription:
         "Return a model's description. Raise `BackendError` 404 for an unknown model or version"
-        model = await self.catalog.find(name)
+        model = await self.catalog.find(name) if is_name(name) else None
         if model is None: raise BackendError(404, f"no such model: {name[:100]}")
         if not version or version in model.versions: return model
         model = await self.catalog.find(name, again=True) or model      # it may be new
@@ -41,10 +42,12 @@ async def infer(service: Service, inference: Inference, token: str) -> Outputs:
     its body among the responses, its HTTP status among the statuses.
     """
     model = await service.find(inference.model, inference.version)
+    is_own = wants_own_outputs(inference, model)
     rows = rows_of(inference, model)
-    tensors_of((), inference.outputs)       # unknown names, before any work
     replies = await service.backend.predict_all(inference.model, inference.version, rows, token)
     is_of_all = all(r.status in (401, 404) for r in replies)
     if len(replies) == 1 or is_of_all: raise_if_failed(replies[0])
+    if is_own: raise_first(replies)         # a tensor of numbers has no place for an error
+    tensors = (own_tensors_of if is_own else tensors_of)(replies, inference.outputs)
     version = inference.version or model.version
-    return Outputs(inference.model, version, tensors_of(replies, inference.outputs), inference.id)
+    return Outputs(inference.model, version, tensors, inference.id)

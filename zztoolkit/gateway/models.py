@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio, time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import ToolkitError
-from ..serving.torchserve.api import count_ready, describe_handler, ManagementClient, version_names
+from zztoolkit.serving.torchserve.api import (
+    count_ready, describe_handler, ManagementClient, version_names, worker_pids,
+)
 from .tensors import datatype_of
 
 # %% auto #0
@@ -38,6 +40,11 @@ class ModelDescription:
         "The model's own inputs: `name`, `dtype`, `shape`"
         return self.about.get("inputs", ())
 
+    @property
+    def outputs(self) -> Sequence[dict]:
+        "The model's own outputs, likewise"
+        return self.about.get("outputs", ())
+
 # %% ../../nbs/gateway/02a_models.ipynb #metadata
 def _tensor_metadata(spec: Mapping[str, Any]) -> dict:
     sizes = [n if isinstance(n, int) else -1 for n in spec["shape"]]
@@ -51,13 +58,15 @@ def metadata_of(model: ModelDescription) -> dict:
     """Return the protocol's metadata of a model.
 
     Its inputs are alternatives: `request` (an encoded image, JSON or text for each row), or all
-    the others together, which are the model's own.
+    the others together, which are the model's own. So are its outputs: `response` and `status`
+    of the handler, or the model's own, for requests of its own inputs.
     """
     about = model.about
     platform = "_".join(filter(None, ("zztoolkit", about.get("backend"), about.get("precision"))))
     return {
         "name": model.name, "versions": list(model.versions), "platform": platform,
-        "inputs": [*map(_tensor_metadata, model.inputs), REQUEST], "outputs": RESPONSE}
+        "inputs": [*map(_tensor_metadata, model.inputs), REQUEST],
+        "outputs": [*map(_tensor_metadata, model.outputs), *RESPONSE]}
 
 # %% ../../nbs/gateway/02a_models.ipynb #catalog
 class Catalog(Protocol):
@@ -80,36 +89,71 @@ class GivenCatalog:
     async def names(self) -> list[str]: return list(self.models)
 
 # %% ../../nbs/gateway/02a_models.ipynb #read-description
-def read_description(api: ManagementClient, name: str) -> ModelDescription | None:
-    "Ask a server for a model; None if it has none of this name. Raise `ToolkitError`"
+@dataclass(frozen=True)
+class _Known:
+    "Description, the workers that gave it, and when it was read"
+    model: ModelDescription
+    workers: tuple
+    at: float           # seconds of `time.monotonic`
+
+def _read(api: ManagementClient, name: str, known: _Known | None) -> _Known | None:
+    """Ask a server for a model; None if it has none of this name. Raise `ToolkitError`.
+
+    The handler is asked once for each set of workers: it responds after the batches before it.
+    """
     versions = api.versions(name)
     if not versions: return None
     default = api.default(name)
+    version, names = default["modelVersion"], tuple(sorted(version_names(versions)))
     ready = count_ready(default) > 0
-    about = describe_handler(api, name) if ready else {}
-    names = tuple(sorted(version_names(versions)))
-    return ModelDescription(name, default["modelVersion"], names, ready, about)
+    workers = version, ready, *worker_pids(default)
+    if known and known.workers == workers: about = known.model.about
+    else: about = describe_handler(api, name) if ready else {}
+    return _Known(ModelDescription(name, version, names, ready, about), workers, time.monotonic())
+
+def read_description(api: ManagementClient, name: str) -> ModelDescription | None:
+    "Ask a server for a model; None if it has none of this name. Raise `ToolkitError`"
+    known = _read(api, name, None)
+    return known.model if known else None
 
 # %% ../../nbs/gateway/02a_models.ipynb #live-catalog
-TRUSTED_FOR = 1.0       # seconds that a description is used again: the model may be swapped
+TRUSTED_FOR = 1.0       # seconds; then a description is read again, beside the requests
 
 class LiveCatalog:
-    "Models of a server, asked for at most once a second"
+    """Models of a server.
+
+    Only the first request for a model waits for its description. Later ones use what is known,
+    while it is read again at most once a second.
+    """
     def __init__(self, api: ManagementClient):
         self.api = api
-        self._known: dict[str, tuple[float, ModelDescription | None]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._known: dict[str, _Known] = {}
+        self._reading: dict[str, asyncio.Task[_Known | None]] = {}
 
     async def names(self) -> list[str]: return await asyncio.to_thread(self.api.models)
 
     async def find(self, name: str, again: bool = False) -> ModelDescription | None:
-        "Return a model's description, a second old at most; the last one while the server is busy"
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            until, known = self._known.get(name, (0.0, None))
-            if time.monotonic() < until and not again: return known
-            try: known = await asyncio.to_thread(read_description, self.api, name)
-            except ToolkitError:
-                if known is None: raise
-            if known is None: self._known.pop(name, None)
-            else: self._known[name] = time.monotonic() + TRUSTED_FOR, known
-            return known
+        known = self._known.get(name)
+        if known and not again:
+            if time.monotonic() > known.at + TRUSTED_FOR: self._start_reading(name)
+            return known.model
+        known = await asyncio.shield(self._start_reading(name))
+        return known.model if known else None
+
+    def _start_reading(self, name: str) -> asyncio.Task[_Known | None]:
+        "Return the task that reads a description, one at a time for each model"
+        if name not in self._reading:
+            self._reading[name] = asyncio.create_task(self._refresh(name))
+        return self._reading[name]
+
+    async def _refresh(self, name: str) -> _Known | None:
+        "Read a description; while the server does not respond, keep the one before"
+        known = self._known.get(name)
+        try: new = await asyncio.to_thread(_read, self.api, name, known)
+        except ToolkitError:
+            if known is None: raise
+            new = replace(known, at=time.monotonic())
+        finally: del self._reading[name]
+        if new: self._known[name] = new
+        else: self._known.pop(name, None)
+        return new

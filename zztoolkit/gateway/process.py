@@ -36,7 +36,8 @@ class Plan:
     max_request_size: int       # bytes
     drain_timeout: float        # seconds
     folder: str = ""            # of a notebook's server, with its keys
-    management: str = ""        # that server's URL for management
+    management: str = ""        # that server's URL for management; "": its models are announced
+    key: str = ""               # that server's, if it stays the same
     token: str = ""             # that callers show; "": a proxy has checked them
 
     def to_line(self) -> bytes: return json.dumps(asdict(self)).encode() + b"\n"
@@ -46,9 +47,12 @@ def _open(plan: Plan) -> tuple[Service, Access]:
     "Return the service of a plan, and who may call it"
     backend = Backend(plan.inference, plan.timeout)
     size = plan.max_request_size
-    if not plan.management: return Service(backend, GivenCatalog(), size), BehindProxy()
-    api = ManagementClient(Path(plan.folder), plan.management, timeout=30)
-    return Service(backend, LiveCatalog(api), size), OwnToken(plan.token, api.tokens)
+    if plan.management:
+        api = ManagementClient(Path(plan.folder), plan.management, timeout=30)
+        def key() -> str: return api.tokens.bearer("inference")["Authorization"]
+        return Service(backend, LiveCatalog(api), size), OwnToken(plan.token, key)
+    access = OwnToken(plan.token, lambda: f"Bearer {plan.key}") if plan.token else BehindProxy()
+    return Service(backend, GivenCatalog(), size), access
 
 # %% ../../nbs/gateway/09_process.ipynb #follow
 def _follow(catalog: Catalog):

@@ -5,7 +5,7 @@
 # %% ../../nbs/gateway/06_rest.ipynb #imports
 from __future__ import annotations
 
-import json, zlib
+import json, logging, zlib
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TYPE_CHECKING
@@ -28,6 +28,7 @@ __all__ = []
 
 # %% ../../nbs/gateway/06_rest.ipynb #json-response
 JSON = "application/json"
+log = logging.getLogger(__name__)
 
 def json_response(value: Any, status: int = 200) -> Response:
     "Return a value as a response"
@@ -76,6 +77,9 @@ def as_endpoint(access: Access, respond: Respond) -> Callable:
             return await respond(request, token)
         except RequestError as e: return error_response(e.status, str(e))
         except ToolkitError as e: return error_response(503, e.problem)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.url.path)
+            return error_response(500, "the gateway failed; its log has the traceback")
     return endpoint
 
 # %% ../../nbs/gateway/06_rest.ipynb #rest

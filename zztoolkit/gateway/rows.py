@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError, RequestError
-from ..handler.wire import BYTES, encode_inputs, JSON, TEXT
+from ..handler.wire import BYTES, decode_arrays, encode_arrays, JSON, TEXT
 from .inference import Inference
 from .models import ModelDescription
-from .tensors import Tensor
+from .tensors import datatype_of, Tensor
 
 # %% auto #0
 __all__ = []
@@ -75,7 +75,9 @@ def _bytes_row(x: bytes, tensor: Tensor, model: ModelDescription) -> Row:
     return Row(x, content_type_of(x, model, kind))
 
 # %% ../../nbs/gateway/03_rows.ipynb #own-inputs
-def _own_rows(tensors: Sequence[Tensor], model: ModelDescription) -> list[Row]:
+def _own_rows(
+    tensors: Sequence[Tensor], model: ModelDescription, wants_outputs: bool
+) -> list[Row]:
     "Return a request for each row of the model's own inputs"
     names = [x["name"] for x in model.inputs]
     given = [t.name for t in tensors]
@@ -84,8 +86,25 @@ def _own_rows(tensors: Sequence[Tensor], model: ModelDescription) -> list[Row]:
         raise InputError(f"send {wanted}one tensor of BYTES; got {', '.join(given)}")
     counts = {len(t.array) if t.array.ndim else 0 for t in tensors}
     if len(counts) != 1: raise InputError("the inputs differ in their number of rows")
-    rows = range(counts.pop())
-    return [Row(encode_inputs({t.name: t.array[i] for t in tensors}), BYTES) for i in rows]
+    rows = [{t.name: t.array[i] for t in tensors} for i in range(counts.pop())]
+    return [Row(encode_arrays(row, wants_outputs), BYTES) for row in rows]
+
+def wants_own_outputs(inference: Inference, model: ModelDescription) -> bool:
+    """Return whether a request asks for the model's own outputs.
+
+    Raise `RequestError` for outputs that the model has not, or not together.
+    """
+    own = {x["name"] for x in model.outputs}
+    wanted = set(inference.outputs)
+    if wanted <= OUTPUTS.keys(): return False
+    is_bytes = any(t.datatype == "BYTES" for t in inference.inputs)
+    if wanted <= own and not is_bytes: return True
+    unknown = sorted(wanted - own - OUTPUTS.keys())
+    if unknown:
+        known = ", ".join([*sorted(own), *OUTPUTS])
+        raise RequestError(f"no such output: {unknown[0]}; there are {known}")
+    raise RequestError(
+        "the model's own outputs go with its own inputs, and without response and status")
 
 # %% ../../nbs/gateway/03_rows.ipynb #rows-of
 MOST_ROWS = 1024    # of one request: each becomes a request of its own
@@ -99,7 +118,7 @@ def rows_of(inference: Inference, model: ModelDescription) -> list[Row]:
     tensors = inference.inputs
     is_bytes = len(tensors) == 1 and tensors[0].datatype == "BYTES"
     rows = ([_bytes_row(x, tensors[0], model) for x in tensors[0].array.ravel()]
-            if is_bytes else _own_rows(tensors, model))
+            if is_bytes else _own_rows(tensors, model, wants_own_outputs(inference, model)))
     if 0 < len(rows) <= MOST_ROWS: return rows
     raise RequestError(f"a request has 1 to {MOST_ROWS} rows, this one has {len(rows)}")
 
@@ -109,9 +128,14 @@ OUTPUTS = {"response": "BYTES", "status": "INT32"}
 def tensors_of(replies: Sequence[Reply], wanted: Sequence[str] = ()) -> tuple[Tensor, ...]:
     "Return responses as tensors: their bodies, and the HTTP status of each"
     import numpy as np
-    unknown = [name for name in wanted if name not in OUTPUTS]
-    if unknown: raise RequestError(f"no such output: {unknown[0]}; there are {', '.join(OUTPUTS)}")
     arrays = {
         "response": np.array([r.body for r in replies], dtype=object),
         "status": np.array([r.status for r in replies], dtype=np.int32)}
     return tuple(Tensor(name, OUTPUTS[name], arrays[name]) for name in wanted or OUTPUTS)
+
+def own_tensors_of(replies: Sequence[Reply], wanted: Sequence[str]) -> tuple[Tensor, ...]:
+    "Return the model's own outputs of all rows as tensors"
+    import numpy as np
+    rows = [decode_arrays(r.body) for r in replies]
+    arrays = {name: np.stack([row[name] for row in rows]) for name in wanted}
+    return tuple(Tensor(name, datatype_of(str(x.dtype)), x) for name, x in arrays.items())

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any, TYPE_CHECKING
 
 from .access import Access
-from .backend import BackendError
+from .backend import raise_first
 from .infer import Service
 from .models import metadata_of, ModelDescription
 from .rest import as_endpoint, json_response, read_body, Respond
-from .rows import content_type_of, message_of, MOST_ROWS, read_base64, Reply, Row
+from .rows import content_type_of, MOST_ROWS, read_base64, Reply, Row
 from ..errors import RequestError
 from ..handler.wire import JSON
 
@@ -73,9 +73,7 @@ def _value(reply: Reply) -> Any:
 
 def results_of(replies: Sequence[Reply]) -> list:
     "Return the responses' values. Raise `BackendError` for the first instance that failed"
-    for i, reply in enumerate(replies):
-        where = f"instance {i}: " if len(replies) > 1 else ""
-        if not reply.is_good: raise BackendError(reply.status, where + message_of(reply))
+    raise_first(replies, "instance")
     return list(map(_value, replies))
 
 # %% ../../nbs/gateway/07_tfserving.ipynb #tf-serving

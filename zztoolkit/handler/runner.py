@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..batch import Batch, join
+from ..batch import Batch, join, row_list
 from ..compile.artifact import Artifact, Session
-from ..compile.signature import TensorSpec
+from ..compile.signature import as_numpy, iter_leaves, TensorSpec
 from ..device import Device, is_fatal
 from ..errors import InputError, RequestError
 from ..features.features import Features
@@ -20,7 +21,7 @@ from .inputs import as_inputs, stack_own_inputs
 from .local import LocalHandler
 from .stages import StageClock
 from .torchserve import asks_for_description, Busy
-from .wire import decode_request, encode_response, ModelInputs
+from .wire import decode_request, encode_response, ModelInputs, ModelOutputs
 from .worker import describe, end_process, log, log_failures, respond
 from ..vision.chain import Chain
 
@@ -62,6 +63,8 @@ def _preprocess(runner: BatchRunner, batch: Batch) -> Batch:
     verb = _counted_once(runner)
     if not any(is_ready): return _map_batch(runner, batch, verb)
     ready = batch.select(is_ready).map(lambda x: _check_own(runner, x))
+    runner._wants_outputs = {
+        r for r, x in zip(ready.requests, ready.items) if x.wants_outputs}
     others = batch.select([not x for x in is_ready])
     done = _map_batch(runner, others, verb) if len(others) else others
     like = done.items if len(done) else {} if runner.features else None
@@ -77,6 +80,23 @@ def _check_own(runner: BatchRunner, x: ModelInputs) -> ModelInputs:
     as_inputs(specs, x)
     return x
 
+# %% ../../nbs/handler/04a_runner.ipynb #postprocess
+def _postprocess(runner: BatchRunner, batch: Batch) -> Batch:
+    "Postprocess a batch, except for requests that want the model's own outputs"
+    is_own = [r in runner._wants_outputs for r in batch.requests]
+    if not any(is_own): return _map_batch(runner, batch, runner.postprocess)
+    own = batch.select(is_own)
+    outputs = replace(own, items=_own_outputs(runner, own.items))
+    others = batch.select([not x for x in is_own])
+    return join(_map_batch(runner, others, runner.postprocess), outputs) if len(others) else outputs
+
+def _own_outputs(runner: BatchRunner, items: Any) -> list[ModelOutputs]:
+    "Return the model's outputs row by row, by name"
+    assert runner.session
+    names = [spec.name for spec in runner.session.artifact.outputs]
+    rows = row_list(items, on_host=True)
+    return [ModelOutputs(zip(names, (as_numpy(y) for _, y in iter_leaves(row)))) for row in rows]
+
 # %% ../../nbs/handler/04a_runner.ipynb #stages
 def _stages(runner: BatchRunner) -> dict[str, Callable[[Batch], Batch]]:
     "Return the stages of a batch by name, in order"
@@ -84,7 +104,7 @@ def _stages(runner: BatchRunner) -> dict[str, Callable[[Batch], Batch]]:
         "read": lambda batch: batch.map(decode_request),
         "preprocess": lambda batch: _preprocess(runner, batch),
         "inference": lambda batch: _map_batch(runner, batch, runner.inference),
-        "postprocess": lambda batch: _map_batch(runner, batch, runner.postprocess),
+        "postprocess": lambda batch: _postprocess(runner, batch),
         "encode": lambda batch: batch.map(encode_response)}
 
 # %% ../../nbs/handler/04a_runner.ipynb #run-or-end
@@ -118,6 +138,7 @@ class BatchRunner:
     clock: StageClock                    # of the current batch
     drift_counts: list[tuple[int, Mapping[tuple[str, str], int]]]    # rows and drift of its tables
     _device: Device = Device("cpu")      # of the chain
+    _wants_outputs: set[int] = set()     # requests that want the model's own outputs
     _lost: BaseException | None = None   # error after which every CUDA call of the process fails
     _busy: Busy | None = None
     _record_stage: Callable[[str, float], None]
@@ -129,7 +150,7 @@ class BatchRunner:
 
     def run(self, data: Sequence[dict], context: Any) -> Batch:
         "Run every stage on one batch of rows; an error stays with its request"
-        self.split_by, self.drift_counts = None, []
+        self.split_by, self.drift_counts, self._wants_outputs = None, [], set()
         self.clock = StageClock(uses_cuda(self))
         batch = Batch.of(data)
         for name, stage in _stages(self).items():

@@ -119,31 +119,37 @@ def _text_or_file(x: str, takes_images: bool | None) -> str | Path:
     return x
 
 # %% ../../nbs/handler/01_wire.ipynb #model-inputs
-_INPUTS = b"\x93INPUTS\n"     # how a body of a model's own inputs starts
+_ARRAYS = b"\x93ARRAYS\n"     # how a body of named arrays starts
 
 class ModelInputs(dict):
     "The model's own inputs of one request, by name: they need no preprocessing"
+    wants_outputs = False      # the model's own outputs, in place of a response
 
-def encode_inputs(
-    arrays: Mapping[str, np.ndarray], # one row of each input
+class ModelOutputs(dict):
+    "The model's own outputs for one request, by name"
+
+def encode_arrays(
+    arrays: Mapping[str, np.ndarray],   # one row of each input or output
+    wants_outputs: bool = False,        # of a request: the model's own outputs are wanted
 ) -> bytes:
-    "Return a body of a model's own inputs: their names as JSON, then an `.npy` of each"
-    names = json.dumps(list(arrays)).encode()
-    head = _INPUTS + len(names).to_bytes(4, "little") + names
-    return head + b"".join(map(_npy, arrays.values()))
+    "Return a body of named arrays: a head of JSON, then an `.npy` of each"
+    head = json.dumps({"names": list(arrays), "wants_outputs": wants_outputs}).encode()
+    start = _ARRAYS + len(head).to_bytes(4, "little") + head
+    return start + b"".join(map(_npy, arrays.values()))
 
-def _read_inputs(body: bytes | bytearray) -> ModelInputs:
-    "Read what `encode_inputs` wrote. Raise `DecodeError`"
+def decode_arrays(body: bytes | bytearray) -> ModelInputs:
+    "Read what `encode_arrays` wrote. Raise `DecodeError`"
     import numpy as np
-    start = len(_INPUTS) + 4
+    start = len(_ARRAYS) + 4
     stream = io.BytesIO(body)
     try:
         length = int.from_bytes(body[start - 4:start], "little")
-        names = json.loads(body[start:start + length])
+        head = json.loads(body[start:start + length])
         stream.seek(start + length)
-        arrays = {str(name): np.load(stream, allow_pickle=False) for name in names}
-    except Exception as e: raise DecodeError(f"broken body of model inputs: {e}") from e
-    return ModelInputs(arrays)
+        arrays = ModelInputs((str(n), np.load(stream, allow_pickle=False)) for n in head["names"])
+        arrays.wants_outputs = head["wants_outputs"] is True
+    except Exception as e: raise DecodeError(f"broken body of arrays: {e}") from e
+    return arrays
 
 # %% ../../nbs/handler/01_wire.ipynb #encode-request
 def encode_request(
@@ -155,7 +161,7 @@ def encode_request(
     if isinstance(x, str): return x.encode(), TEXT
     if isinstance(x, Path): return _encode_file(x)
     if isinstance(x, (bytes, bytearray, memoryview)): return bytes(x), BYTES
-    if isinstance(x, ModelInputs): return encode_inputs(x), BYTES
+    if isinstance(x, ModelInputs): return encode_arrays(x, x.wants_outputs), BYTES
     if _is_series(x): x = _series_to_json(x)
     if hasattr(x, "detach"): x = x.detach().cpu().numpy()
     if type(x).__module__.startswith("PIL."): x = _pixels(x)
@@ -175,7 +181,7 @@ def decode_request(row: dict) -> Any:
     """
     body = _body_of(row)
     if not isinstance(body, (bytes, bytearray)): return body
-    if body[:len(_INPUTS)] == _INPUTS: return _read_inputs(body)
+    if body[:len(_ARRAYS)] == _ARRAYS: return decode_arrays(body)
     return _read_npy(body) if body[:len(NPY)] == NPY else body
 
 def _body_of(row: dict) -> Any:
@@ -192,6 +198,7 @@ def encode_response(value: Any) -> tuple[bytes, str]:
     "Return a response's body and content type: bytes and str unchanged, anything else as JSON"
     if isinstance(value, (bytes, bytearray)): return bytes(value), BYTES
     if isinstance(value, str): return value.encode(), TEXT
+    if isinstance(value, ModelOutputs): return encode_arrays(value), BYTES
     try: text = json.dumps(value, default=plain_json, allow_nan=False)
     except ValueError as e:
         problem = f"a response cannot be JSON: {e}; JSON has no NaN and no infinity"

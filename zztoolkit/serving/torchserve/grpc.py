@@ -5,23 +5,39 @@
 # %% ../../../nbs/serving/torchserve/10_grpc.ipynb #imports
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 # %% auto #0
 __all__ = []
 
+# %% ../../../nbs/serving/torchserve/10_grpc.ipynb #message
+_PACKAGE = "org.pytorch.serve.grpc.inference"
+GRPC_METHOD = f"/{_PACKAGE}.InferenceAPIsService/Predictions"
+
+@lru_cache
+def predictions_request() -> Any:
+    """Return the class of TorchServe's PredictionsRequest, whose stubs its wheel leaves out.
+
+    Source: frontend/server/src/main/resources/proto/inference.proto of TorchServe 0.12.
+    """
+    from google.protobuf import descriptor_pb2 as pb, descriptor_pool, message_factory
+    file = pb.FileDescriptorProto(name="inference.proto", package=_PACKAGE, syntax="proto3")
+    request = file.message_type.add(name="PredictionsRequest")
+    entry = request.nested_type.add(name="InputEntry", options=pb.MessageOptions(map_entry=True))
+    field, one, many = pb.FieldDescriptorProto, 1, 3     # LABEL_OPTIONAL, LABEL_REPEATED
+    entry.field.add(name="key", number=1, label=one, type=field.TYPE_STRING)
+    entry.field.add(name="value", number=2, label=one, type=field.TYPE_BYTES)
+    request.field.add(name="model_name", number=1, label=one, type=field.TYPE_STRING)
+    request.field.add(
+        name="input", number=3, label=many, type=field.TYPE_MESSAGE,
+        type_name=f".{_PACKAGE}.PredictionsRequest.InputEntry")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(
+        pool.FindMessageTypeByName(f"{_PACKAGE}.PredictionsRequest"))
+
 # %% ../../../nbs/serving/torchserve/10_grpc.ipynb #encode
-GRPC_METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
-
-def _encode_varint(n: int) -> bytes:
-    encoded = bytearray()
-    while n > 127:
-        encoded.append(n & 127 | 128)
-        n >>= 7
-    return bytes([*encoded, n])
-
-def _encode_field(number: int, data: bytes) -> bytes:
-    return _encode_varint(number << 3 | 2) + _encode_varint(len(data)) + data
-
 def encode_grpc_request(model: str, body: bytes) -> bytes:
-    "Return a PredictionsRequest: the model's name (1) and a map (3) with the body under `data`"
-    entry = _encode_field(1, b"data") + _encode_field(2, body)
-    return _encode_field(1, model.encode()) + _encode_field(3, entry)
+    "Return a PredictionsRequest with the body under `data`"
+    return predictions_request()(model_name=model, input={"data": body}).SerializeToString()
