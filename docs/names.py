@@ -159,17 +159,29 @@ def _absolute(module: str, is_package: bool, node: ast.ImportFrom) -> str:
 
 
 def _describe_class(package: str, module: str, node: ast.ClassDef, source: Source) -> PublicName:
-    methods = [n for n in node.body if isinstance(n, FUNCTIONS)]
+    lineage = list(_lineage(node, source))
+    methods = [n for c in lineage for n in c.body if isinstance(n, FUNCTIONS)]
     init = next((n for n in methods if n.name == "__init__"), None)
-    fields = tuple(_fields(node, source)) if _is_dataclass(node, source) else ()
+    dataclasses = [c for c in reversed(lineage) if _is_dataclass(c, source)]
+    fields = tuple(f for c in dataclasses for f in _fields(c, source))
     parameters = _parameters(init, source, skip=1) if init else fields
     signature = _signature(init, source, skip=1) if init else _fields_signature(fields)
     bases = tuple(map(source.text, node.bases))
     kind = "exception" if any(b.endswith(("Error", "Exception")) for b in bases) else "class"
     return PublicName(
         package, node.name, module, kind, _doc(node), signature, parameters,
-        members=tuple(_members(node, source)), bases=bases,
+        members=tuple(_members(methods, source)), bases=bases,
     )
+
+
+def _lineage(node: ast.ClassDef, source: Source) -> Iterator[ast.ClassDef]:
+    "Yield a class, then the internal classes of its module that it derives from, the nearest first"
+    yield node
+    public = next((n.value for n in source.tree.body if "__all__" in _defined(n, source)), None)
+    classes = {n.name: n for n in source.tree.body if isinstance(n, ast.ClassDef)}
+    for name in map(source.text, node.bases):
+        is_public = public is not None and name in ast.literal_eval(public)
+        if name in classes and not is_public: yield from _lineage(classes[name], source)
 
 
 def _is_dataclass(node: ast.ClassDef, source: Source) -> bool:
@@ -203,12 +215,14 @@ def _fields_signature(fields: tuple[Parameter, ...]) -> str:
     return f"({', '.join(parts)})"
 
 
-def _members(node: ast.ClassDef, source: Source) -> Iterator[Member]:
-    "Describe the public methods and properties that a class defines and documents"
-    for n in node.body:
-        if not isinstance(n, FUNCTIONS) or n.name.startswith("_") and n.name != "__call__": continue
+def _members(methods: list, source: Source) -> Iterator[Member]:
+    "Describe the public methods and properties with a docstring; of those of one name, the first"
+    seen = set()
+    for n in methods:
+        if n.name in seen or n.name.startswith("_") and n.name != "__call__": continue
         kind = _kind(n, source)
         if not _doc(n) or not kind: continue
+        seen.add(n.name)
         skip = 0 if kind == "staticmethod" else 1
         signature = "" if kind == "property" else _signature(n, source, skip)
         parameters = () if kind == "property" else _parameters(n, source, skip)

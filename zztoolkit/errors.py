@@ -73,6 +73,11 @@ def http_error(
     if request_id: body["request_id"] = request_id
     return status, http_phrase(f"{kind}: {message}"), {"error": body}
 
+# %% ../nbs/00_errors.ipynb #is-whole
+def is_whole(x: Any) -> bool:
+    "Return whether a value is an integer; True and False are not"
+    return isinstance(x, int) and not isinstance(x, bool)
+
 # %% ../nbs/00_errors.ipynb #check-whole
 def check_whole(
     least: int = 1,  # 0 allows zero
@@ -81,6 +86,5 @@ def check_whole(
     "Raise `ToolkitError` if a number is not an integer of at least `least`"
     kind = "positive whole number" if least else "whole number"
     for name, x in numbers.items():
-        is_integer = isinstance(x, int) and not isinstance(x, bool)
-        if not is_integer or x < least:
-            raise ToolkitError(f"{name} must be a {kind}", found=repr(x))
+        if is_whole(x) and x >= least: continue
+        raise ToolkitError(f"{name} must be a {kind}", found=repr(x))

@@ -97,7 +97,7 @@ def _from_debian(
     return True
 
 # %% ../nbs/08_samples.ipynb #from-wheel
-def _from_wheel(target: Path, wheel: str = WHEEL, files: Sequence[str] = WHEEL_PHOTOS) -> bool:
+def from_wheel(target: Path, wheel: str = WHEEL, files: Sequence[str] = WHEEL_PHOTOS) -> bool:
     "Download a wheel and keep some of its files; return whether that succeeded. Nothing is installed"
     download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", wheel]
     with tempfile.TemporaryDirectory() as tmp:
@@ -131,7 +131,7 @@ def photographs(say: Callable[[str], None] = print) -> list[Path]:
 def _fetch_photographs(folder: Path, say: Callable[[str], None]):
     if _from_debian(folder):
         say(f"photographs from Debian's {DEBIAN} (Creative Commons), kept in the cache")
-    elif _from_wheel(folder):
+    elif from_wheel(folder):
         say(f"no apt here: a few small photographs from the {WHEEL} wheel, kept in the cache")
     else:
         shutil.copy(sample_photo(), folder)
@@ -193,7 +193,7 @@ def _read_movielens(home: Path, kind: str) -> pd.DataFrame:
 
 def _fetch_movielens(folder: Path):
     files = [f"recbole/dataset_example/ml-100k/ml-100k.{kind}" for kind in COLUMNS]
-    if _from_wheel(folder, RECBOLE, files): return
+    if from_wheel(folder, RECBOLE, files): return
     raise ToolkitError(
         "MovieLens 100k cannot be downloaded",
         found=f"pip download {RECBOLE} failed",

@@ -5,8 +5,8 @@
 # %% ../nbs/03_system.ipynb #imports
 from __future__ import annotations
 
-import importlib.metadata, os, re, shutil, signal, sys, time
-from collections.abc import Callable
+import contextlib, fcntl, importlib.metadata, os, re, shutil, signal, sys, time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -62,6 +62,21 @@ def cache_dir() -> Path:
     "Return the folder of artifacts and downloads: `$XDG_CACHE_HOME/zztoolkit` or `~/.cache/zztoolkit`"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "zztoolkit"
+
+# %% ../nbs/03_system.ipynb #file-lock
+@contextlib.contextmanager
+def file_lock(home: Path, purpose: str) -> Iterator[None]:
+    "Hold a lock on doing something at `home`; other processes wait for it"
+    import hashlib
+    name = hashlib.sha256(f"{purpose} {home.absolute()}".encode()).hexdigest()[:16]
+    file = cache_dir() / "locks" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:      # closing is not enough: a process forked meanwhile has the file open, too
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 # %% ../nbs/03_system.ipynb #installed
 def installed(dist: str) -> str:

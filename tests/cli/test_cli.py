@@ -21,11 +21,9 @@ def zz(*args, **kw) -> subprocess.CompletedProcess: return subprocess.run([ZZ, *
 
 @pytest.fixture(scope="module")
 def packed(lite0, tmp_path_factory) -> Path:
-    "An archive, packed twice: the same bytes"
-    args = ("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", samples.imagenet_labels(), "-b", "8")
-    first, second = (zz(*args, "--store", (store := tmp_path_factory.mktemp("store"))) for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.splitlines()[0] == second.stdout.splitlines()[0] and "sha256" in first.stdout
+    store = tmp_path_factory.mktemp("store")
+    done = zz("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", samples.imagenet_labels(), "-b", "8", "--store", store)
+    assert done.returncode == 0 and "sha256" in done.stdout, done.stderr
     return store / "imagenet_classifier.mar"
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
@@ -53,6 +51,34 @@ def test_archive_and_serve(tmp_path, packed, photo, ending):
         server.kill()
         server.wait()
 
+def test_serve_on_mosec(packed, photo):
+    "The same archive without Java, over HTTP with the printed command's key; SIGTERM: exit 0 and nothing left"
+    port = block_of_five()
+    server = subprocess.Popen([ZZ, "serve", str(packed), "--server", "mosec", "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+        said = []
+        while not said or "Ctrl-C" not in said[-1]:
+            assert (line := server.stdout.readline()), said
+            said.append(line)
+        family = psutil.Process(server.pid).children(recursive=True)
+        assert not any("java" in p.name() for p in family) and any("mosec" in p.name() for p in family)
+        command = re.search(r"Bearer \$\((cat .*?)\)", "".join(said))[1]
+        key = subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout
+        url = f"http://127.0.0.1:{port}/predictions"
+        def post(name, headers, body=photo.read_bytes()): return httpx.post(f"{url}/{name}", content=body, timeout=30, headers=headers)
+        good = {"Authorization": f"Bearer {key}", "Content-Type": "application/octet-stream"}
+        assert "military uniform" in [a["label"] for a in post("imagenet_classifier", good).json()]
+        assert post("imagenet_classifier", good, b"no image").json()["error"]["type"] == "DecodeError"
+        assert post("stranger", good).status_code == 404 and post("imagenet_classifier", {}).json()["type"] == "InvalidKeyException"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+        assert not Path(command.split()[1]).exists() and not psutil.wait_procs(family, 10)[1]
+    finally:
+        server.kill()
+        server.wait()
+    unknown = zz("serve", packed, "--server", "tomcat")
+    assert unknown.returncode == 1 and "one of torchserve, mosec" in unknown.stderr
+
 def pressed_by_name(folder: Path, photo: Path):
     "`zz bench` finds a model that a running server has, presses on it, and the server goes on"
     saved, picture = folder / "first.json", folder / "first.png"
@@ -69,10 +95,11 @@ class Words(Handler):
 """
 
 def test_a_sentence_is_an_example(tmp_path):
-    "And a file is a file: what the handler gets of one shows in its error"
+    "And a file is a file: what the handler gets of one shows in its error. Packed twice: the same bytes"
     (tmp_path / "words.py").write_text(WORDS)
-    done = zz("archive", "words.py", "--store", "store", "--example", "a sentence", cwd=tmp_path)
+    done, again = (zz("archive", "words.py", "--store", store, "--example", "a sentence", cwd=tmp_path) for store in ("store", "again"))
     assert done.returncode == 0 and "not tried" not in done.stdout, done.stderr
+    assert done.stdout.splitlines()[0] == again.stdout.splitlines()[0] and "sha256" in done.stdout
     (tmp_path / "record.json").write_text("{}")
     done = zz("archive", "words.py", "--store", "store", "--example", "record.json", cwd=tmp_path)
     assert done.returncode == 1 and "'dict' object has no attribute 'split'" in done.stderr

@@ -78,3 +78,51 @@ def test_text_is_served_and_wrong_ids_are_the_callers_error(serve_source, tmp_pa
     for response, ids in ((good, [1, 2, 3]), (longer, [4] * 20)):
         want = model(torch.tensor([ids]), torch.ones(1, len(ids)))["mean"][0]
         np.testing.assert_allclose(response, want.detach().numpy(), atol=1e-4)
+
+SHARES = """
+import hashlib, re, sys, torch
+from pathlib import Path
+from zztoolkit.compile.backends.shared import return_free_memory
+from zztoolkit.compile.store import load_artifact
+def kilobytes(name, text): return sum(map(int, re.findall(rf"^{name}: +(\\d+)", text, re.M)))
+def private(): return kilobytes("Anonymous", Path("/proc/self/smaps_rollup").read_text())
+artifact = load_artifact(sys.argv[1])
+torch.manual_seed(1)
+rows = torch.randn(4, 1024)
+return_free_memory()
+before = private()
+session = artifact.load(threads=1)
+outputs = session(rows)
+print(hashlib.sha256(outputs.numpy().tobytes()).hexdigest(), private() - before, flush=True)
+input()
+maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M)
+mapped = "".join(m for m in maps if "/shared/" in m)
+print(kilobytes("Rss", mapped), kilobytes("Pss", mapped), flush=True)
+input()
+"""
+
+def test_processes_share_the_weights_of_an_onnx_file(tmp_path):
+    "Each has the bits that it had with weights of its own"
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(*[torch.nn.Linear(1024, 1024) for _ in range(12)])
+    artifact = compile_model(net, torch.randn(1, 1024), backend="onnxruntime", batch=(1, 2, 4), path=tmp_path / "net", measure=False)
+    command = [sys.executable, "-c", SHARES, artifact.path]
+
+    def measure(n, cache):
+        env = os.environ | {"XDG_CACHE_HOME": str(cache)}
+        running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) for _ in range(n)]
+        loaded = [p.stdout.readline().split() for p in running]
+        for p in running: print(file=p.stdin, flush=True)
+        mapped = [p.stdout.readline().split() for p in running]
+        for p in running: p.communicate("\n", timeout=60)
+        return {bits for bits, _ in loaded}, [int(k) for _, k in loaded], [tuple(map(int, m)) for m in mapped]
+
+    (tmp_path / "file").touch()      # no folder can be made below it
+    own_bits, (own, _), nothing = measure(2, tmp_path / "file")
+    measure(1, tmp_path / "cache")      # writes the copy
+    bits, private, mapped = measure(2, tmp_path / "cache")
+    weights = 12 * 1024 * 4      # kilobytes
+    assert bits == own_bits and len(bits) == 1
+    assert nothing == [(0, 0)] * 2 and own > 0.9 * weights, (nothing, own)
+    assert all(p < 0.4 * own for p in private), (private, own)
+    assert all(rss > 0.9 * weights and pss < 0.6 * rss for rss, pss in mapped), mapped

@@ -1,7 +1,7 @@
 "Clients that others wrote, unmodified, against the gateway of a notebook's server."
 from __future__ import annotations
 
-import base64, gzip, json, struct, threading
+import base64, gzip, json, socket, struct, threading
 
 import httpx, numpy as np, pytest
 import tritonclient.grpc as grpcclient
@@ -149,6 +149,16 @@ def test_a_swap_loses_no_call(client, server, echo, tmp_path):
     while swap.is_alive() or len(served) < 200: served += [r["version"] for r in responses(client("swapped", "request", as_bytes([b"{}"]), "BYTES"))]
     assert served[0] == before and served[-1] == before + 1 and served == sorted(served)
 
+def test_a_key_that_another_process_renews(client, server, echo):
+    "TorchServe's old key ends at once; the caller's token stays"
+    server.management.tokens.renew("inference")
+    assert responses(client("echo", "request", as_bytes([b"{}"]), "BYTES"))[0]["version"] == 1
+
+def test_more_rows_than_the_queue_holds(client, server, echo):
+    rows = as_bytes([b'{"k": %d}' % k for k in range(2 * server.settings.job_queue_size)])
+    result = client("echo", "request", rows, "BYTES")
+    assert set(result.as_numpy("status").tolist()) == {200} and [r["got"]["k"] for r in responses(result)] == list(range(len(rows)))
+
 # HTTP: JSON, gzip, and what is wrong with a request
 
 def test_a_request_in_json(call, echo):
@@ -175,6 +185,10 @@ WRONG = {
     "a huge size": (json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1 << 40, 1 << 40], "data": [1]}]}).encode(), {}),
     "a length beyond the body": (b"{}", {"Inference-Header-Content-Length": "99"}),
     "a length that is none": (b"{}", {"Inference-Header-Content-Length": "x"}),
+    "a length of a thousand digits": (b"{}", {"Inference-Header-Content-Length": "9" * 5000}),
+    "half a character": (b'{"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": ["\\ud800"]}]}', {}),
+    "words for the model's numbers": (json.dumps({"inputs": [{"name": n, "datatype": "BYTES", "shape": [1], "data": ["a"]} for n in ("inputs", "more")]}).encode(), {}),
+    "a fraction for a whole number": (json.dumps({"inputs": [{"name": "inputs", "datatype": "INT64", "shape": [1], "data": [1.5]}]}).encode(), {}),
     "no gzip": (b"{}", {"Content-Encoding": "gzip"}),
     "a cut element": ((head := json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}}]}).encode()) + struct.pack("<I", 99) + b"ab", {"Inference-Header-Content-Length": str(len(head))}),
     "bytes that belong to nothing": (head + struct.pack("<I", 2) + b"abcd", {"Inference-Header-Content-Length": str(len(head))}),
@@ -206,6 +220,17 @@ def test_a_body_over_the_limit(call, server):
     assert r.status_code == 413
     bomb = gzip.compress(bytes(limit + 100))
     assert call("POST", "/v2/models/classifier/infer", content=bomb, headers={"Content-Encoding": "gzip"}).status_code == 413
+
+def test_null_is_nothing(call, echo):
+    "As clients send fields that are not set"
+    body = {"id": None, "parameters": None, "outputs": None, "inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": ["{}"], "parameters": None}]}
+    r = call("POST", "/v2/models/echo/infer", json=body)
+    assert r.status_code == 200 and "id" not in r.json()
+
+@pytest.mark.parametrize("method, path, status", [("GET", "/v2/nothing", 404), ("GET", "/v2/models/echo/", 404), ("DELETE", "/v2/models/echo", 405)])
+def test_other_addresses_are_errors_of_the_protocol(call, method, path, status):
+    r = call(method, path)
+    assert r.status_code == status and set(r.json()) == {"error"}
 
 # gRPC: elements as fields of the message
 
@@ -245,6 +270,24 @@ def test_it_ends_with_its_server(tmp_path):
         assert "HTTP" in repr(gateway)
     assert process.poll() is not None and not gateway.running and repr(gateway) == "Gateway, stopped"
 
+def test_a_gateway_that_was_killed_does_not_keep_its_server(server):
+    gateway = Gateway(server).start()
+    gateway.process.kill()
+    gateway.process.wait()
+    for stop in reversed(server.before_stop.copy()): stop()
+    assert not gateway.running and gateway.start().running      # another one
+    gateway.stop()
+
+def test_a_port_that_is_taken(server, monkeypatch):
+    from zztoolkit.gateway import gateway as module
+    free, taken = module.free_ports(1), socket.create_server(("127.0.0.1", 0))
+    for ports in ([taken.getsockname()[1], *free], [*free, taken.getsockname()[1]]):
+        monkeypatch.setattr(module, "free_ports", lambda n: ports)
+        gateway = Gateway(server)
+        with pytest.raises(ToolkitError, match="did not start"): gateway.start()
+        assert not gateway.running
+    taken.close()
+
 def test_in_front_of_mosec(tmp_path):
     "The same protocols, of which mosec speaks none; a model is announced, and so is its next version"
     pytest.importorskip("mosec")
@@ -264,7 +307,7 @@ def test_in_front_of_mosec(tmp_path):
         with grpcclient.InferenceServerClient(gateway.grpc_address) as client:
             tensor = grpcclient.InferInput("request", [2], "BYTES")
             tensor.set_data_from_numpy(as_bytes([b"bad", b"{}"]))
-            result = client.infer("echo", [tensor], headers=dict(gateway.headers))
+            result = client.infer("echo", [tensor], model_version="2", headers=dict(gateway.headers))
         assert result.as_numpy("status").tolist() == [400, 200] and responses(result)[1]["version"] == 2
         assert http.get("/v2", headers={"authorization": "Bearer wrong"}).status_code == 401
         http.close()

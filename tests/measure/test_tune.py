@@ -49,7 +49,7 @@ def test_tune_goes_on_applies_and_writes(server, waiting, tmp_path):
     assert found.best.setting["batch_size"] == 4 and found.gain > 1.1 and found.best.is_feasible(2, 0) and found.best.memory > 50
     with pytest.raises(ToolkitError, match="holds another tuning"): tune(endpoint, {}, trials=4, **kw | {"concurrency": 2})
     assert TuneResult.load(found.save(tmp_path / "found.json")) == found
-    assert "MemoryError" in str(found) and "<table>" in found._repr_html_() and "default" in trial_table(found)[1][-1]
+    assert "MemoryError" in str(found) and "<table class='zz-table'>" in found._repr_html_() and "default" in trial_table(found).rows[0][-1]
 
     answers, failures, stop = set(), [], threading.Event()
     def client():

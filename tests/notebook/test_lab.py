@@ -1,12 +1,13 @@
 "The tutorial and the panel as a person has them: JupyterLab in a browser, Run All Cells, buttons pressed, and a look at the result."
 import base64, json, os, re, shutil, signal, subprocess, sys, time
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx, nbformat, psutil, pytest
 
 from conftest import ROOT, missing
 from zztoolkit.serving.torchserve.config import free_ports
-from zztoolkit.serving.torchserve.running import running_servers
+from zztoolkit.serving.torchserve.running import running_servers, RunningServer
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PICTURES = ROOT / "test-artefacts"
@@ -35,6 +36,17 @@ def without_outputs(notebook: Path, target: Path):
         if c["cell_type"] == "code": c.update(outputs=[], execution_count=None)
     target.write_text(json.dumps(nb))
 
+@dataclass
+class Lab:
+    address: str
+    token: str
+    process: psutil.Process
+
+    def servers(self) -> list[RunningServer]:
+        "The servers that its kernels have started; the tests that run beside this one have theirs"
+        family = {p.pid for p in self.process.children(recursive=True)}
+        return [s for s in running_servers() if s.java.pid in family]
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     "A JupyterLab over a folder with the notebooks of these tests; its address and token"
@@ -56,7 +68,7 @@ def lab(tmp_path_factory):
         end = time.monotonic() + 60
         while "is running at" not in (home / "lab.log").read_text() and time.monotonic() < end: time.sleep(0.2)
         assert lab.poll() is None, (home / "lab.log").read_text()
-        yield f"http://127.0.0.1:{port}", token
+        yield Lab(f"http://127.0.0.1:{port}", token, psutil.Process(lab.pid))
     finally:
         family = psutil.Process(lab.pid).children(recursive=True)
         lab.terminate()
@@ -77,7 +89,7 @@ def browser():
 
 def opened(browser, lab, notebook: str, width: int = 1200):
     "A page with the notebook alone, its kernel idle"
-    address, token = lab
+    address, token = lab.address, lab.token
     page = browser.new_page(viewport={"width": width, "height": 1000})
     page.goto(f"{address}/lab/workspaces/{Path(notebook).stem}/tree/{notebook}?token={token}")
     page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell").first.wait_for(timeout=60_000)
@@ -153,13 +165,13 @@ def drop(page, name: str, data: bytes):
 def test_panel_in_jupyterlab(lab, browser, photo):
     "Every button pressed, under load where it counts; a worker that is killed, a server that is killed, a kernel that is restarted"
     from test_magics import Load
-    page, others = opened(browser, lab, "panel.ipynb"), {s.folder for s in running_servers()}
+    page, others = opened(browser, lab, "panel.ipynb"), {s.folder for s in lab.servers()}
     page.get_by_title("File Browser").first.click()         # the notebook gets the width
     run_all_cells(page)
     live, see = page.locator(".zz-panel"), lambda text, n=20: page.locator(".zz-panel").get_by_text(text).first.wait_for(timeout=n * 1000)
     press = lambda name: live.get_by_role("button", name=name, exact=True).click()
     live.locator(".zz-card").wait_for(timeout=120_000)
-    [server] = [s for s in running_servers() if s.folder not in others]
+    [server] = [s for s in lab.servers() if s.folder not in others]
     endpoint = server.endpoint("classify")
 
     drop(page, "officer.jpg", photo.read_bytes())
@@ -195,7 +207,7 @@ def test_panel_in_jupyterlab(lab, browser, photo):
     live.screenshot(path=PICTURES / "panel-died.png")
     press("Start again")
     see("it serves again", 60)
-    [again] = [s for s in running_servers() if s.folder not in others]
+    [again] = [s for s in lab.servers() if s.folder not in others]
     assert again.endpoint("classify").predict(photo) == {"version": 1, "class": 400} and len(again.endpoint("classify").info["workers"]) == 2
 
     page.get_by_role("menuitem", name="Settings", exact=True).click()

@@ -33,17 +33,28 @@ class Notebook:
         return done.result
 
 
+@pytest.fixture(scope="module")
+def servers():
+    "Those of the magics, which is one: the shells of a process share it, and it ends with the last test"
+    found = []
+    yield found
+    for server in found: server.stop()
+
 @pytest.fixture
-def notebook(tmp_path, lite0):
+def notebook(tmp_path, tiny, servers):
+    "A new shell; no model of the tests before is served"
     nb = Notebook(tmp_path / "store")
-    nb.shell.user_ns["artifact"] = lite0
+    nb.shell.user_ns["artifact"] = tiny
+    magics = nb.shell.magics_manager.registry["ServeMagics"]
+    servers[:] = [magics.server]
     yield nb
-    nb.run("%serve_stop")
+    if magics.others or magics.gateways: nb.run("%serve_stop")
+    for name in magics.server.models() if magics.server.running else []: nb.run(f"%serve_stop {name}")
     InteractiveShell.clear_instance()
 
 
 class Load:
-    "Eight clients, each of which asks, thinks for a fifth of a second and asks again, until told to stop; every failure is kept"
+    "Eight clients, each of which asks, thinks for two fifths of a second and asks again, until told to stop; every failure is kept"
     def __init__(self, endpoint, body: bytes, clients: int = 8):
         self.endpoint, self.body, self.stop = endpoint, body, threading.Event()
         self.answers, self.failures = [], []
@@ -53,7 +64,11 @@ class Load:
         while not self.stop.is_set():
             try: self.answers.append(self.endpoint.predict(self.body)["version"])
             except Exception as e: self.failures.append(e)
-            self.stop.wait(0.2)
+            self.stop.wait(0.4)
+
+    def wait_for(self, version: int):
+        end = time.monotonic() + 20
+        while version not in self.answers and time.monotonic() < end: time.sleep(0.05)
 
     def __enter__(self):
         for t in self.threads: t.start()
@@ -64,18 +79,23 @@ class Load:
         for t in self.threads: t.join()
 
 
+def test_a_store_that_cannot_be_is_told_at_once(notebook, servers):
+    notebook.run("%serve_stop")
+    with pytest.raises(ToolkitError, match="no archive can be kept in /proc/x"): notebook.run("%%serve shout --store /proc/x\n" + SHOUT)
+    assert not servers[0].running
+
 def test_three_runs_under_load_one_broken(notebook, photo, capsys):
     "Versions change, one is broken, eight clients never see a failure"
     notebook.run(HEAD, "head")
     goods = notebook.run(cell(1), "serve")
     assert goods.predict(photo) == {"version": 1}
     with Load(goods, photo.read_bytes()) as load:
-        time.sleep(1)
+        load.wait_for(1)
         notebook.run(cell(2), "serve")
         with pytest.raises(Exception, match="KeyError: 'no such label'"): notebook.run(cell(3, "raise KeyError('no such label')"), "serve")
         assert goods.predict(photo) == {"version": 2}
         notebook.run(cell(4), "serve")
-        time.sleep(1)
+        load.wait_for(4)
     assert load.failures == []
     assert set(load.answers) == {1, 2, 4} and len(load.answers) > 50
     assert [v["modelVersion"] for v in goods.server.management.versions("goods")] == [goods.info["modelVersion"]]
@@ -166,10 +186,6 @@ def test_other_wrong_options_too(notebook, line, says):
     with pytest.raises(Exception) as e: notebook.run(line)
     assert says in str(e.value)
 
-def test_a_store_that_cannot_be_is_told_at_once(notebook, capsys):
-    with pytest.raises(ToolkitError, match="no archive can be kept in /proc/x"): notebook.run("%%serve shout --store /proc/x\n" + SHOUT)
-    assert not notebook.shell.magics_manager.registry["ServeMagics"].server.running
-
 def test_a_name_that_python_can_import_is_suggested(notebook):
     for name, like in (("tiny-model", "tiny_model"), ("3d", "model_3d"), ("class", "class_"), ("v1.2", "v1_2")):
         with pytest.raises(Exception, match=f"use one that Python can import: {like}$"): notebook.run(f"%%serve {name}\nclass Goods: pass")
@@ -209,8 +225,8 @@ def test_the_same_notebook_is_no_obstacle(notebook, tmp_path, monkeypatch):
 def test_an_interrupt_is_one_line(notebook, capsys):
     "Not the frames of the HTTP client; and the server goes on"
     slow = notebook.run("%%serve slow --store STORE\n" + SHOUT.replace("r.upper()", "(__import__('time').sleep(r), r)[1]").replace("Shout", "Slow"))
-    for call in ("slow.predict(3)", "slow.predict([3, 3])"):
-        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    for call in ("slow.predict(1.5)", "slow.predict([1.5, 1.5])"):
+        threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
         capsys.readouterr()
         done = notebook.shell.run_cell(call)
         assert isinstance(done.error_in_exec, KeyboardInterrupt)
@@ -277,7 +293,8 @@ def test_serve_model_says_what_it_cannot_find():
     made = type("Made", (), {})
     with pytest.raises(ToolkitError, match="the source of Made was not found"): zztoolkit.serve_model(made)
 
-def test_status_logs_bench_and_stop(notebook, photo, capsys):
+def test_status_logs_bench_and_stop(notebook, photo, capsys, monkeypatch):
+    monkeypatch.setattr("zztoolkit.measure.tuning.runner.NOISE_CORES", 99)      # the tests beside this one take cores
     notebook.run("%serve_status")
     assert "nothing is served" in capsys.readouterr().out
     notebook.run(HEAD, "head")
@@ -291,7 +308,7 @@ def test_status_logs_bench_and_stop(notebook, photo, capsys):
     assert sorted(p.name for p in notebook.store.iterdir()) == ["goods.mar", "goods.mar.sha256"]
     notebook.shell.user_ns["goods_photos"] = [photo, photo.read_bytes()]
     found = notebook.run("%bench goods goods_photos -c 2 --slo 1s --seconds 4")
-    assert [l.load for l in found.levels] == ["2 clients"] and found.setup.payloads == 2 and found.bottleneck.resource and "<table>" in found._repr_html_()
+    assert [l.load for l in found.levels] == ["2 clients"] and found.setup.payloads == 2 and found.bottleneck.resource and "<table class='zz-table'>" in found._repr_html_()
     tuned = notebook.run("%tune goods goods_photos -c 1 --slo 9s --trials 1 --seconds 1 -k batch=2,4")
     assert dict(tuned.trials[0].setting) == tuned.space.default == dict(tuned.best.setting) and tuned.best.setting["batch_size"] == 4
     assert tuned.apply(goods) is goods and goods.info["modelVersion"] == "1"     # nothing better was found
@@ -300,3 +317,15 @@ def test_status_logs_bench_and_stop(notebook, photo, capsys):
     notebook.run("%serve_stop")
     assert not goods.server.running
     with pytest.raises(Exception, match="not running"): goods.predict(photo)
+
+def test_the_gateway_of_a_notebook(notebook, photo):
+    "Opened by a magic, for a client of the protocol; it ends with the server"
+    import httpx
+    notebook.run(HEAD, "chain")
+    notebook.run(cell(1), "goods")
+    gateway = notebook.run("%serve_gateway")
+    assert notebook.run("%serve_gateway goods") is gateway and gateway.running
+    r = httpx.get(f"{gateway.url}/v2/models/goods", headers={"Authorization": f"Bearer {gateway.token_file.read_text()}"}, trust_env=False)
+    assert r.json()["name"] == "goods"
+    notebook.run("%serve_stop")
+    assert not gateway.running

@@ -53,6 +53,7 @@ def kernel(folder):
 
 def test_flags_are_those_of_the_magic(kernel):
     assert kernel.completions("%%serve goods --w") == ["%%serve goods --workers"]
+    assert kernel.completions("%%serve goods --server m") == ["%%serve goods --server mosec"]
     assert kernel.completions("%%serve goods --workers 2 --w") != ["%%serve goods --workers 2 --workers"]
     assert kernel.completions("%%serve goods -x a --extra") == ["%%serve goods -x a --extra-file"]      # may be repeated
     assert kernel.completions("%%serve goods --ba\nclass Goods: pass", len("%%serve goods --ba")) == ["%%serve goods --batch-size"]

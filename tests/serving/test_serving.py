@@ -21,16 +21,33 @@ from zztoolkit import Handler
 class Sleepy(Handler):
     def preprocess(self, requests): return list(requests)
     def inference(self, xs):
+        while xs[0].get("hang"): pass
         time.sleep(max(x["sleep"] for x in xs))
         return xs
-    def postprocess(self, xs): return [{"pid": os.getpid(), "batch": len(xs)} for x in xs]
+    def postprocess(self, xs): return [{"pid": os.getpid(), "batch": len(xs), "names": sorted(os.environ)} for x in xs]
 """
 
+@pytest.fixture(scope="module")
+def sleepy(tmp_path_factory):
+    "An archive that may be served anywhere: a request says how long its handler sleeps, or that it never returns"
+    folder = tmp_path_factory.mktemp("sleepy")
+    (folder / "sleepy.py").write_text(SLEEPY)
+    return pack("sleepy", folder / "sleepy.py", store=folder, example={"sleep": 0}, responseTimeout=2)
 
-def pack_sleepy(folder: Path, name: str = "sleepy", source: str = SLEEPY, **config):
-    "An archive of a handler given as source, tried on a request that sleeps for no time"
-    (folder / f"{name}.py").write_text(source)
-    return pack(name, folder / f"{name}.py", store=folder, example={"sleep": 0}, **config)
+@pytest.fixture(scope="module")
+def strict(sleepy):
+    """A server of narrow limits, started where secrets and a proxy are in the environment.
+
+    One request may wait, a response may take two seconds, and a key ends in a minute.
+    """
+    server = LocalServer(Settings(job_queue_size=1, token_minutes=1, response_timeout=2))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MY_API_KEY", "hush")
+        environment.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+        endpoint = deploy(server.start(), sleepy)
+        assert endpoint.predict({"sleep": 0})["batch"] == 1      # not by the proxy
+    yield endpoint
+    server.stop()
 
 def wait_until(condition, timeout: float = 15):
     end = time.monotonic() + timeout
@@ -38,7 +55,7 @@ def wait_until(condition, timeout: float = 15):
     assert condition()
 
 
-def test_one_corrupt_photo_in_a_batch_of_eight(serve_source, lite0, photo):
+def test_one_corrupt_photo_in_a_batch_of_eight(serve_source, tiny, photo):
     "Eight strangers in one batch: one 400 that says why, seven answers"
     source = """
     from zztoolkit import Handler, vision as V
@@ -46,7 +63,7 @@ def test_one_corrupt_photo_in_a_batch_of_eight(serve_source, lite0, photo):
         chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize())
         def postprocess(self, outputs): return [{"live": len(outputs), "class": int(y.argmax())} for y in outputs]
     """
-    endpoint = serve_source("counting", textwrap.dedent(source), lite0, batchSize=8, maxBatchDelay=3000)
+    endpoint = serve_source("counting", textwrap.dedent(source), tiny, batchSize=8, maxBatchDelay=1500)
     good, corrupt = photo.read_bytes(), photo.read_bytes()[:20_000]
     answers = endpoint.predict([good] * 4 + [corrupt] + [good] * 3, return_exceptions=True)
     bad = answers.pop(4)
@@ -56,7 +73,7 @@ def test_one_corrupt_photo_in_a_batch_of_eight(serve_source, lite0, photo):
 def test_raising_batch_is_split(serve_source):
     "A postprocess that raises for its whole batch: only the culprit gets a 500, with the handler's traceback for its engineer"
     source = SLEEPY.replace('return [{"pid"', 'return [1 / min(x["n"] for x in xs) and {"pid"')
-    endpoint = serve_source("splitting", source, example={"sleep": 0, "n": 1}, batchSize=8, maxBatchDelay=3000)
+    endpoint = serve_source("splitting", source, example={"sleep": 0, "n": 1}, batchSize=8, maxBatchDelay=1500)
     answers = endpoint.predict([{"sleep": 0, "n": n} for n in (1, 2, 3, 0, 5, 6, 7, 8)], return_exceptions=True)
     bad = answers.pop(3)
     assert (bad.status, bad.kind) == (500, "InternalError") and "division" not in bad.message
@@ -106,11 +123,11 @@ def test_kill_of_a_worker(serve_source):
     endpoint = serve_source("mortal", SLEEPY, example={"sleep": 0}, batchSize=4, maxBatchDelay=500)
     pid = endpoint.predict({"sleep": 0})["pid"]
     def ask(_):
-        try: return endpoint.predict({"sleep": 3})
+        try: return endpoint.predict({"sleep": 2.5})
         except ToolkitError as e: return e
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(ask, i) for i in range(4)]
-        time.sleep(1.5)
+        time.sleep(1)
         os.kill(pid, signal.SIGKILL)
         answers = [a.result(timeout=60) for a in asked]
     assert all(isinstance(a, PredictionError) and a.status in (413, 500, 503, 507) for a in answers), answers
@@ -118,42 +135,38 @@ def test_kill_of_a_worker(serve_source):
     endpoint.wait_ready()
     wait_until(lambda: endpoint.predict({"sleep": 0})["pid"] != pid, 30)
 
-def test_full_queue_is_explained(tmp_path):
-    mar = pack_sleepy(tmp_path)
-    with LocalServer(Settings(job_queue_size=1)) as server:
-        endpoint = deploy(server, mar)
-        answers = endpoint.predict([{"sleep": 1}] * 6, return_exceptions=True)
-        refused = [a for a in answers if isinstance(a, PredictionError)]
-        assert refused and len(refused) < 6
-        assert {a.status for a in refused} == {503} and "queue is full: job_queue_size is 1" in refused[0].found
+def test_full_queue_is_explained(strict):
+    answers = strict.predict([{"sleep": 1}] * 6, return_exceptions=True)
+    refused = [a for a in answers if isinstance(a, PredictionError)]
+    assert refused and len(refused) < 6
+    assert {a.status for a in refused} == {503} and "queue is full: job_queue_size is 1" in refused[0].found
 
-def test_tokens_are_renewed(tmp_path):
+def test_tokens_are_renewed(strict):
     "Keys that end in a minute are renewed at the next use; a cached key that no longer counts is read again"
-    mar = pack_sleepy(tmp_path)
-    with LocalServer(Settings(token_minutes=1)) as server:
-        endpoint = deploy(server, mar)
-        tokens = server.management.tokens
-        before = tokens.bearer("inference")
-        tokens.bearer("inference", again=True)
-        assert tokens.bearer("inference") != before and endpoint.predict({"sleep": 0})["batch"] == 1
-        tokens._keys["inference"]["key"] = "stale"
-        assert endpoint.predict({"sleep": 0})["batch"] == 1
+    tokens = strict.server.management.tokens
+    before = tokens.bearer("inference")
+    tokens.bearer("inference", again=True)
+    assert tokens.bearer("inference") != before and strict.predict({"sleep": 0})["batch"] == 1
+    tokens._keys["inference"]["key"] = "stale"
+    assert strict.predict({"sleep": 0})["batch"] == 1
 
-def test_stop_finishes_what_is_in_flight(tmp_path):
-    mar = pack_sleepy(tmp_path)
-    with LocalServer() as server:
-        endpoint = deploy(server, mar)
-        with ThreadPoolExecutor(3) as pool:
-            asked = [pool.submit(endpoint.predict, {"sleep": 1}) for _ in range(3)]    # one at work, two in the queue
-            time.sleep(0.5)
-            server.stop()
-            assert [a.result(timeout=1)["batch"] for a in asked] == [1, 1, 1]
+def test_no_secret_in_a_worker_and_no_proxy_before_it(strict):
+    "Variables that look like secrets stay here; a proxy named in the environment has not seen the keys: there is none"
+    names = strict.predict({"sleep": 0})["names"]
+    assert "MY_API_KEY" not in names and "PATH" in names
 
-def test_stop_under_steady_traffic(tmp_path):
+def test_hung_worker_is_killed(strict):
+    "A handler that never returns: its request fails, its process does not live on, the next request is answered"
+    pid = strict.predict({"sleep": 0})["pid"]
+    with pytest.raises(ToolkitError): strict.predict({"sleep": 0, "hang": True})
+    wait_until(lambda: not psutil.pid_exists(pid), 20)
+    strict.wait_ready()
+    assert strict.predict({"sleep": 0})["pid"] != pid
+
+def test_stop_under_steady_traffic(sleepy):
     "Strangers keep sending: what was let in is answered, the rest is refused with words, and the stop does not wait for them"
-    mar = pack_sleepy(tmp_path)
     with LocalServer() as server:
-        endpoint = deploy(server, mar)
+        endpoint = deploy(server, sleepy)
         keys, url = server.management.tokens.bearer("inference"), f"{server._url(0)}/predictions/sleepy"
         def stranger(i):
             "Half of them keep their key, half read the file of keys each time, as the line does that `zz serve` prints"
@@ -163,12 +176,14 @@ def test_stop_under_steady_traffic(tmp_path):
         def from_file():
             try: return {"Authorization": "Bearer " + json.loads((server.folder / "key_file.json").read_text())["inference"]["key"]}
             except (OSError, ValueError): return {}      # gone, or just being written
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(7) as pool:
             asked = [pool.submit(stranger, i) for i in range(4)]
+            let_in = [pool.submit(endpoint.predict, {"sleep": 1}) for _ in range(3)]    # one at work, the others in the queue
             time.sleep(1)
             started = time.monotonic()
             server.stop()
             assert time.monotonic() - started < server.settings.drain_timeout
+            assert [r.result(timeout=1)["batch"] for r in let_in] == [1, 1, 1]
             assert {(r.result().status_code, r.result().json()["type"]) for r in asked} == {(400, "InvalidKeyException")}
         with pytest.raises(ToolkitError, match="not running"): endpoint.predict({"sleep": 0})
 
@@ -179,25 +194,6 @@ def test_a_forked_child_does_not_stop_the_server(server, classifier, photo):
         os._exit(0)
     os.waitpid(child, 0)
     assert server.running and classifier.predict(photo)
-
-def test_no_secret_in_a_worker_and_no_proxy_before_it(tmp_path, monkeypatch):
-    "Variables that look like secrets stay here; a proxy named in the environment never sees the keys"
-    monkeypatch.setenv("MY_API_KEY", "hush")
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    mar = pack_sleepy(tmp_path, "nosy", SLEEPY.replace('"batch": len(xs)', '"names": sorted(os.environ)'))
-    with LocalServer() as server: names = deploy(server, mar).predict({"sleep": 0})["names"]
-    assert "MY_API_KEY" not in names and "PATH" in names
-
-def test_hung_worker_is_killed(tmp_path):
-    "A handler that never returns: its request fails, its process does not live on, the next request is answered"
-    mar = pack_sleepy(tmp_path, "hanging", SLEEPY.replace("time.sleep(", "while xs[0].get('hang'): pass\n        time.sleep("), responseTimeout=2)
-    with LocalServer(Settings(response_timeout=2)) as server:
-        endpoint = deploy(server, mar)
-        pid = endpoint.predict({"sleep": 0})["pid"]
-        with pytest.raises(ToolkitError): endpoint.predict({"sleep": 0, "hang": True})
-        wait_until(lambda: not psutil.pid_exists(pid), 20)
-        endpoint.wait_ready()
-        assert endpoint.predict({"sleep": 0})["pid"] != pid
 
 def test_loopback_only(server):
     assert "0.0.0.0" not in (server.folder / "config.properties").read_text()
@@ -216,10 +212,9 @@ time.sleep(600)
 """
 
 @pytest.mark.parametrize("victim", ["kernel", "supervisor"])
-def test_nothing_survives_the_kernel_or_the_supervisor(tmp_path, victim):
+def test_nothing_survives_the_kernel_or_the_supervisor(sleepy, victim):
     "kill -9 of the process that started the server, or of its supervisor: no Java, no worker, no folder"
-    mar = pack_sleepy(tmp_path)
-    kernel = subprocess.Popen([sys.executable, "-c", CHILD, str(mar.path)], stdout=subprocess.PIPE, text=True)
+    kernel = subprocess.Popen([sys.executable, "-c", CHILD, str(sleepy.path)], stdout=subprocess.PIPE, text=True)
     try:
         folder, supervisor = json.loads(kernel.stdout.readline())
         family = [psutil.Process(supervisor), *psutil.Process(supervisor).children(recursive=True)]
@@ -303,7 +298,7 @@ def test_what_a_str_is_is_not_asked_with_each_request(classifier, photo, monkeyp
     monkeypatch.setattr(classifier.server.management, "_send", lambda *args, **kw: asked.append(args))
     assert classifier.predict(str(photo)) and not asked
 
-def test_a_new_version_says_again_what_a_str_is(serve_source, lite0, photo, tmp_path):
+def test_a_new_version_says_again_what_a_str_is(serve_source, tiny, photo):
     "An endpoint outlives its model: text to the first version, a photograph to the second"
     endpoint = serve_source("changing", "from zztoolkit import Handler\n" + inspect.getsource(Echo), example="hello")
     assert endpoint.predict(str(photo)) == ["str", str(photo)]
@@ -312,7 +307,7 @@ def test_a_new_version_says_again_what_a_str_is(serve_source, lite0, photo, tmp_
         class Seeing(Handler):
             chain = V.Chain(V.Decode(), V.Resize(256), V.CenterCrop(224), V.Normalize())
             def postprocess(self, outputs): return [len(y) for y in outputs]
-        """), lite0, version="2")
+        """), tiny, version="2")
     assert endpoint.predict(str(photo)) == 1000
 
 def test_a_caller_cannot_ask_for_the_description(serve_source):

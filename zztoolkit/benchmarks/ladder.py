@@ -18,7 +18,8 @@ from typing import Any
 from ..archive.packing import pack
 from .demo import handler_module, HANDLERS
 from .ladder_result import Ladder, Side, Turn
-from .peers import installed_peers, Job, our_handler, Peer, PEERS
+from .peer_kinds import Job, our_handler, PEERS
+from .peers import installed_peers, Peer
 from ..compile.artifact import Artifact
 from ..compile.compiler import compile_model
 from ..errors import ToolkitError

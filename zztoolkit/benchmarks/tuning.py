@@ -17,6 +17,7 @@ from ..archive.packing import pack
 from .demo import HANDLERS
 from ..compile.backends.base import describe_hardware
 from ..compile.compiler import compile_model
+from ..measure.bottleneck import NOISE_CORES
 from ..measure.profile import read_payloads
 from ..measure.tuning.result import TuneResult
 from ..measure.tuning.runner import TrialRunner
@@ -75,7 +76,7 @@ def _costs(runner: TrialRunner, setting: Mapping[str, Any], of: SearchSpace) -> 
     return estimate_costs(runner.level, setting["workers"], setting["threads"], setting["batch_size"], CLIENTS, of.cores)
 
 def _describe(t: Trial, of: SearchSpace) -> str:
-    noise = f"  others took {t.other_cores:.1f} cores" if t.other_cores > 0.25 else ""
+    noise = f"  others took {t.other_cores:.1f} cores" if t.other_cores > NOISE_CORES else ""
     return f"{of.describe(t.setting):<46} {t.rate:6.1f}/s  p99 {t.p99:4.0f} ms{noise}"
 
 # %% ../../nbs/benchmarks/05_tuning.ipynb #duel

@@ -6,22 +6,59 @@
 from __future__ import annotations
 
 import typer
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, TYPE_CHECKING
 
 from .application import command, shared_option
 from ..errors import ToolkitError
 from ..notebook.arguments import SERVE
 from ..notebook.options import file_or_text
 
+if TYPE_CHECKING:
+    from zztoolkit.archive.mar import Mar
+
 # %% auto #0
 __all__ = []
+
+# %% ../../nbs/cli/04_archives.ipynb #other-servers
+class OtherServer(str, Enum):
+    "A server that reads something else than a .mar"
+    triton = "triton"
+
+# %% ../../nbs/cli/04_archives.ipynb #for-server
+def _check_server(ctx: typer.Context):
+    "Raise `ToolkitError` for an archive that is not to be written for a server, or a lone --to"
+    handler, server = ctx.params["handler"], ctx.params["server"]
+    do = f"zz archive {handler} --for triton"
+    if handler.suffix == ".mar" and not server:
+        raise ToolkitError(f"{handler.name} is an archive already", do=do)
+    if ctx.params["to"] and not server: raise ToolkitError("--to needs --for", do=do)
+
+def _open_packed(ctx: typer.Context) -> Mar:
+    "Open an archive given in place of a handler. Raise `ToolkitError` for options of packing"
+    from zztoolkit.archive.mar import open_mar
+    handler = ctx.params["handler"]
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    packing = sorted(given - {"handler", "server", "to"})
+    if not packing: return open_mar(handler)
+    raise ToolkitError(
+        f"{handler.name} is an archive already",
+        found=", ".join("--" + name.replace("_", "-") for name in packing),
+        do="give options of packing with the handler's file, or leave them out")
+
+def _write_for_server(mar: Mar, folder: Path | None):
+    "Write an archive as a model of Triton, and print where it is"
+    from zztoolkit.serving.triton.repository import write_model
+    typer.echo(str(write_model(mar, folder or Path("models"))))
 
 # %% ../../nbs/cli/04_archives.ipynb #archive-command
 @command
 def archive(
+    ctx: typer.Context,
     handler: Annotated[Path, typer.Argument(
-        help="handler file: handlers/quality_inspection.py",
+        help="handler file: handlers/quality_inspection.py; or, with --for, an archive",
     )],
     model: Annotated[Optional[Path], shared_option(SERVE["model"])] = None,
     name: Annotated[Optional[str], typer.Option(
@@ -47,8 +84,20 @@ def archive(
         help="a model-config.yaml, e.g. with a section `handler`; the options here take "
              "precedence",
     )] = None,
+    server: Annotated[Optional[OtherServer], typer.Option(
+        "--for",
+        help="write the archive for another server too: for triton, as a model in the folder "
+             "--to; nothing is packed if HANDLER is an archive",
+    )] = None,
+    to: Annotated[Optional[Path], typer.Option(
+        help="with --for: folder of the server's models [default: models]",
+    )] = None,
 ):
     "Check a handler in a fresh process and pack it into a .mar"
+    _check_server(ctx)
+    if handler.suffix == ".mar":
+        _write_for_server(_open_packed(ctx), to)
+        return
     from zztoolkit.archive.packing import pack
     given: dict[str, Any] = dict(
         batch_size=batch_size, max_batch_delay=max_batch_delay,
@@ -60,6 +109,7 @@ def archive(
         exact=exact, settings=config, **{k: v for k, v in given.items() if v is not None},
     )
     typer.echo(f"{mar!r}\n{mar.path}")
+    if server: _write_for_server(mar, to)
 
 # %% ../../nbs/cli/04_archives.ipynb #sign
 @command

@@ -197,6 +197,7 @@ def ladder(
 
 def _images(folder: Path) -> list[Path]:
     "Return the images of a folder. Raise `ToolkitError` if there are none"
-    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    from zztoolkit.archive.examples import IMAGE_SUFFIXES
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if found: return found
     raise ToolkitError(f"no images in {folder}", do="give a folder of .jpg or .png files")

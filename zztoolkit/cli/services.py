@@ -24,17 +24,32 @@ def serve(
         min=1, max=65_531,
         help="of the inference API; management, metrics and gRPC use the next four",
     )] = 8080,
+    server: Annotated[str, typer.Option(help="that runs them: torchserve or mosec")] = "torchserve",
+    gateway: Annotated[bool, typer.Option(
+        "--gateway",
+        help="speak the Open Inference Protocol (HTTP, gRPC) and TensorFlow Serving's REST, too",
+    )] = False,
 ):
     "Serve archives on this machine until Ctrl-C or SIGTERM; requests in flight get ten seconds to finish"
     from zztoolkit.serving.rollout import deploy
+    from zztoolkit.serving.server import make_server
     from zztoolkit.serving.torchserve.config import Settings
-    from zztoolkit.serving.torchserve.server import LocalServer
-    with LocalServer(Settings(ports=tuple(range(port, port + 5)))) as server:
+    with make_server(server, Settings(ports=tuple(range(port, port + 5)))) as running:
         for path in archives:
-            endpoint = deploy(server, path, lambda step: typer.echo(f"{path.name}: {step} …"))
-            typer.echo(f"{endpoint!r}\n{_curl(server, endpoint.name, port)}")
-        _wait_for_stop(server)
-        _drain(server)
+            endpoint = deploy(running, path, lambda step: typer.echo(f"{path.name}: {step} …"))
+            typer.echo(f"{endpoint!r}\n{_curl(running, endpoint.name, port)}")
+        if gateway: _open_gateway(running)
+        _wait_for_stop(running)
+        _drain(running)
+
+def _open_gateway(server: Any):
+    "Start the gateway, which ends with the server, and print how it is called"
+    from zztoolkit.gateway.gateway import Gateway
+    opened = Gateway(server).start()
+    typer.echo(
+        f"Open Inference Protocol: {opened.url} (HTTP), {opened.grpc_address} (gRPC); "
+        f"TensorFlow Serving's REST: {opened.url}/v1\n"
+        f'-H "Authorization: Bearer $(cat {opened.token_file})"')
 
 # %% ../../nbs/cli/05_services.ipynb #wait-for-stop
 def _wait_for_stop(server: Any):
@@ -43,10 +58,10 @@ def _wait_for_stop(server: Any):
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: stop.set())
     typer.echo("Ctrl-C stops it")
     while server.running and not stop.wait(0.5):
-        with suppress(ToolkitError):
-            server.management.tokens.bearer("inference")     # renews the keys in time
+        with suppress(ToolkitError): server.renew_keys()
     if stop.is_set(): return
-    raise ToolkitError("TorchServe ended by itself", found=server.last_log_lines(), do="zz doctor")
+    problem = f"{server.title} ended by itself"
+    raise ToolkitError(problem, found=server.last_log_lines(), do="zz doctor")
 
 def _drain(server: Any):
     "Stop the server. Raise `ToolkitError` if requests were cut off"
@@ -59,14 +74,12 @@ def _drain(server: Any):
 # %% ../../nbs/cli/05_services.ipynb #curl
 def _curl(server: Any, name: str, port: int) -> str:
     "Return the shell command of a request; the key itself is never printed"
-    code = (f"import json; print(json.load(open('{server.folder}/key_file.json'))"
-            "['inference']['key'])")
     return (
         'curl --data-binary @FILE -H "Content-Type: application/octet-stream" '
-        f'-H "Authorization: Bearer $(python3 -c \"{code}\")" '
+        f'-H "Authorization: Bearer $({server.key_command})" '
         f"http://127.0.0.1:{port}/predictions/{name}\n"
         "(application/json for a JSON body; "
-        f"the workers' log is {server.folder}/logs/model_log.log)"
+        f"the workers' log is in {server.folder}/logs)"
     )
 
 # %% ../../nbs/cli/05_services.ipynb #from-config

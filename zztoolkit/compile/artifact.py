@@ -15,6 +15,7 @@ from .backends.base import Run
 from .backends.graphs import graph_sizes, load_options
 from .backends.registry import BACKENDS
 from .compatibility import check_compatible
+from .parity import percent_above
 from .report import CompileReport
 from zztoolkit.compile.signature import (
     as_array, as_numpy, as_torch, CallSignature, check_inputs, contiguous, Dim, is_numpy,
@@ -124,7 +125,7 @@ def describe_artifact(a: Artifact) -> str:
     "Describe an artifact in one line"
     ins = "; ".join(map(str, a.inputs))
     sizes = ", ".join(map(_range, a.dims))
-    within = round_up(a.parity["max_abs_diff"])
+    within = percent_above(a.parity["max_rel_diff"])
     return (f"Artifact on {a.backend}, {a.precision}: {ins} to {_outputs(a)}, "
             f"{sizes}, within {within} of eager")
 
@@ -135,21 +136,15 @@ def _outputs(a: Artifact) -> str:
 def _range(d: Dim) -> str:
     return f"{d.name} {d.min} to {d.max}"
 
-# %% ../../nbs/compile/06_artifact.ipynb #round-up
-def round_up(x: float) -> str:
-    "Round up to a power of ten, which is steady where the last digits are noise"
-    import math
-    return f"1e{math.ceil(math.log10(x)):+03d}" if x > 0 else "0"
-
 # %% ../../nbs/compile/06_artifact.ipynb #facts
 def _facts(a: Artifact) -> dict[str, str]:
-    within, top1 = round_up(a.parity["max_abs_diff"]), a.parity["top1_agreement"]
+    within, top1 = percent_above(a.parity["max_rel_diff"]), a.parity["top1_agreement"]
     return {
         "backend": f"{a.backend}, {a.precision}, on {a.device}",
         "inputs": "; ".join(map(str, a.inputs)),
         "outputs": _outputs(a),
         "sizes": ", ".join(f"{_range(d)}, tuned for {d.opt}" for d in a.dims),
-        "against eager": f"largest difference under {within}, top-1 agreement {top1:.0%}"}
+        "against eager": f"within {within} of the largest output, top-1 agreement {top1:.0%}"}
 
 def speedup_of(report: dict) -> dict[str, float]:
     "Return eager's time divided by the chosen candidate's at each batch size"

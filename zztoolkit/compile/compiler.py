@@ -21,10 +21,10 @@ from .model_spec import inspect_model, ModelSpec
 from .options import read_options
 from .parity import Tolerance
 from .race import cuda_ms, race, relative_time, torch_threads
-from .store import check_destination, file_lock, save, staging
+from .store import check_destination, save, staging
 from ..display import Steps
 from ..errors import ToolkitError
-from ..system import cache_dir
+from ..system import cache_dir, file_lock
 
 if TYPE_CHECKING:
     import torch

@@ -90,7 +90,7 @@ def _file_artifact(
     batch = dims.get("batch", Dim("batch", 1, 1, ANY_SIZE))
     others = [d for name, d in dims.items() if name != "batch"]
     kind = device.partition(":")[0]
-    parity = {"max_abs_diff": 0.0, "top1_agreement": 1.0}
+    parity = {"max_abs_diff": 0.0, "max_rel_diff": 0.0, "top1_agreement": 1.0}
     return Artifact(
         path, backend, "fp32", kind, signature,
         tuple(inputs), tuple(outputs), (batch, *others), parity)

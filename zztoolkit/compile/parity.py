@@ -5,6 +5,7 @@
 # %% ../../nbs/compile/03_parity.ipynb #imports
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING
@@ -157,6 +158,20 @@ def worst_comparison(comparisons: Sequence[tuple[str, dict]]) -> dict:
     return {k: largest(k) for k in ("max_abs_diff", "max_rel_diff")} | {
         k: mean(k) for k in ("mean_abs_diff", "mean_rel_diff", "top1_agreement")
     } | {"worst": f"{where}, row {worst['row']}", "rows": total}
+
+# %% ../../nbs/compile/03_parity.ipynb #percent-above
+def percent_above(share: float) -> str:
+    """Return a share as a percentage, rounded up.
+
+    From 1 % on to one digit, below that to a power of ten, which is steady where the last digits
+    are noise.
+    """
+    if not share > 0: return "0 %"
+    percent = 100 * share
+    digit = 10.0 ** math.floor(math.log10(percent))
+    if percent < 1: above = 10.0 ** math.ceil(math.log10(percent))
+    else: above = digit * math.ceil(percent / digit)
+    return f"{above:.12f}".rstrip("0").rstrip(".") + " %"
 
 # %% ../../nbs/compile/03_parity.ipynb #raise-if-different
 def raise_if_different(parity: dict, backend: str, allowed: Tolerance):

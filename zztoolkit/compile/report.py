@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..display import figure, png_of, Table
 from ..errors import ToolkitError
+from .parity import percent_above
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ def _row(candidate: Mapping) -> list[str]:
         _times(candidate.get("ms")),
         _mebibytes(candidate.get("bytes")),
         _mebibytes(candidate.get("memory")),
-        f"{parity['max_abs_diff']:.1e}" if parity else "",
+        percent_above(parity["max_rel_diff"]) if parity else "",
     ]
 
 def _times(ms: Mapping[str, float] | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING, Union
 
-from ..errors import InputError, ToolkitError
+from ..errors import InputError, is_whole, ToolkitError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ def as_dim(
     if isinstance(sizes, Dim):
         return Dim(name, sizes.min, sizes.opt, sizes.max)
     given = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes,)
-    if not 1 <= len(given) <= 3 or not all(map(_is_whole, given)):
+    if not 1 <= len(given) <= 3 or not all(map(is_whole, given)):
         raise ToolkitError(
             f"{name} must be one to three whole numbers",
             found=repr(sizes)[:200],
@@ -63,9 +63,6 @@ def as_dim(
 _SIZES = (
     "{name}=8 takes 1 to 8 rows, {name}=(1, 8) too, {name}=(1, 4, 8) is tuned for 4, "
     "{name}=(8, 8) takes 8 and no others")
-
-def _is_whole(n: Any) -> bool:
-    return isinstance(n, int) and not isinstance(n, bool)
 
 # %% ../../nbs/compile/01_signature.ipynb #tensor-spec
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 # %% ../../nbs/compile/08_store.ipynb #imports
 from __future__ import annotations
 
-import contextlib, fcntl, hashlib, json, logging, shutil, time, uuid
+import contextlib, hashlib, json, logging, shutil, time, uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -18,28 +18,15 @@ from .backends.eager import PROGRAM
 from .backends.export import ExportJob
 from .backends.graphs import load_options
 from .backends.registry import BACKENDS
+from .backends.shared import unused_copies
 from .compatibility import hardware_tag, library_versions, mismatch_reason
 from .parity import compare, raise_if_different, TOLERANCES, worst_comparison
 from .signature import as_numpy, as_torch, Dim, signature_from_json, TensorSpec
 from ..errors import ToolkitError
-from ..system import cache_dir, sha256
+from ..system import cache_dir, file_lock, sha256
 
 # %% auto #0
 __all__ = ['load_artifact', 'cached_artifacts', 'clear_cache']
-
-# %% ../../nbs/compile/08_store.ipynb #file-lock
-@contextlib.contextmanager
-def file_lock(home: Path, purpose: str) -> Iterator[None]:
-    "Hold a lock on doing something at `home`; other processes wait for it"
-    name = hashlib.sha256(f"{purpose} {home.absolute()}".encode()).hexdigest()[:16]
-    file = cache_dir() / "locks" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:      # closing is not enough: a process forked meanwhile has the file open, too
-            fcntl.flock(lock, fcntl.LOCK_UN)
 
 # %% ../../nbs/compile/08_store.ipynb #staging
 @contextlib.contextmanager
@@ -250,7 +237,7 @@ def cached_artifacts() -> list[Path]:
 
 # %% ../../nbs/compile/08_store.ipynb #clear-cache
 def clear_cache(older_than_days: float = 0) -> int: # freed bytes
-    "Delete cached artifacts that were not used for this long, and leftovers of interrupted compilations"
+    "Delete cached artifacts and weights unused for this long, and leftovers of interrupted compilations"
     now = time.time()
     rests = (cache_dir() / "artifacts").glob(".compiling-*")
     folders = [p for p in rests if p.stat().st_mtime < now - 3600]
@@ -258,6 +245,7 @@ def clear_cache(older_than_days: float = 0) -> int: # freed bytes
         age = now - (folder / "artifact.json").stat().st_mtime
         if age > older_than_days * 86400: folders.append(folder)
     freed = 0
+    folders += unused_copies(older_than_days)
     for folder in folders:
         freed += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from .pod_config import allowed_environment, PodConfig
 from ..errors import ToolkitError
-from ..gateway.gateway import announce, require_packages, responds, start_process, stop_process
+from ..gateway.gateway import announce, require_packages, rows_at_once, start_process, stop_process, wait_up
 from ..gateway.models import read_description
 from ..gateway.process import Plan
 from ..serving.torchserve.api import ManagementClient
 from ..serving.torchserve.config import free_ports
-from ..system import wait_until
 
 if TYPE_CHECKING:
     import subprocess
@@ -35,13 +34,13 @@ class PodGateway:
         settings = pod.settings
         self.plan = Plan(
             f"http://127.0.0.1:{pod.ports.inference}", http, grpc, settings.response_timeout + 5,
-            settings.max_request_size, settings.drain_timeout)
+            settings.max_request_size, settings.drain_timeout,
+            at_once=rows_at_once(settings.job_queue_size))
 
     def start(self):
         "Start it, and wait until it responds. Raise `ToolkitError`"
         self.process = start_process(self.plan, allowed_environment())
-        wait_until(lambda: all(map(responds, self.ports)) or not self.is_running, 30, every=0.05)
-        if self.is_running and all(map(responds, self.ports)): return
+        if wait_up(self.process): return
         self.stop()
         raise ToolkitError("the gateway did not start", found="its messages are above")
 
@@ -56,4 +55,4 @@ class PodGateway:
 
     def stop(self):
         "Finish the requests in flight, and end"
-        if self.process: stop_process(self.process, self.pod.settings.drain_timeout + 5)
+        if self.process: stop_process(self.process, 5)      # the proxy has drained before

@@ -33,28 +33,15 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Features']
 
-# %% ../../nbs/features/14_features.ipynb #features
+# %% ../../nbs/features/14_features.ipynb #transformer
 @dataclass(frozen=True)
-class Features(Declaration):
-    "Operations fitted to a table by `fit`; then the same for frames, lists and JSON records"
+class Transformer(Declaration):
+    "Operations with what they learned; they make the features of frames, lists and records"
     schema: Schema | None = None      # of the inputs, after `fit`
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)    # columns of each array,
                                                                         # after `fit`
     gpu_rows: int = 0                 # rows from which on a pandas frame goes to the GPU, after
                                       # `calibrate`; 0: never
-
-    def fit(self, df: pd.DataFrame) -> Features:
-        "Return features fitted to `df`. Raises `ToolkitError` for unused columns: see `remainder`"
-        return self.fit_transform(df)[0]
-
-    def fit_transform(self, df: pd.DataFrame) -> tuple[Features, FeatureTable]:
-        """Return fitted features, and those of the training table: train the model on these.
-
-        In them, `TargetEncoding` is out of fold.
-        """
-        if is_cudf(df): df = df.to_pandas()      # type: ignore[operator]
-        check_table(df, [*self.inputs, *self.fit_inputs])
-        return fit_features(with_remainder(self, df), df)
 
     def table(self, data: Any, backend: str = "auto", drift: Counter | None = None) -> FeatureTable:
         """Return the features of a data frame, a dict of lists or a list of records.
@@ -99,6 +86,23 @@ class Features(Declaration):
         "Return the arrays of a row with the highest id of every column, to try the model"
         return arrays_of_max_ids(self)
 
+# %% ../../nbs/features/14_features.ipynb #features
+@dataclass(frozen=True)
+class Features(Transformer):
+    "Operations fitted to a table by `fit`; then the same for frames, lists and JSON records"
+    def fit(self, df: pd.DataFrame) -> Features:
+        "Return features fitted to `df`. Raises `ToolkitError` for unused columns: see `remainder`"
+        return self.fit_transform(df)[0]
+
+    def fit_transform(self, df: pd.DataFrame) -> tuple[Features, FeatureTable]:
+        """Return fitted features, and those of the training table: train the model on these.
+
+        In them, `TargetEncoding` is out of fold.
+        """
+        if is_cudf(df): df = df.to_pandas()      # type: ignore[operator]
+        check_table(df, [*self.inputs, *self.fit_inputs])
+        return fit_features(with_remainder(self, df), df)
+
     def save(self, folder: str | Path):
         "Write features.json and an Arrow file for each table; an older save is replaced"
         require_fitted(self)
@@ -127,7 +131,7 @@ class Features(Declaration):
     def _repr_html_(self) -> str: return features_html(self)
 
 # %% ../../nbs/features/14_features.ipynb #compute-table
-def require_fitted(features: Features) -> Schema:
+def require_fitted(features: Transformer) -> Schema:
     "Return the schema. Raises `ToolkitError` before `fit`"
     if features.schema: return features.schema
     raise ToolkitError(
@@ -135,7 +139,7 @@ def require_fitted(features: Features) -> Schema:
         do="features = features.fit(training_table)")
 
 def compute_table(
-    features: Features, data: Any, backend: str, drift: Counter | None,
+    features: Transformer, data: Any, backend: str, drift: Counter | None,
 ) -> FeatureTable:
     "Validate data, run the operations and pack their outputs"
     schema = require_fitted(features)
@@ -149,7 +153,7 @@ def compute_table(
     if drift is not None: drift.update(columns.drift)
     return packed
 
-def is_for_gpu(features: Features, data: Any, backend: str) -> bool:
+def is_for_gpu(features: Transformer, data: Any, backend: str) -> bool:
     "Return whether the backend for `data` is cuDF"
     if backend not in ("auto", "pandas", "cudf"):
         raise ToolkitError(f"unknown backend {backend!r}", do="auto, pandas or cudf")
@@ -161,7 +165,7 @@ def _validate_on_host(schema: Schema, data: Any) -> Validated:
     return schema(data.to_pandas() if is_cudf(data) else data)
 
 # %% ../../nbs/features/14_features.ipynb #max-ids
-def arrays_of_max_ids(features: Features) -> dict[str, Array]:
+def arrays_of_max_ids(features: Transformer) -> dict[str, Array]:
     "Return the arrays of a row with the highest id of every column"
     highest = {c: n - 1 for c, n in features.cardinalities.items()}
     example = require_fitted(features).example()

@@ -106,24 +106,15 @@ class KeyedTable:
         name: str = "key",                              # of the key, for errors
     ) -> KeyedTable:
         "Sort columns by their key. Raises `ToolkitError` if a key is missing or repeated"
-        import numpy as np
-        check_key(key, name)
-        if isinstance(key, Text): keys = object_array(key.tolist())
-        else: keys = to_integers(key, name)
-        order = np.argsort(keys, kind="stable")
-        check_unique(keys[order], name)
-        return cls(keys[order], {c: take(x, order) for c, x in (columns or {}).items()})
+        return cls(*sort_by_key(key, columns or {}, name))
 
     def __len__(self) -> int: return len(self.keys)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, KeyedTable) and self._comparable() == other._comparable()
+        return isinstance(other, KeyedTable) and _comparable(self) == _comparable(other)
 
     def __repr__(self) -> str:
         return f"KeyedTable({', '.join([f'{len(self)} keys', *self.columns])})"
-
-    def _comparable(self) -> tuple:
-        return self.keys.tolist(), repr({c: x.tolist() for c, x in self.columns.items()})
 
     @property
     def has_text_keys(self) -> bool: return self.keys.dtype == object
@@ -135,10 +126,7 @@ class KeyedTable:
 
     def without_rows(self) -> KeyedTable:
         "Return a table of the same columns without keys: every lookup is missing"
-        import numpy as np
-        empty = KeyedTable(self.keys[:0])
-        empty.columns = {c: take(x, np.array([-1])) for c, x in self.columns.items()}
-        return empty
+        return drop_rows(self)
 
     def prepare(self):
         "Build what lookups on the host need, so that the first request does not wait for it"
@@ -154,13 +142,34 @@ class KeyedTable:
 
     def find_text(self, values: np.ndarray) -> np.ndarray:
         "Return the position of each text, -1 for an unknown one"
-        import numpy as np
-        positions = (self.text_index.get(v, -1) for v in values.tolist())
-        return np.fromiter(positions, np.int64, len(values))
+        return find_texts(self, values)
 
     def column(self, name: str, positions: Array) -> Column:
         "Return a column at positions from `find`"
         return take(copy_on(self, positions)[2][name], positions)
+
+# %% ../../nbs/features/02_keyed.ipynb #sort-by-key
+def sort_by_key(
+    key: Array | Text, columns: Mapping[str, Column], name: str,
+) -> tuple[np.ndarray, dict[str, Column]]:
+    "Return a key's values in order, and the columns in the same order"
+    import numpy as np
+    check_key(key, name)
+    if isinstance(key, Text): keys = object_array(key.tolist())
+    else: keys = to_integers(key, name)
+    order = np.argsort(keys, kind="stable")
+    check_unique(keys[order], name)
+    return keys[order], {c: take(x, order) for c, x in columns.items()}
+
+def drop_rows(table: KeyedTable) -> KeyedTable:
+    "Return a table of the same columns in which only the row of an unknown key is left"
+    import numpy as np
+    empty = KeyedTable(table.keys[:0])
+    empty.columns = {c: take(x, np.array([-1])) for c, x in table.columns.items()}
+    return empty
+
+def _comparable(table: KeyedTable) -> tuple:
+    return table.keys.tolist(), repr({c: x.tolist() for c, x in table.columns.items()})
 
 # %% ../../nbs/features/02_keyed.ipynb #check-lookup
 def check_lookup(table: KeyedTable, column: Any):
@@ -190,6 +199,12 @@ def copy_on(
         copy = (xp.asarray(table.keys), None if index is None else xp.asarray(index), columns)
     table._copies[place] = copy
     return copy
+
+def find_texts(table: KeyedTable, values: np.ndarray) -> np.ndarray:
+    "Return positions of text keys, -1 for an unknown one"
+    import numpy as np
+    positions = (table.text_index.get(v, -1) for v in values.tolist())
+    return np.fromiter(positions, np.int64, len(values))
 
 def find_numbers(table: KeyedTable, column: Array) -> Array:
     "Return positions of numeric keys: in one step if they are close, else by bisection"

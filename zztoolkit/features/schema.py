@@ -43,6 +43,12 @@ def check_optional(names: Sequence[str], fields: Mapping[str, Field]):
                 f"{c} is optional, and may not be missing",
                 do="Schema.of(df, names, optional=[...])")
 
+def check_choices(schema: Schema):
+    "Raise `ToolkitError` unless a schema's choices are among those that there are"
+    check_choice("others", schema.others, OTHERS)
+    check_choice("ranges", schema.ranges, RANGES)
+    if schema.optional is not None: check_optional(schema.optional, schema.fields)
+
 # %% ../../nbs/features/07_schema.ipynb #schema
 @dataclass(frozen=True)
 class Schema:
@@ -54,11 +60,8 @@ class Schema:
                                             # that may be missing (as in features saved before)
 
     def __post_init__(self):
-        check_choice("others", self.others, OTHERS)
-        check_choice("ranges", self.ranges, RANGES)
-        if self.optional is None: return
-        object.__setattr__(self, "optional", tuple(self.optional))
-        check_optional(self.optional, self.fields)
+        if self.optional is not None: object.__setattr__(self, "optional", tuple(self.optional))
+        check_choices(self)
 
     @classmethod
     def of(cls,
@@ -94,10 +97,7 @@ class Schema:
 
     def count_drift(self, columns: Columns):
         "Count values that are missing, and numbers outside the training table's range"
-        for c, field in self.fields.items():
-            has_gaps = field.nullable and not field.many
-            if has_gaps: columns.count_drift(c, "missing", is_missing(columns[c]))
-            columns.count_drift(c, "out of range", out_of_range(field, columns[c]))
+        for c, field in self.fields.items(): _count_drift(c, field, columns)
 
     def example(self) -> dict:
         "Return a valid record: the training table's smallest values, and the word example"
@@ -105,11 +105,16 @@ class Schema:
 
     def __str__(self) -> str: return describe_schema(self)
     __repr__ = __str__
-
     def to_dict(self) -> dict: return schema_to_dict(self)
 
     @classmethod
     def from_dict(cls, d: Mapping) -> Schema: return cls(**schema_fields(d))
+
+# %% ../../nbs/features/07_schema.ipynb #count-drift
+def _count_drift(name: str, field: Field, columns: Columns):
+    has_gaps = field.nullable and not field.many
+    if has_gaps: columns.count_drift(name, "missing", is_missing(columns[name]))
+    columns.count_drift(name, "out of range", out_of_range(field, columns[name]))
 
 # %% ../../nbs/features/07_schema.ipynb #learn-schema
 def learn_schema(

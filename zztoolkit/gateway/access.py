@@ -5,7 +5,7 @@
 # %% ../../nbs/gateway/04a_access.ipynb #imports
 from __future__ import annotations
 
-import hmac
+import asyncio, hmac
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,22 +19,33 @@ class Access(Protocol):
     def authorize(self, header: str) -> str:
         "Return the server's Authorization header for a caller's. Raise `BackendError` 401"
 
+    async def renew(self) -> str:
+        "Return the server's Authorization header after it has rejected the one before, or ''"
+
 # %% ../../nbs/gateway/04a_access.ipynb #own-token
 class OwnToken:
     "Callers show the gateway's token; the server's key stays here"
     def __init__(
         self,
         token: str,
-        key: Callable[[], str],     # the server's Authorization header, renewed when it is due
+        key: Callable[[bool], str],     # the server's Authorization header; True: read it again
     ):
         self.expected, self.key = f"Bearer {token}".encode(), key
+        self.current = ""       # the server's; read with the first request
 
     def authorize(self, header: str) -> str:
         if not hmac.compare_digest(header.encode(), self.expected):
             raise BackendError(401, "the token is missing or wrong: Authorization: Bearer TOKEN")
-        return self.key()
+        self.current = self.current or self.key(False)
+        return self.current
+
+    async def renew(self) -> str:
+        "Read the server's key again: TorchServe's ends after an hour, or when another process renews it"
+        self.current = await asyncio.to_thread(self.key, True)
+        return self.current
 
 # %% ../../nbs/gateway/04a_access.ipynb #behind-proxy
 class BehindProxy:
-    "A proxy has checked the caller, and shows the server's key, if that needs one"
+    "A proxy checks callers, if it has tokens, and shows the server's key, if that needs one"
     def authorize(self, header: str) -> str: return header
+    async def renew(self) -> str: return ""

@@ -5,19 +5,19 @@
 # %% ../../nbs/gateway/09a_announcer.ipynb #imports
 from __future__ import annotations
 
-import threading
+import logging, threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from .models import ModelDescription
-from ..errors import ToolkitError
 from ..serving.server import Server
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/gateway/09a_announcer.ipynb #announcer
+log = logging.getLogger(__name__)
+
 EVERY = 0.2     # seconds between two looks at a server
 
 class Announcer:
@@ -39,14 +39,23 @@ class Announcer:
 
     def look(self):
         "Announce the models if they differ from those before"
-        models = [self._describe(name) for name in self.server.models()]
+        found = [self._try_describe(name) for name in self.server.models()]
+        models = [m for m in found if m]
         if models == self.announced: return
         self.announce(models)
         self.announced = models
 
     def _run(self):
         while not self._stop.wait(EVERY):
-            with suppress(ToolkitError, OSError): self.look()     # it may be about to stop
+            try: self.look()
+            except Exception as e:      # of a gateway or a server that is about to stop
+                log.debug("the models could not be announced: %r", e)
+
+    def _try_describe(self, name: str) -> ModelDescription | None:
+        "Describe a model; None for one that is not up yet, or goes"
+        try: return self._describe(name)
+        except Exception as e: log.debug("%s cannot be described yet: %r", name, e)
+        return None
 
     def _describe(self, name: str) -> ModelDescription:
         status = self.server.status(name)

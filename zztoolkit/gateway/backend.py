@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -56,8 +56,14 @@ MOST_CONNECTIONS = 256
 
 class Backend:
     "The server's inference API: `/predictions/MODEL`"
-    def __init__(self, url: str, timeout: float):
-        self.url, self.timeout = url, timeout
+    def __init__(
+        self,
+        url: str,
+        timeout: float,         # seconds
+        at_once: int = 32,      # rows of one request that are sent at the same time
+        renew: Callable[[], Awaitable[str]] | None = None,      # as `Access.renew`
+    ):
+        self.url, self.timeout, self.at_once, self.renew = url, timeout, at_once, renew
         self._http: aiohttp.ClientSession | None = None
 
     @property
@@ -76,7 +82,13 @@ class Backend:
         if self._http: await self._http.close()
 
     async def predict(self, model: str, version: str, row: Row, token: str = "") -> Reply:
-        "Send one row, with its caller's Authorization header"
+        "Send one row, with the server's key; once more if that has been renewed meanwhile"
+        reply = await self._send(model, version, row, token)
+        if reply.status != 401: return reply
+        renewed = await self.renew() if self.renew else ""
+        return await self._send(model, version, row, renewed) if renewed else reply
+
+    async def _send(self, model: str, version: str, row: Row, token: str) -> Reply:
         import aiohttp
         headers = {"Content-Type": row.content_type}
         if token: headers["Authorization"] = token
@@ -92,6 +104,9 @@ class Backend:
     async def predict_all(
         self, model: str, version: str, rows: Sequence[Row], token: str = ""
     ) -> list[Reply]:
-        "Send rows at the same time; each has its own response, in order"
+        "Send rows, some at the same time; each has its own response, in order"
         if len(rows) == 1: return [await self.predict(model, version, rows[0], token)]
-        return await asyncio.gather(*(self.predict(model, version, row, token) for row in rows))
+        slots = asyncio.Semaphore(self.at_once)
+        async def send(row: Row) -> Reply:
+            async with slots: return await self.predict(model, version, row, token)
+        return await asyncio.gather(*map(send, rows))

@@ -5,7 +5,7 @@
 # %% ../../nbs/gateway/10_gateway.ipynb #imports
 from __future__ import annotations
 
-import atexit, importlib.util, json, secrets, subprocess, sys
+import atexit, importlib.util, json, secrets, select, subprocess, sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from .announcer import Announcer
 from .models import ModelDescription
-from .process import Plan
+from .process import Plan, UP
 from ..errors import ToolkitError
 from ..serving.torchserve.config import free_ports
 from ..serving.server import Server
 from ..serving.torchserve.server import LocalServer
-from ..system import environment_without_secrets, wait_until
+from ..system import environment_without_secrets
 
 # %% auto #0
 __all__ = ['Gateway']
@@ -43,7 +43,8 @@ _HEAP = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(
 def start_process(plan: Plan, env: Mapping[str, str] | None = None) -> subprocess.Popen:
     "Start a gateway; it ends when its standard input closes, so never later than this process"
     process = subprocess.Popen(
-        [sys.executable, "-c", _RUN], stdin=subprocess.PIPE, start_new_session=True,
+        [sys.executable, "-c", _RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        start_new_session=True,
         env=_HEAP | dict(environment_without_secrets() if env is None else env))
     send_line(process, plan.to_line())
     return process
@@ -58,21 +59,26 @@ def announce(process: subprocess.Popen, models: Sequence[ModelDescription]):
     "Tell a gateway that there are these models, and no others. Raise `OSError` if it has ended"
     send_line(process, json.dumps(list(map(asdict, models))).encode() + b"\n")
 
-def responds(port: int) -> bool:
-    "Return whether something listens on a port of the loopback interface"
-    import socket
-    with suppress(OSError):
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        return True
-    return False
+def wait_up(process: subprocess.Popen, timeout: float = 30) -> bool:
+    "Wait until a gateway says that its ports are open; return whether it does"
+    assert process.stdout
+    readable, _, _ = select.select([process.stdout], [], [], timeout)
+    return bool(readable) and process.stdout.readline() == UP
 
 # %% ../../nbs/gateway/10_gateway.ipynb #stop-process
 def stop_process(process: subprocess.Popen, timeout: float):
     "Let a gateway finish its requests, and wait until it has ended"
-    if process.stdin: process.stdin.close()
+    with suppress(OSError):         # of one that has ended by itself
+        if process.stdin: process.stdin.close()
     try: process.wait(timeout)
     except subprocess.TimeoutExpired: process.kill()
     process.wait()
+    if process.stdout: process.stdout.close()
+
+# %% ../../nbs/gateway/10_gateway.ipynb #rows-at-once
+def rows_at_once(queue: int) -> int:
+    "Return how many rows of one request wait in a model's queue at a time: at most half of it"
+    return max(1, min(64, queue // 2))
 
 # %% ../../nbs/gateway/10_gateway.ipynb #gateway
 class Gateway:
@@ -116,9 +122,11 @@ class Gateway:
         self.process = start_process(_plan(self))
         atexit.register(self.stop)
         self.server.before_stop.append(self.stop)
-        ports = (self.http_port, self.grpc_port)
-        wait_until(lambda: all(map(responds, ports)) or not self.running, 30, every=0.05)
-        if self.running and all(map(responds, ports)): return self._follow()
+        try:
+            if wait_up(self.process): return self._follow()
+        except BaseException:
+            self.stop()
+            raise
         self.stop()
         raise ToolkitError(
             "the gateway did not start", found="its messages are above", do="zz doctor")
@@ -146,12 +154,14 @@ class Gateway:
         if not self.running: return "Gateway, stopped"
         return f"Gateway on {self.url} (HTTP) and {self.grpc_address} (gRPC); .headers hold its token"
 
+# %% ../../nbs/gateway/10_gateway.ipynb #plan
 def _plan(gateway: Gateway) -> Plan:
     server = gateway.server
     settings = server.settings
     plan = Plan(
         "", gateway.http_port, gateway.grpc_port, settings.response_timeout + 5,
-        settings.max_request_size, settings.drain_timeout, token=gateway.token)
+        settings.max_request_size, settings.drain_timeout,
+        at_once=rows_at_once(settings.job_queue_size), token=gateway.token)
     if isinstance(server, LocalServer):
         inference, management = server._url(0), server._url(1)
         return replace(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..archive.rules import is_name
 from .backend import Backend, BackendError, raise_first, raise_if_failed
 from .inference import Inference, Outputs
-from .models import Catalog, ModelDescription
+from .models import ANY_AGE, Catalog, ModelDescription
 from .rows import own_tensors_of, rows_of, tensors_of, wants_own_outputs
 
 # %% auto #0
@@ -24,12 +24,14 @@ class Service:
     catalog: Catalog
     max_request_size: int       # bytes
 
-    async def find(self, name: str, version: str = "") -> ModelDescription:
+    async def find(
+        self, name: str, version: str = "", max_age: float = ANY_AGE
+    ) -> ModelDescription:
         "Return a model's description. Raise `BackendError` 404 for an unknown model or version"
-        model = await self.catalog.find(name) if is_name(name) else None
+        model = await self.catalog.find(name, max_age) if is_name(name) else None
         if model is None: raise BackendError(404, f"no such model: {name[:100]}")
         if not version or version in model.versions: return model
-        model = await self.catalog.find(name, again=True) or model      # it may be new
+        model = await self.catalog.find(name, 0) or model      # it may be new
         if version in model.versions: return model
         known = ", ".join(model.versions)
         raise BackendError(404, f"{name} has no version {version[:40]}; it has {known}")

@@ -42,7 +42,7 @@ def _split_body(body: bytes, length: str | None) -> tuple[dict, memoryview]:
     "Return a body's JSON object and the raw bytes behind it"
     size = len(body)
     if length is not None:
-        if not length.isdecimal() or int(length) > size:
+        if not length.isdecimal() or len(length) > 18 or int(length) > size:
             raise RequestError(f"{LENGTH} is {length[:20]!r}, the body has {size} bytes")
         size = int(length)
     try: head = json.loads(body[:size])
@@ -54,12 +54,12 @@ def _split_body(body: bytes, length: str | None) -> tuple[dict, memoryview]:
 # %% ../../nbs/gateway/02_inference.ipynb #fields
 def _objects(head: dict, name: str) -> list[dict]:
     "Return a list of objects that a request may have. Raise `RequestError` for anything else"
-    given = head.get(name, [])
+    given = [] if head.get(name) is None else head[name]       # null is nothing
     if isinstance(given, list) and all(isinstance(x, dict) for x in given): return given
     raise RequestError(f"{name} must be a list of objects")
 
 def _parameters(x: dict) -> dict:
-    given = x.get("parameters", {})
+    given = {} if x.get("parameters") is None else x["parameters"]
     if isinstance(given, dict): return given
     raise RequestError("parameters must be an object")
 
@@ -101,7 +101,7 @@ def read_inference(
     binary = frozenset(_name(x) for x in outputs if _parameters(x).get("binary_data"))
     return Inference(
         model, version, inputs, tuple(map(_name, outputs)), binary,
-        bool(_parameters(head).get("binary_data_output")), str(head.get("id", "")))
+        bool(_parameters(head).get("binary_data_output")), str(head.get("id") or ""))
 
 # %% ../../nbs/gateway/02_inference.ipynb #write-outputs
 def write_outputs(

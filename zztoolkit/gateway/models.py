@@ -69,21 +69,35 @@ def metadata_of(model: ModelDescription) -> dict:
         "outputs": [*map(_tensor_metadata, model.outputs), *RESPONSE]}
 
 # %% ../../nbs/gateway/02a_models.ipynb #catalog
+TRUSTED_FOR = 1.0       # seconds; then a description is read again
+ANY_AGE = float("inf")
+
 class Catalog(Protocol):
     "Where a gateway looks models up"
-    async def find(self, name: str, again: bool = False) -> ModelDescription | None:
-        "Return a model; None if there is none of this name. `again` trusts nothing known"
+    async def find(self, name: str, max_age: float = ...) -> ModelDescription | None:
+        "Return a model; None if there is none of this name. Wait for what is not older than `max_age`"
     async def names(self) -> list[str]: ...
 
+    @property
+    def is_complete(self) -> bool: ...      # whether all models are known
+
+async def are_ready(catalog: Catalog) -> bool:
+    "Return whether all models are known, and each has a ready worker"
+    found = [await catalog.find(name, TRUSTED_FOR) for name in await catalog.names()]
+    return catalog.is_complete and all(m.ready for m in found if m)
+
 class GivenCatalog:
-    "Models that the gateway's owner names, as a pod does when they are ready"
-    def __init__(self): self.models: dict[str, ModelDescription] = {}
+    "Models that the gateway's owner names: a pod does once all are ready"
+    def __init__(self):
+        self.models: dict[str, ModelDescription] = {}
+        self.is_complete = False
 
     def replace(self, models: Sequence[dict]):
         "Know these models, and no others"
         self.models = {m["name"]: ModelDescription(**m) for m in models}
+        self.is_complete = True
 
-    async def find(self, name: str, again: bool = False) -> ModelDescription | None:
+    async def find(self, name: str, max_age: float = ANY_AGE) -> ModelDescription | None:
         return self.models.get(name)
 
     async def names(self) -> list[str]: return list(self.models)
@@ -108,8 +122,13 @@ def _read(api: ManagementClient, name: str, known: _Known | None) -> _Known | No
     ready = count_ready(default) > 0
     workers = version, ready, *worker_pids(default)
     if known and known.workers == workers: about = known.model.about
-    else: about = describe_handler(api, name) if ready else {}
+    else: about = _describe(api, name) if ready else {}
     return _Known(ModelDescription(name, version, names, ready, about), workers, time.monotonic())
+
+def _describe(api: ManagementClient, name: str) -> Mapping[str, Any]:
+    "Return what a handler reports of itself; {} if it fails at that, as one that is a function may"
+    try: return describe_handler(api, name)
+    except ToolkitError: return {}
 
 def read_description(api: ManagementClient, name: str) -> ModelDescription | None:
     "Ask a server for a model; None if it has none of this name. Raise `ToolkitError`"
@@ -117,14 +136,14 @@ def read_description(api: ManagementClient, name: str) -> ModelDescription | Non
     return known.model if known else None
 
 # %% ../../nbs/gateway/02a_models.ipynb #live-catalog
-TRUSTED_FOR = 1.0       # seconds; then a description is read again, beside the requests
-
 class LiveCatalog:
     """Models of a server.
 
-    Only the first request for a model waits for its description. Later ones use what is known,
+    Only the first inference of a model waits for its description. Later ones use what is known,
     while it is read again at most once a second.
     """
+    is_complete = True
+
     def __init__(self, api: ManagementClient):
         self.api = api
         self._known: dict[str, _Known] = {}
@@ -132,10 +151,11 @@ class LiveCatalog:
 
     async def names(self) -> list[str]: return await asyncio.to_thread(self.api.models)
 
-    async def find(self, name: str, again: bool = False) -> ModelDescription | None:
+    async def find(self, name: str, max_age: float = ANY_AGE) -> ModelDescription | None:
         known = self._known.get(name)
-        if known and not again:
-            if time.monotonic() > known.at + TRUSTED_FOR: self._start_reading(name)
+        age = time.monotonic() - known.at if known else 0
+        if known and age <= max_age:
+            if age > TRUSTED_FOR: self._start_reading(name)
             return known.model
         known = await asyncio.shield(self._start_reading(name))
         return known.model if known else None

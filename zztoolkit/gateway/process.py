@@ -5,8 +5,8 @@
 # %% ../../nbs/gateway/09_process.ipynb #imports
 from __future__ import annotations
 
-import asyncio, json, sys
-from dataclasses import asdict, dataclass
+import asyncio, json, sys, threading
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from .access import Access, BehindProxy, OwnToken
 from .backend import Backend
 from .infer import Service
 from .models import Catalog, GivenCatalog, LiveCatalog
-from .rest import rest_routes
+from .rest import make_app, rest_routes
 from .rpc import start_grpc
 from .tfserving import tfserving_routes
 from ..serving.torchserve.api import ManagementClient
@@ -36,47 +36,64 @@ class Plan:
     max_request_size: int       # bytes
     drain_timeout: float        # seconds
     folder: str = ""            # of a notebook's server, with its keys
+    at_once: int = 32           # rows of one request that are sent at the same time
     management: str = ""        # that server's URL for management; "": its models are announced
-    key: str = ""               # that server's, if it stays the same
-    token: str = ""             # that callers show; "": a proxy has checked them
+    key: str = field(default="", repr=False)    # that server's, if it stays the same
+    token: str = field(default="", repr=False)  # that callers show; "": a proxy has checked them
 
     def to_line(self) -> bytes: return json.dumps(asdict(self)).encode() + b"\n"
 
 # %% ../../nbs/gateway/09_process.ipynb #service
 def _open(plan: Plan) -> tuple[Service, Access]:
     "Return the service of a plan, and who may call it"
-    backend = Backend(plan.inference, plan.timeout)
-    size = plan.max_request_size
+    catalog: Catalog = GivenCatalog()
+    access: Access = BehindProxy()
     if plan.management:
         api = ManagementClient(Path(plan.folder), plan.management, timeout=30)
-        def key() -> str: return api.tokens.bearer("inference")["Authorization"]
-        return Service(backend, LiveCatalog(api), size), OwnToken(plan.token, key)
-    access = OwnToken(plan.token, lambda: f"Bearer {plan.key}") if plan.token else BehindProxy()
-    return Service(backend, GivenCatalog(), size), access
+        catalog = LiveCatalog(api)
+        access = OwnToken(plan.token, lambda again: api.tokens.bearer("inference", again)["Authorization"])
+    elif plan.token:
+        access = OwnToken(plan.token, lambda again: f"Bearer {plan.key}")
+    backend = Backend(plan.inference, plan.timeout, plan.at_once, access.renew)
+    return Service(backend, catalog, plan.max_request_size), access
 
 # %% ../../nbs/gateway/09_process.ipynb #follow
-def _follow(catalog: Catalog):
+def _follow(catalog: Catalog, loop: asyncio.AbstractEventLoop, closed: asyncio.Event):
     "Take lists of models from standard input, until that is closed"
     for line in sys.stdin.buffer:
         if isinstance(catalog, GivenCatalog): catalog.replace(json.loads(line))
+    loop.call_soon_threadsafe(closed.set)
+
+def _start_following(catalog: Catalog) -> asyncio.Event:
+    "Follow standard input in a thread that does not keep the process; return the event of its end"
+    closed = asyncio.Event()
+    args = catalog, asyncio.get_running_loop(), closed
+    threading.Thread(target=_follow, args=args, daemon=True).start()
+    return closed
 
 # %% ../../nbs/gateway/09_process.ipynb #http
 def _http_server(plan: Plan, service: Service, access: Access) -> uvicorn.Server:
     import uvicorn
-    from starlette.applications import Starlette
-    app = Starlette(routes=[*rest_routes(service, access), *tfserving_routes(service, access)])
+    routes = [*rest_routes(service, access), *tfserving_routes(service, access)]
     return uvicorn.Server(uvicorn.Config(
-        app, host="127.0.0.1", port=plan.http_port, log_level="warning", access_log=False,
-        lifespan="off", timeout_graceful_shutdown=int(plan.drain_timeout)))
+        make_app(routes), host="127.0.0.1", port=plan.http_port, log_level="warning",
+        access_log=False, lifespan="off", timeout_keep_alive=90,
+        timeout_graceful_shutdown=int(plan.drain_timeout)))
 
 # %% ../../nbs/gateway/09_process.ipynb #serve
+UP = b"up\n"        # on standard output, when both ports are open
+
 async def _serve(plan: Plan):
     "Serve HTTP and gRPC until standard input is closed; then finish the requests in flight"
     service, access = _open(plan)
     http = _http_server(plan, service, access)
     grpc = await start_grpc(service, access, f"127.0.0.1:{plan.grpc_port}")
     serving = asyncio.create_task(http.serve())
-    closed = asyncio.create_task(asyncio.to_thread(_follow, service.catalog))
+    while not http.started and not serving.done(): await asyncio.sleep(0.01)
+    if serving.done(): return await serving     # its port is taken; it has said so
+    sys.stdout.buffer.write(UP)
+    sys.stdout.buffer.flush()
+    closed = asyncio.create_task(_start_following(service.catalog).wait())
     await asyncio.wait((serving, closed), return_when=asyncio.FIRST_COMPLETED)
     http.should_exit = True
     await asyncio.gather(serving, grpc.stop(plan.drain_timeout))

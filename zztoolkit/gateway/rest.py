@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json, logging, zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from typing import Any, TYPE_CHECKING
 
@@ -15,10 +15,11 @@ from .access import Access
 from .backend import BackendError
 from .infer import infer, Service
 from .inference import LENGTH, read_inference, write_outputs
-from .models import metadata_of
+from .models import are_ready, metadata_of, TRUSTED_FOR
 from ..errors import RequestError, ToolkitError
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
@@ -82,6 +83,18 @@ def as_endpoint(access: Access, respond: Respond) -> Callable:
             return error_response(500, "the gateway failed; its log has the traceback")
     return endpoint
 
+# %% ../../nbs/gateway/06_rest.ipynb #app
+def make_app(routes: Sequence[Route]) -> Starlette:
+    "Return the application of routes; an address that is none of them is the protocol's error, too"
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    async def on_error(request: Request, e: Exception) -> Response:
+        status = getattr(e, "status_code", 500)
+        return error_response(status, f"{getattr(e, 'detail', e)}: {request.method} {request.url.path}")
+    app = Starlette(routes=list(routes), exception_handlers={HTTPException: on_error})
+    app.router.redirect_slashes = False
+    return app
+
 # %% ../../nbs/gateway/06_rest.ipynb #rest
 class Rest:
     "Endpoints of the protocol"
@@ -96,9 +109,7 @@ class Rest:
 
     async def ready(self, request: Request, token: str) -> Response:
         "Return whether every model has a ready worker"
-        catalog = self.service.catalog
-        found = [await catalog.find(name) for name in await catalog.names()]
-        is_ready = all(m.ready for m in found if m)
+        is_ready = await are_ready(self.service.catalog)
         return json_response({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model(self, request: Request, token: str) -> Response:
@@ -120,7 +131,7 @@ class Rest:
 
     async def _model(self, request: Request) -> Any:
         path = request.path_params
-        return await self.service.find(path["model"], path.get("version", ""))
+        return await self.service.find(path["model"], path.get("version", ""), TRUSTED_FOR)
 
 # %% ../../nbs/gateway/06_rest.ipynb #routes
 def rest_routes(service: Service, access: Access) -> list[Route]:

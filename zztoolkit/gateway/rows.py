@@ -40,7 +40,7 @@ class Reply:
 def message_of(reply: Reply) -> str:
     "Return the message of an error, from the JSON of a handler or of its server"
     try: body = json.loads(reply.body)
-    except ValueError: return reply.body.decode(errors="replace").strip()[:300]
+    except (ValueError, RecursionError): return reply.body.decode(errors="replace").strip()[:300]
     error = body.get("error", body) if isinstance(body, dict) else {}
     if not isinstance(error, dict): return str(error)[:300]
     return f"{error.get('type', 'Error')}: {error.get('message', '')}"
@@ -51,7 +51,7 @@ _JSON_STARTS = frozenset(bytes([b]) for b in b' \t\r\n{["-0123456789tfnNI')
 def _is_json(body: bytes) -> bool:
     if body[:1] not in _JSON_STARTS: return False       # no need to decode an image for that
     try: json.loads(body)
-    except ValueError: return False
+    except (ValueError, RecursionError): return False
     return True
 
 def content_type_of(body: bytes, model: ModelDescription, given: Any = None) -> str:
@@ -84,6 +84,7 @@ def _own_rows(
     if sorted(given) != sorted(names):
         wanted = f"the model's own inputs ({', '.join(names)}) or " if names else ""
         raise InputError(f"send {wanted}one tensor of BYTES; got {', '.join(given)}")
+    if any(t.datatype == "BYTES" for t in tensors): raise InputError("the model's own inputs are numbers")
     counts = {len(t.array) if t.array.ndim else 0 for t in tensors}
     if len(counts) != 1: raise InputError("the inputs differ in their number of rows")
     rows = [{t.name: t.array[i] for t in tensors} for i in range(counts.pop())]
@@ -92,7 +93,7 @@ def _own_rows(
 def wants_own_outputs(inference: Inference, model: ModelDescription) -> bool:
     """Return whether a request asks for the model's own outputs.
 
-    Raise `RequestError` for outputs that the model has not, or not together.
+    Raise `RequestError` for outputs that it does not have, or that do not go together.
     """
     own = {x["name"] for x in model.outputs}
     wanted = set(inference.outputs)

@@ -12,7 +12,7 @@ from .. import __version__
 from .access import Access
 from .infer import infer, Service
 from .inference import Inference, Outputs
-from .models import metadata_of
+from .models import are_ready, metadata_of, TRUSTED_FOR
 from .tensors import raw_of, Tensor, tensor_from_json, tensor_from_raw
 from ..errors import RequestError, ToolkitError
 
@@ -111,8 +111,7 @@ def make_servicer(service: Service, access: Access) -> Any:
 
         async def ServerReady(self, request, context):
             async def work(token):
-                found = [await service.catalog.find(n) for n in await service.catalog.names()]
-                return pb.ServerReadyResponse(ready=all(m.ready for m in found if m))
+                return pb.ServerReadyResponse(ready=await are_ready(service.catalog))
             return await _call(access, context, work)
 
         async def ServerMetadata(self, request, context):
@@ -122,13 +121,13 @@ def make_servicer(service: Service, access: Access) -> Any:
 
         async def ModelReady(self, request, context):
             async def work(token):
-                model = await service.find(request.name, request.version)
+                model = await service.find(request.name, request.version, TRUSTED_FOR)
                 return pb.ModelReadyResponse(ready=model.ready)
             return await _call(access, context, work)
 
         async def ModelMetadata(self, request, context):
             async def work(token):
-                model = await service.find(request.name, request.version)
+                model = await service.find(request.name, request.version, TRUSTED_FOR)
                 return pb.ModelMetadataResponse(**metadata_of(model))
             return await _call(access, context, work)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TYPE_CHECKING
 
 from ..errors import RequestError
+from ..handler.inputs import as_array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +94,7 @@ def tensor_from_json(name: str, datatype: str, shape: Sequence[int], data: Any,
     dtype, sizes = numpy_dtype(datatype), check_shape(name, shape)
     values = _flatten(name, data)
     if datatype == "BYTES": values = [_as_bytes(name, x) for x in values]
-    try: array = np.array(values, dtype)
+    try: array = np.array(values, dtype) if datatype == "BYTES" else as_array(values, str(np.dtype(dtype)))
     except (ValueError, TypeError, OverflowError) as e:
         raise RequestError(f"{name}: not {datatype}: {e}") from None
     return Tensor(name, datatype, _reshape(name, array, sizes), parameters or {})
@@ -104,7 +105,7 @@ def _flatten(name: str, data: Any) -> list:
     return data
 
 def _as_bytes(name: str, x: Any) -> bytes:
-    if isinstance(x, str): return x.encode()
+    if isinstance(x, str): return x.encode(errors="surrogatepass")
     raise RequestError(f"{name}: an element of BYTES is a string in JSON, got {type(x).__name__}")
 
 # %% ../../nbs/gateway/01_tensors.ipynb #to-json

@@ -12,7 +12,7 @@ from typing import Any, TYPE_CHECKING
 from .access import Access
 from .backend import raise_first
 from .infer import Service
-from .models import metadata_of, ModelDescription
+from .models import ANY_AGE, metadata_of, ModelDescription, TRUSTED_FOR
 from .rest import as_endpoint, json_response, read_body, Respond
 from .rows import content_type_of, MOST_ROWS, read_base64, Reply, Row
 from ..errors import RequestError
@@ -69,7 +69,7 @@ def read_instances(body: bytes) -> tuple[list, str]:
 # %% ../../nbs/gateway/07_tfserving.ipynb #results
 def _value(reply: Reply) -> Any:
     try: return json.loads(reply.body)
-    except ValueError: return reply.body.decode(errors="replace")
+    except (ValueError, RecursionError): return reply.body.decode(errors="replace")
 
 def results_of(replies: Sequence[Reply]) -> list:
     "Return the responses' values. Raise `BackendError` for the first instance that failed"
@@ -97,7 +97,7 @@ class TfServing:
         return json_response({"model_spec": spec, "metadata": metadata_of(model)})
 
     async def predict(self, request: Request, token: str) -> Response:
-        model = await self._model(request)
+        model = await self._model(request, ANY_AGE)
         body = await read_body(request, self.service.max_request_size)
         instances, name = read_instances(body)
         rows = [_as_row(x, model) for x in instances]
@@ -105,9 +105,9 @@ class TfServing:
         replies = await self.service.backend.predict_all(model.name, version, rows, token)
         return json_response({name: results_of(replies)})
 
-    async def _model(self, request: Request) -> ModelDescription:
+    async def _model(self, request: Request, max_age: float = TRUSTED_FOR) -> ModelDescription:
         path = request.path_params
-        return await self.service.find(path["model"], path.get("version", ""))
+        return await self.service.find(path["model"], path.get("version", ""), max_age)
 
 # %% ../../nbs/gateway/07_tfserving.ipynb #routes
 def tfserving_routes(service: Service, access: Access) -> list[Route]:

@@ -68,7 +68,12 @@ def _preprocess(runner: BatchRunner, batch: Batch) -> Batch:
     others = batch.select([not x for x in is_ready])
     done = _map_batch(runner, others, verb) if len(others) else others
     like = done.items if len(done) else {} if runner.features else None
-    return join(done, ready.map_batch(lambda xs: stack_own_inputs(_own_specs(runner), xs, like)))
+    stacked = ready.map_batch(lambda xs: stack_own_inputs(_own_specs(runner), xs, like))
+    try: return join(done, stacked)
+    except Exception as e:          # a `preprocess` of its own, whose inputs have another form
+        message = f"this handler does not take the model's own inputs beside other requests: {e!r}"
+        failed = {r: InputError(message) for r in stacked.requests}
+        return replace(done, errors=done.errors | stacked.errors | failed)
 
 def _own_specs(runner: BatchRunner) -> tuple[TensorSpec, ...]:
     return runner.session.artifact.inputs if runner.session else ()
@@ -85,17 +90,16 @@ def _postprocess(runner: BatchRunner, batch: Batch) -> Batch:
     "Postprocess a batch, except for requests that want the model's own outputs"
     is_own = [r in runner._wants_outputs for r in batch.requests]
     if not any(is_own): return _map_batch(runner, batch, runner.postprocess)
-    own = batch.select(is_own)
-    outputs = replace(own, items=_own_outputs(runner, own.items))
+    own = batch.select(is_own).map(lambda row: _own_outputs(runner, row))
     others = batch.select([not x for x in is_own])
-    return join(_map_batch(runner, others, runner.postprocess), outputs) if len(others) else outputs
+    done = _map_batch(runner, others, runner.postprocess)
+    return join(replace(done, items=row_list(done.items)), own)     # each row in a form of its own
 
-def _own_outputs(runner: BatchRunner, items: Any) -> list[ModelOutputs]:
-    "Return the model's outputs row by row, by name"
+def _own_outputs(runner: BatchRunner, row: Any) -> ModelOutputs:
+    "Return the model's outputs for one request, by name"
     assert runner.session
     names = [spec.name for spec in runner.session.artifact.outputs]
-    rows = row_list(items, on_host=True)
-    return [ModelOutputs(zip(names, (as_numpy(y) for _, y in iter_leaves(row)))) for row in rows]
+    return ModelOutputs(zip(names, (as_numpy(y) for _, y in iter_leaves(row))))
 
 # %% ../../nbs/handler/04a_runner.ipynb #stages
 def _stages(runner: BatchRunner) -> dict[str, Callable[[Batch], Batch]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ToolkitError
+from ..serving.mosec.frames import from_frame, to_frame
 from ..serving.torchserve.grpc import encode_grpc_request, GRPC_METHOD
 
 # %% auto #0
@@ -25,10 +26,12 @@ class Target:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     host: str = "127.0.0.1"
     grpc: bool = False      # `path` is then the name of a model
+    frame: Mapping[str, Any] | None = field(default=None, repr=False)   # head of a mosec frame
 
     def encode(self, body: bytes, kind: str = "application/octet-stream") -> bytes:
         "Return a whole HTTP/1.1 request as bytes, or TorchServe's gRPC message"
         if self.grpc: return encode_grpc_request(self.path, body)
+        if self.frame: body = to_frame(body, **{**self.frame, "kind": kind})
         lines = [
             f"POST {self.path} HTTP/1.1",
             f"Host: {self.host}:{self.port}",
@@ -66,9 +69,21 @@ def parse_error(response: bytes | bytearray) -> str:
     if status < 300: return ""
     try: body = json.loads(response[response.find(b"\r\n\r\n") + 4:])
     except ValueError: return str(status)
+    return _describe_error(status, body)
+
+def _describe_error(status: int, body: Any) -> str:
     error = body.get("error", body) if isinstance(body, dict) else {}
     if not isinstance(error, dict): return str(status)
     return f"{status} {error.get('type', '')}".strip()
+
+def parse_framed_error(response: bytes | bytearray) -> str:
+    "Return the status and kind of an error in a mosec frame, or of mosec's own"
+    error = parse_error(response)
+    if error: return error
+    body, head = from_frame(bytes(response[response.find(b"\r\n\r\n") + 4:]))
+    if head["status"] < 300: return ""
+    try: return _describe_error(head["status"], json.loads(body))
+    except ValueError: return str(head["status"])
 
 # %% ../../nbs/measure/02_connections.ipynb #connection
 class Connection(asyncio.Protocol):
@@ -88,7 +103,8 @@ class Connection(asyncio.Protocol):
         self.buffer, self.end, self.sent_at = bytearray(), -1.0, time.monotonic()
         self.response = self.loop.create_future()
         self.transport.write(request)
-        return parse_error(await self.response)
+        parse = parse_framed_error if self.target.frame else parse_error
+        return parse(await self.response)
 
     def connection_made(self, transport: Any): self.transport = transport
 

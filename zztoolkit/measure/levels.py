@@ -302,7 +302,4 @@ def measure_level(
 # %% ../../nbs/measure/07_levels.ipynb #resolve-target
 def resolve_target(endpoint: Endpoint, grpc: bool = False) -> Target:
     "Return an endpoint's address, with a key that is valid for some minutes"
-    server, name = endpoint.server, endpoint.name
-    key = server.management.tokens.bearer("inference", again=True)
-    if grpc: return Target(server.ports[3], name, key, grpc=True)
-    return Target(server.ports[0], f"/predictions/{name}", key)
+    return Target(**vars(endpoint.server.address(endpoint.name, grpc)))

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from ..display import figure
+from ..display import figure, Table
 from .bottleneck import Bottleneck, find_bottleneck, NOISE_CORES, other_processes_cores
 from .gpu import busiest_jpeg_engine
 from .levels import LoadLevel, Setup, Window
@@ -148,23 +148,14 @@ def _describe_setup(s: Setup) -> str:
 
 def format_benchmark(b: Benchmark) -> str:
     "Return the table with its remarks and the bottleneck as text"
-    rows = [b.columns(), *b.rows()]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    def line(row: tuple[str, ...]) -> str:
-        first, *rest = (f"{c:>{n}}" for c, n in zip(row, widths))
-        return "  ".join([f"{row[0]:<{widths[0]}}", *rest])
-    table = map(line, rows)
-    return "\n".join([_describe_setup(b.setup), *table, *list_remarks(b), str(b.bottleneck)])
+    return "\n".join([_describe_setup(b.setup), str(_table(b)), str(b.bottleneck)])
+
+def _table(b: Benchmark) -> Table: return Table(b.columns(), b.rows(), list_remarks(b))
 
 # %% ../../nbs/measure/10_results.ipynb #html
 def benchmark_html(b: Benchmark) -> str:
-    head = "".join(f"<th>{c}</th>" for c in b.columns())
-    rows = ["".join(f"<td>{escape(c)}</td>" for c in row) for row in b.rows()]
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    table = f"<table><tr>{head}</tr>{body}</table>"
-    remarks = "".join(f"<div><small>{escape(r)}</small></div>" for r in list_remarks(b))
-    name = f"<b>{escape(b.setup.name)}</b>"
-    return f"<div class='zz-bench'>{name}{table}{remarks}{b.bottleneck._repr_html_()}</div>"
+    parts = [f"<b>{escape(b.setup.name)}</b>", _table(b)._repr_html_(), b.bottleneck._repr_html_()]
+    return f"<div class='zz-bench'>{''.join(parts)}</div>"
 
 # %% ../../nbs/measure/10_results.ipynb #build
 _OLD_LEVEL = {

@@ -14,6 +14,7 @@ from typing import Any
 from ..measure.levels import parse_duration
 from ..measure.tuning.space import parse_parameter
 from ..measure.tuning.tuner import parse_memory
+from ..serving.server import DEFAULT_SERVER, server_kind, SERVERS
 from .options import at_least, comma_separated
 from .options import parse_with, positive, writable_file
 
@@ -62,6 +63,11 @@ def by_name(*options: Option) -> dict[str, Option]:
 # %% ../../nbs/notebook/03c_arguments.ipynb #serve-options
 _VARIABLE = ", or a variable of the notebook"
 
+def _server_name(text: str) -> str:
+    "Return the name of a server. Raise `ToolkitError` for an unknown one"
+    server_kind(text)
+    return text
+
 SERVE = by_name(
     Option("name", "name of the model, and of the variable that keeps the endpoint"),
     Option("--model -m", "folder of an artifact, or a model file", in_notebook=_VARIABLE),
@@ -81,6 +87,8 @@ SERVE = by_name(
            action=argparse.BooleanOptionalAction),
     Option("--replace", "replace an archive of this name that another notebook made",
            action="store_true"),
+    Option("--server", f"server to run it on: {' or '.join(SERVERS)}", parse_with(_server_name),
+           DEFAULT_SERVER),
 )
 
 # %% ../../nbs/notebook/03c_arguments.ipynb #shared-options

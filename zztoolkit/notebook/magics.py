@@ -9,9 +9,9 @@ import argparse, os, re
 from IPython.core.completer import CompletionContext, context_matcher, SimpleCompletion
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, Magics, magics_class
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from ..display import Steps
 from ..errors import ToolkitError
@@ -27,10 +27,13 @@ from .completion import TypedLine, VARIABLES
 from .options import at_least, parse_line
 from .options import variable_file_or_text, variable_or_text
 from .panel.panel import Panel, show_panel
-from .serve import serve_cell, ServeOptions, shared_server
+from .serve import find_server, serve_cell, ServeOptions, shared_server
 from ..serving.endpoint import Endpoint
 from ..serving.failures import one_line_interrupts
-from ..serving.torchserve.server import LocalServer
+from ..serving.server import DEFAULT_SERVER, Server, SERVERS
+
+if TYPE_CHECKING:
+    from zztoolkit.gateway.gateway import Gateway
 
 # %% auto #0
 __all__ = ['ServeMagics', 'load']
@@ -51,7 +54,7 @@ def run_here(shell: Any, cell: str):
     exec(shell.compile(source, file, "exec"), shell.user_ns)
 
 # %% ../../nbs/notebook/04_magics.ipynb #to-options
-def to_options(args: argparse.Namespace, namespace: dict, server: LocalServer) -> ServeOptions:
+def to_options(args: argparse.Namespace, namespace: dict, server: Server) -> ServeOptions:
     "Return the options of a `%%serve` line; values may be variables of the notebook"
     return ServeOptions(
         args.batch_size, args.max_batch_delay, args.workers, args.threads, args.exact,
@@ -62,23 +65,36 @@ def to_options(args: argparse.Namespace, namespace: dict, server: LocalServer) -
     )
 
 # %% ../../nbs/notebook/04_magics.ipynb #find-endpoint
-def served_models(server: LocalServer) -> list[str]:
-    "Return the names of the models on a server; [] if it does not run"
-    return server.management.models() if server.running else []
+Servers = Sequence[Server]     # of a notebook
 
-def find_endpoint(server: LocalServer, name: str | None = None) -> Endpoint:
+def served_models(servers: Servers) -> dict[str, Server]:
+    "Return the server of each served model; {} if no server runs"
+    return {name: s for s in servers if s.running for name in s.models()}
+
+def _check_alive(server: Server):
+    if server.running or not server.process: return
+    found, do = server.last_log_lines(), "run the %%serve cell again"
+    raise ToolkitError(f"{server.title} has ended by itself", found, do)
+
+def find_endpoint(servers: Servers, name: str | None = None) -> Endpoint:
     "Return the endpoint of a served model, by default of the only one"
-    if server.process and not server.running:
-        found, do = server.last_log_lines(), "run the %%serve cell again"
-        raise ToolkitError("TorchServe has ended by itself", found, do)
-    names = served_models(server)
-    if not names: raise ToolkitError("nothing is served", do="%%serve NAME starts a server")
-    served = f"served: {', '.join(names)}"
-    if name is None and len(names) > 1:
-        do = f"give a name after the magic: {names[0]}"
+    models = served_models(servers)
+    if name not in models:
+        for server in servers: _check_alive(server)
+    if not models: raise ToolkitError("nothing is served", do="%%serve NAME starts a server")
+    first, served = next(iter(models)), f"served: {', '.join(models)}"
+    if name is None and len(models) > 1:
+        do = f"give a name after the magic: {first}"
         raise ToolkitError("more than one model is served", served, do)
-    if name and name not in names: raise ToolkitError(f"no model {name!r} is served", served)
-    return server.endpoint(name or names[0])
+    if name and name not in models: raise ToolkitError(f"no model {name!r} is served", served)
+    name = name or first
+    return models[name].endpoint(name)
+
+def remove_elsewhere(servers: Servers, endpoint: Endpoint):
+    "Remove a model from the servers that it was on before"
+    for server in servers:
+        is_there = server is not endpoint.server and server.running
+        if is_there and endpoint.name in server.models(): server.endpoint(endpoint.name).remove()
 
 # %% ../../nbs/notebook/04_magics.ipynb #run-benchmark
 def run_benchmark(endpoint: Endpoint, inputs: Any, args: argparse.Namespace) -> Benchmark:
@@ -115,32 +131,40 @@ def run_tuning(
     return result
 
 # %% ../../nbs/notebook/04_magics.ipynb #show-status
-def show_status(server: LocalServer, name: str | None = None):
-    "Display one model, or every model, of a server"
+def show_status(servers: Servers, name: str | None = None):
+    "Display one model, or every model, of a notebook's servers"
     from IPython.display import display
-    names = [name] if name else served_models(server)
+    names = [name] if name else served_models(servers)
     if not names: print("nothing is served; %%serve NAME starts a server")
-    for n in names: display(find_endpoint(server, n))
+    for n in names: display(find_endpoint(servers, n))
 
-def stop_serving(server: LocalServer, name: str | None = None):
-    "Take a model off the server, or stop the server, after the requests in flight"
-    if not name and not server.process: return print("nothing is served")
-    if name: find_endpoint(server, name).remove()
-    else: server.stop()
+def stop_serving(servers: Servers, name: str | None = None):
+    "Take a model off its server, or stop the servers, after the requests in flight"
+    started = [s for s in servers if s.process]
+    if not name and not started: return print("nothing is served")
+    if name: find_endpoint(servers, name).remove()
+    else:
+        for server in started: server.stop()
     print(f"{name or 'the server'} is stopped")
+
+def print_unseen(servers: Servers):
+    "Print which models the panel does not show, and why"
+    for server in servers:
+        models = ", ".join(server.models()) if server.running else ""
+        if models and "panel" in server.limits: print(f"{models}: {server.limits['panel']}")
 
 # %% ../../nbs/notebook/04_magics.ipynb #measure-magics
 class MeasureMagics(Magics):
     "Magics that measure; `ServeMagics` registers them with its own"
     shell: Any
-    server: LocalServer
+    servers: Servers
 
     @arguments(MODEL, *BENCH.values())
     @line_magic
     def bench(self, line: str) -> Benchmark:
         "Benchmark a served model at rising load and name its bottleneck"
         args = parse_line(self.bench, line)
-        endpoint = find_endpoint(self.server, args.name)
+        endpoint = find_endpoint(self.servers, args.name)
         return run_benchmark(endpoint, variable_or_text(self.shell.user_ns, args.inputs), args)
 
     @arguments(MODEL, *TUNE.values())
@@ -148,7 +172,7 @@ class MeasureMagics(Magics):
     def tune(self, line: str) -> TuneResult:
         "Find the workers, threads, batches and backend with the highest throughput within an objective"
         args, user = parse_line(self.tune, line), self.shell.user_ns
-        endpoint = find_endpoint(self.server, args.name)
+        endpoint = find_endpoint(self.servers, args.name)
         artifacts = [variable_or_text(user, a) for a in args.artifact]
         return run_tuning(endpoint, variable_or_text(user, args.inputs), artifacts, args)
 
@@ -162,7 +186,19 @@ class ServeMagics(MeasureMagics):
         is_test = "IN_TEST" in os.environ       # set by nbdev_test
         self.cells = CellsUnderTest() if is_test else Cells()
         self.server = shared_server()
+        self.others: dict[str, Server] = {}     # by name, each since its first model
         self.panel: Panel | None = None
+        self.gateways: dict[str, Gateway] = {}      # by the name of their server
+
+    @property
+    def servers(self) -> Servers:    # type: ignore[override]
+        "Servers of this notebook"
+        return [self.server, *self.others.values()]
+
+    def _server(self, name: str) -> Server:
+        "Return a server of this notebook. Raise `ToolkitError` for one that is not installed"
+        if name == DEFAULT_SERVER: return self.server
+        return self.others.setdefault(name, find_server(name))
 
     def pre_run_cell(self, info: Any):
         "Record a cell; IPython calls this before every cell"
@@ -172,27 +208,28 @@ class ServeMagics(MeasureMagics):
     @arguments(*SERVE.values())
     @cell_magic
     def serve(self, line: str, cell: str) -> Endpoint:
-        "Run the cell, and serve the handler class in it on a local TorchServe"
+        "Run the cell, and serve the handler class in it on a local server, TorchServe by default"
         args, user = parse_line(self.serve, line), self.shell.user_ns
         check_free(user, args.name)
         run_here(self.shell, cell)
         model = variable_or_text(user, args.model)
-        options = to_options(args, user, self.server)
-        user[args.name] = serve_cell(args.name, cell, self.cells, model, options)
-        return user[args.name]
+        options = to_options(args, user, self._server(args.server))
+        endpoint = user[args.name] = serve_cell(args.name, cell, self.cells, model, options)
+        remove_elsewhere(self.servers, endpoint)
+        return endpoint
 
     @arguments(Option("name", "model (default: all)", optional=True))
     @line_magic
     def serve_status(self, line: str):
         "Show what is served, and its state"
-        show_status(self.server, parse_line(self.serve_status, line).name)
+        show_status(self.servers, parse_line(self.serve_status, line).name)
 
     @arguments(ONLY_MODEL, Option("-n", "number of lines", at_least(1), 30))
     @line_magic
     def serve_logs(self, line: str):
         "Print the last lines that a model's workers have logged"
         args = parse_line(self.serve_logs, line)
-        print(find_endpoint(self.server, args.name).logs(args.n))
+        print(find_endpoint(self.servers, args.name).logs(args.n))
 
     @arguments()
     @line_magic
@@ -201,14 +238,26 @@ class ServeMagics(MeasureMagics):
         from IPython.display import display
         parse_line(self.serve_panel, line)
         if self.panel: self.panel.close()
+        print_unseen(self.servers)
         self.panel = show_panel(self.server)
         display(self.panel)
+
+    @arguments(Option("name", "model whose server it stands before (default: TorchServe)", optional=True))
+    @line_magic
+    def serve_gateway(self, line: str) -> Gateway:
+        "Speak the Open Inference Protocol and TensorFlow Serving's REST, too, until the server stops"
+        from zztoolkit.gateway.gateway import Gateway
+        name = parse_line(self.serve_gateway, line).name
+        server = find_endpoint(self.servers, name).server if name else self.server
+        gateway = self.gateways.setdefault(server.name, Gateway(server))
+        server.start()
+        return gateway.start()
 
     @arguments(Option("name", "model (default: the server and all its models)", optional=True))
     @line_magic
     def serve_stop(self, line: str):
         "Take a model off the server, or stop the server, after the requests in flight"
-        stop_serving(self.server, parse_line(self.serve_stop, line).name)
+        stop_serving(self.servers, parse_line(self.serve_stop, line).name)
 
 # %% ../../nbs/notebook/04_magics.ipynb #served-name
 def served_name(source: str) -> str:
@@ -225,11 +274,13 @@ def suggest(magics: ServeMagics, line: TypedLine) -> list[tuple[str, str]]:
     is_flag = line.word.startswith("-") and not (argument and argument.option_strings)
     if is_flag or not argument: return [(flag, "option") for flag in suggest_flags(parser, line)]
     if argument.dest == "name":
-        return [(n, "model") for n in _reachable_models(magics.server) if n.startswith(line.word)]
+        return [(n, "model") for n in _reachable_models(magics.servers) if n.startswith(line.word)]
+    if argument.dest == "server":
+        return [(n, "server") for n in SERVERS if n.startswith(line.word)]
     return suggest_values(magics.shell, argument.dest, line.word)
 
-def _reachable_models(server: LocalServer) -> list[str]:
-    with suppress(ToolkitError): return served_models(server)
+def _reachable_models(servers: Servers) -> list[str]:
+    with suppress(ToolkitError): return list(served_models(servers))
     return []
 
 # %% ../../nbs/notebook/04_magics.ipynb #suggest-values

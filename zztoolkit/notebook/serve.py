@@ -25,7 +25,7 @@ from .versions import undefined_names
 from ..serving.endpoint import Endpoint
 from ..serving.failures import one_line_interrupts
 from ..serving.rollout import deploy, next_version
-from ..serving.torchserve.server import LocalServer
+from ..serving.server import DEFAULT_SERVER, make_server, Server
 
 # %% auto #0
 __all__ = ['serve_model']
@@ -61,7 +61,7 @@ class ServeOptions:
     extra_files: tuple[str | Path, ...] = ()
     store: str | Path | None = None
     replace: bool = False
-    server: LocalServer | None = None
+    server: Server | str = DEFAULT_SERVER
 
     def config(self) -> dict[str, Any]:
         "Return the keys of model-config.yaml that are set. Raise `ToolkitError` for a wrong number"
@@ -76,7 +76,7 @@ class ServeOptions:
 def serve_source(name: str, source: str, model: Any, options: ServeOptions) -> Endpoint:
     "Pack the source of a handler's module, dry-run it, serve it, and keep its archive"
     config = options.config()
-    server = options.server or shared_server()
+    server = find_server(options.server)
     with one_line_interrupts("serving"), temporary_folder("zz-serve-") as work, Steps() as steps:
         steps("check")
         module = Path(work, f"{name}.py")
@@ -87,18 +87,23 @@ def serve_source(name: str, source: str, model: Any, options: ServeOptions) -> E
         if remark: steps(f"– {remark}")
         if notebook: config["notebook"] = notebook
         mar = _pack_and_try(server, module, model, options, config, steps)
-        if not server.running: steps("start TorchServe")
+        if not server.running: steps(f"start {server.title}")
         server.start()
         return deploy(server, mar, steps, serving=lambda: _keep(mar, store))
 
-@functools.cache
-def shared_server() -> LocalServer:
+def shared_server(name: str = DEFAULT_SERVER) -> Any: # the adapter
     "Return the server of this process, which `%%serve` and `serve_model` use; it ends with the process"
-    return LocalServer()
+    return _shared_server(name)
+
+_shared_server = functools.cache(make_server)
+
+def find_server(server: Server | str) -> Server:
+    "Return a server, or the shared one of a name. Raise `ToolkitError` for one that is not installed"
+    return shared_server(server) if isinstance(server, str) else server
 
 # %% ../../nbs/notebook/03_serve.ipynb #pack-and-try
 def _pack_and_try(
-    server: LocalServer, module: Path, model: Any,
+    server: Server, module: Path, model: Any,
     options: ServeOptions, config: dict, steps: Steps,
 ) -> Mar:
     "Pack a module into a folder beside it, and report how the dry run went"
@@ -136,7 +141,7 @@ def serve_model(
     store: str | Path | None = None, # of archives; default: model_store of the project
     exact: bool | None = None,       # plan the preprocessing exactly
     replace: bool = False,           # replace an archive of this name that another notebook made
-    server: LocalServer | None = None, # default: the one of this process, which `%%serve` uses too
+    server: Server | str = DEFAULT_SERVER, # or "mosec"; by name: the one of this process, as `%%serve` uses it
 ) -> Endpoint:
     """Check, pack, dry-run and serve a handler, as `%%serve` does, from a script, marimo or an editor without magics.
 

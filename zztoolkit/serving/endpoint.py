@@ -21,16 +21,13 @@ from ..system import wait_until
 from zztoolkit.serving.failures import (
     build_error, locate_in_list, one_line_interrupts, PredictionError, SEND_LESS,
 )
-from zztoolkit.serving.torchserve.api import (
-    describe_handler, http_exception, is_bad_token, retire, scale, version_names,
-)
-from .torchserve.logs import read_worker_log
-from .torchserve.metrics import ModelMetrics, parse_metrics
-from .torchserve.status import ModelStatus, read_status
+from .torchserve.api import http_exception
+from .torchserve.metrics import ModelMetrics
+from .torchserve.status import ModelStatus
 
 if TYPE_CHECKING:
     import httpx
-    from zztoolkit.serving.torchserve.server import LocalServer
+    from zztoolkit.serving.server import Server
 
 # %% auto #0
 __all__ = ['Endpoint']
@@ -38,18 +35,18 @@ __all__ = ['Endpoint']
 # %% ../../nbs/serving/01_endpoint.ipynb #served-model
 class ServedModel:
     "Model on a server: its state, its workers, its logs"
-    def __init__(self, server: LocalServer, name: str):
+    def __init__(self, server: Server, name: str):
         self.server, self.name = server, name
 
     @property
     def info(self) -> dict:
-        "TorchServe's description of the default version"
-        return self.server.management.default(self.name)
+        "The server's own description of the version that serves"
+        return self.server.info(self.name)
 
     @property
     def status(self) -> ModelStatus:
         "State of the default version. Raises `ToolkitError` for an unknown model"
-        return read_status(self.server.management, self.name)
+        return self.server.status(self.name)
 
     @property
     def ready(self) -> bool: return self.status.ready > 0
@@ -62,13 +59,13 @@ class ServedModel:
 
     def scale(self, workers: int):
         "Run this many workers, and wait for them"
-        scale(self.server.management, self.name, workers)
+        self.server.scale(self.name, workers)
 
     def remove(self):
         "Remove every version from the server, each after it has finished"
-        api, timeout = self.server.management, self.server.settings.drain_timeout
-        for version in version_names(api.versions(self.name)):
-            retire(api, self.name, version, timeout)
+        timeout = self.server.settings.drain_timeout
+        for version in self.server.versions(self.name):
+            self.server.retire(self.name, version, timeout)
 
     def archive(self, store: str | Path) -> Mar:
         "Pack the default version into a folder, from the files that its workers run"
@@ -79,11 +76,11 @@ class ServedModel:
 
     def logs(self, n: int = 30) -> str:
         "Return the last `n` lines that the model's workers have printed"
-        return "\n".join(read_worker_log(self.server.folder, self.name)[-n:])
+        return "\n".join(self.server.worker_log(self.name)[-n:])
 
     def read_metrics(self) -> ModelMetrics:
         "Return the model's totals since the server started"
-        return parse_metrics(self.server.metrics(), self.name)
+        return self.server.read_metrics(self.name)
 
     def processes(self) -> dict[str, list[int]]:
         "Return process ids: `workers` of this model, and the `frontend` that all models share"
@@ -119,29 +116,28 @@ DESCRIBED_FOR = 1.0     # seconds that a description is trusted: another process
 
 class _ImageQuestion:
     "Find out whether a model takes images, asking its handler once for each set of workers"
-    def __init__(self, server: LocalServer, name: str):
+    def __init__(self, server: Server, name: str):
         self.server, self.name = server, name
         self.workers: tuple | None = None      # that gave the description
         self.description: dict = {}
-        self.client: tuple | None = None       # management client and its number of changes, then
+        self.changes: Any = None               # of the server, then
         self.valid_until = 0.0
 
     def resolve(self) -> bool | None:
         "Return what the handler reports; None if it reports nothing"
-        api = self.server.management
-        client = api, api.changes
-        if client != self.client or time.monotonic() >= self.valid_until:
+        changes = self.server.changes
+        if changes != self.changes or time.monotonic() >= self.valid_until:
             with suppress(ToolkitError):
                 self._ask()
-                self.client, self.valid_until = client, time.monotonic() + DESCRIBED_FOR
+                self.changes, self.valid_until = changes, time.monotonic() + DESCRIBED_FOR
         return self.description.get("takes_images")
 
     def _ask(self):
-        status = read_status(self.server.management, self.name)
+        status = self.server.status(self.name)
         workers = status.version, status.pids
         if workers == self.workers: return
         self.workers, self.description = workers, {}     # ask once, even if the handler fails
-        self.description = describe_handler(self.server.management, self.name)
+        self.description = self.server.describe(self.name)
 
 # %% ../../nbs/serving/01_endpoint.ipynb #check-files
 def _check_files(xs: Sequence[Any], takes_images: bool | None):
@@ -158,15 +154,15 @@ def _check_size(body: bytes, limit: int):
     sizes = f"the body has {len(body) / 2**20:.0f} MiB, the server accepts {limit / 2**20:.0f}"
     raise PredictionError(413, "TooLargeError", sizes, do=SEND_LESS)
 
-def _check_running(server: LocalServer):
+def _check_running(server: Server):
     if server.running and not server.stopping: return
-    do = "run the %%serve cell again, or LocalServer.start()"
+    do = "run the %%serve cell again, or start the server"
     raise ToolkitError("the server is not running", do=do)
 
 # %% ../../nbs/serving/01_endpoint.ipynb #endpoint
 class Endpoint(ServedModel):
     "Model on a server: predict, look, scale, stop"
-    def __init__(self, server: LocalServer, name: str):
+    def __init__(self, server: Server, name: str):
         super().__init__(server, name)
         self._image_question = _ImageQuestion(server, name)
 
@@ -199,10 +195,7 @@ class Endpoint(ServedModel):
         "Send one body, and return the raw response"
         _check_running(self.server)
         _check_size(body, self.server.settings.max_request_size)
-        token = self.server.management.tokens.bearer("inference")
-        headers = {"Content-Type": kind} | token | headers
-        path = f"/predictions/{self.name}"
-        try: return self.server.inference.post(path, content=body, headers=headers)
+        try: return self.server.post(self.name, body, kind, headers)
         except http_exception() as e:
             found = f"{type(e).__name__}: {e}"
             do = f"%serve_logs {self.name}"
@@ -219,9 +212,6 @@ def _send(endpoint: Endpoint, x: Any, takes_images: bool | None) -> Any:
     "Return the decoded response to one request"
     body, kind = encode_request(x, takes_images)
     r = endpoint.post(body, kind)
-    if is_bad_token(r):
-        endpoint.server.management.tokens.bearer("inference", again=True)
-        r = endpoint.post(body, kind)
     if r.status_code >= 300: raise build_error(r, endpoint)
     return decode_response(r.content, r.headers.get("content-type", ""))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from ..errors import ToolkitError
@@ -15,13 +14,14 @@ from ..system import wait_until
 from .torchserve.api import is_bad_token
 from .torchserve.config import read_exit_codes
 from zztoolkit.serving.torchserve.logs import (
-    describe_exit_code, last_traceback, logged_pids, read_worker_log,
+    describe_exit_code, last_traceback, logged_pids,
 )
 from .torchserve.process import is_alive
 
 if TYPE_CHECKING:
     import httpx
     from zztoolkit.serving.endpoint import Endpoint
+    from zztoolkit.serving.server import Server
 
 # %% auto #0
 __all__ = ['PredictionError']
@@ -47,19 +47,20 @@ def _is_running(pid: int) -> bool:
     try: return is_alive(psutil.Process(pid))
     except psutil.Error: return False
 
-def _last_exit(folder: Path, name: str) -> str:
+def _last_exit(server: Server, name: str) -> str:
     "Return how the model's last ended worker ended, in brackets; '' if it is unknown"
-    codes = read_exit_codes(folder / "exits")
-    ended = [p for p in logged_pids(read_worker_log(folder, name)) if not _is_running(p)]
+    codes = read_exit_codes(server.folder / "exits")
+    ended = [p for p in logged_pids(server.worker_log(name)) if not _is_running(p)]
     if not ended or ended[-1] not in codes: return ""
-    return f" ({describe_exit_code(codes[ended[-1]])})"
+    last = [p for p in codes if p in ended][-1]     # in the order of their ends
+    return f" ({describe_exit_code(codes[last])})"
 
 # %% ../../nbs/serving/01a_failures.ipynb #explain-worker
 def _explain_death(endpoint: Endpoint) -> tuple[str, str]:
-    folder, name = endpoint.server.folder, endpoint.name
+    server, name = endpoint.server, endpoint.name
     # written after the response
-    last_exit = wait_until(lambda: _last_exit(folder, name), timeout=2)
-    found = f"the worker died while it held this request{last_exit}; TorchServe starts another"
+    last_exit = wait_until(lambda: _last_exit(server, name), timeout=2)
+    found = f"the worker died while it held this request{last_exit}; {server.title} starts another"
     return found, f"%serve_logs {name}, then send it again"
 
 def _explain_no_worker(endpoint: Endpoint) -> tuple[str, str]:
@@ -86,7 +87,7 @@ def _explain(status: int, kind: str, message: str, endpoint: Endpoint) -> tuple[
         do = "use Endpoint.predict, which holds a valid token, or read key_file.json again"
         return found, do
     if status == 404:
-        models = ", ".join(endpoint.server.management.models())
+        models = ", ".join(endpoint.server.models())
         return "", f"the server has: {models or 'no model'}"
     return "", ""
 
@@ -116,8 +117,8 @@ def build_error(r: httpx.Response, endpoint: Endpoint) -> PredictionError:
 
 def _wait_traceback(endpoint: Endpoint, request: str) -> str:
     "Return the handler's traceback for a request; the log is written after the response"
-    folder, name = endpoint.server.folder, endpoint.name
-    return wait_until(lambda: last_traceback(read_worker_log(folder, name), request), timeout=2)
+    server, name = endpoint.server, endpoint.name
+    return wait_until(lambda: last_traceback(server.worker_log(name), request), timeout=2)
 
 # %% ../../nbs/serving/01a_failures.ipynb #interrupted
 class Interrupted(KeyboardInterrupt):

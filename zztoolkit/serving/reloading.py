@@ -13,11 +13,10 @@ from ..archive.mar import Mar
 from ..archive.reconfigure import repack_folder, with_config
 from ..folders import temporary_folder
 from .rollout import deploy, next_version, Progress
-from .torchserve.files import find_unpacked
 from .torchserve.status import ModelStatus
 
 if TYPE_CHECKING:
-    from zztoolkit.serving.torchserve.server import LocalServer
+    from zztoolkit.serving.server import Server
 
 # %% auto #0
 __all__ = ['reload']
@@ -40,14 +39,14 @@ def repack_running(
 
 # %% ../../nbs/serving/03_reloading.ipynb #reload
 def reload(
-    server: LocalServer,
+    server: Server,
     status: ModelStatus,    # of the model
     progress: Progress = lambda step: None,
 ) -> str: # the new version
     "Serve the same archive as a new version, in new workers, without a failed request"
     with temporary_folder("zz-reload-") as work:
         progress("pack what is served")
-        folder = find_unpacked(server.folder, status.name, status.version)
+        folder = server.find_unpacked(status.name, status.version)
         version = next_version(server, status.name)
         mar = repack_running(folder, Path(work), version, status)
         deploy(server, mar, progress)
@@ -55,7 +54,7 @@ def reload(
 
 # %% ../../nbs/serving/03_reloading.ipynb #restart
 def restart(
-    server: LocalServer,
+    server: Server,
     statuses: Sequence[ModelStatus],    # of the models that it served
     progress: Progress = lambda step: None,
 ):
@@ -63,8 +62,8 @@ def restart(
     with temporary_folder("zz-again-") as work:
         mars = []
         for s in statuses:
-            folder = find_unpacked(server.folder, s.name, s.version)
+            folder = server.find_unpacked(s.name, s.version)
             mars.append(repack_running(folder, Path(work, s.name), s.version, s))
-        progress("start TorchServe")
+        progress(f"start {server.title}")
         server.start()
         for mar in mars: deploy(server, mar, lambda step: progress(f"{mar.name}: {step}"))

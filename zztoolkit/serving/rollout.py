@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import re, tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from ..archive.mar import copy_mar, Mar
 from ..errors import ToolkitError
-from ..system import wait_until
 from .endpoint import Endpoint
-from zztoolkit.serving.torchserve.api import (
-    count_ready, register, retire, set_default, unregister, version_names,
-)
-from .torchserve.logs import model_log_path, read_worker_log, worker_failure_reason
 
 if TYPE_CHECKING:
-    from zztoolkit.serving.torchserve.server import LocalServer
+    from zztoolkit.serving.server import Server
 
 # %% auto #0
 __all__ = ['deploy']
@@ -30,68 +24,26 @@ __all__ = ['deploy']
 # %% ../../nbs/serving/02_rollout.ipynb #next-version
 Progress = Callable[[str], None]   # called with each step as it begins
 
-def next_version(server: LocalServer, name: str) -> str:
+def next_version(server: Server, name: str) -> str:
     "Return the number after the model's highest version on this server"
-    versions = version_names(server.management.versions(name))
-    numbers = [int(float(v)) for v in versions if re.fullmatch(r"\d+(\.\d+)?", v)]
+    numbers = [int(float(v)) for v in server.versions(name) if re.fullmatch(r"\d+(\.\d+)?", v)]
     return str(max(numbers, default=0) + 1)
 
 # %% ../../nbs/serving/02_rollout.ipynb #store-archive
-def _store_archive(server: LocalServer, archive: Mar | str | Path) -> Mar:
+def _store_archive(server: Server, archive: Mar | str | Path) -> Mar:
     "Copy a verified archive into the server's store. Raise `ToolkitError` for a known version"
     store = server.folder / "store"
     with tempfile.TemporaryDirectory(dir=store, prefix=".incoming-") as incoming:
         mar = copy_mar(archive, Path(incoming))
-        if mar.version in version_names(server.management.versions(mar.name)):
+        if mar.version in server.versions(mar.name):
             problem = f"{mar.name} version {mar.version} is already on this server"
             raise ToolkitError(problem, do="pack the archive with another version")
         name = f"{mar.name}-{mar.version}-{mar.digest[:8]}.mar"
         return replace(mar, path=mar.path.rename(store / name))
 
-# %% ../../nbs/serving/02_rollout.ipynb #wait-ready
-_STILL_SERVES = "the version before still serves"
-
-def _wait_ready(server: LocalServer, mar: Mar, since: int):
-    """Wait until the version's workers are ready. Raise `ToolkitError` if one has died.
-
-    `since` is the size of the log before the workers started.
-    """
-    workers, timeout = mar.workers, server.settings.startup_timeout
-
-    def state() -> str:
-        version = server.management.version(mar.name, mar.version)
-        if count_ready(version) >= workers: return "ready"
-        return worker_failure_reason(server.folder, mar.name, mar.version, since)
-
-    reason = wait_until(state, timeout, every=0.1)
-    if reason == "ready": return
-    name = f"{mar.name} version {mar.version}"
-    if reason:
-        problem = f"{name} does not load in a TorchServe worker"
-        do = f"{_STILL_SERVES}; fix the handler and try again"
-        raise ToolkitError(problem, reason, do)
-    problem = f"{name} was not ready after {timeout:.0f} s"
-    last_lines = read_worker_log(server.folder, mar.name, mar.version)[-10:]
-    do = f"{_STILL_SERVES}; Settings(startup_timeout=...) for a model that loads slowly"
-    raise ToolkitError(problem, "\n".join(last_lines), do)
-
-# %% ../../nbs/serving/02_rollout.ipynb #start-version
-def _start_version(server: LocalServer, mar: Mar, progress: Progress):
-    "Register a version and wait for its workers; unregister it if they do not start"
-    log = model_log_path(server.folder)
-    since = log.stat().st_size if log.exists() else 0     # ignore an earlier failure in the log
-    try:
-        progress("start its workers")
-        register(server.management, mar)
-        _wait_ready(server, mar, since)
-    except BaseException:
-        with suppress(ToolkitError): unregister(server.management, mar.name, mar.version)
-        raise
-    finally: mar.path.unlink()        # TorchServe has unpacked it
-
 # %% ../../nbs/serving/02_rollout.ipynb #deploy
 def deploy(
-    server: LocalServer,
+    server: Server,
     mar: Mar | str | Path,              # an archive; its version must be new to this server
     progress: Progress = lambda step: None,
     serving: Callable[[], Any] = lambda: None,  # called when the new version serves, before
@@ -101,13 +53,14 @@ def deploy(
 
     Raise `ToolkitError`, and change nothing, if it does not load.
     """
-    mar, api = _store_archive(server, mar), server.management
-    old = version_names(api.versions(mar.name))
-    _start_version(server, mar, progress)
-    if old:
-        progress("switch to it")
-        set_default(api, mar.name, mar.version)
+    mar = _store_archive(server, mar)
+    old = server.versions(mar.name)
+    progress("start its workers")
+    try: server.start_version(mar)
+    finally: mar.path.unlink()        # the server has unpacked it
+    if old: progress("switch to it")
+    server.switch(mar.name, mar.version)
     serving()
     if old: progress("let the old one finish")
-    for version in old: retire(api, mar.name, version, server.settings.response_timeout)
+    for version in old: server.retire(mar.name, version, server.settings.response_timeout)
     return server.endpoint(mar.name)

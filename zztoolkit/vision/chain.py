@@ -25,7 +25,7 @@ from .cuda_decode import explain_decoder
 from .geometry import Crop, Decode
 from .registry import check_order, op_from_dict, op_to_dict
 from .show import show_difference, show_plan, show_stages
-from .source import check_image, read_input, resolve_example, stack_arrays
+from .source import check_image, read_file, read_input, resolve_example, stack_arrays
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,15 +75,6 @@ class Plan:
         body = photo if isinstance(photo, bytes) else read_file(Path(photo))
         if not parse_device(self.device).is_cuda: return "the CPU"
         return explain_decoder(self.steps, body)
-
-# %% ../../nbs/vision/17_chain.ipynb #read-file
-def read_file(path: Path) -> bytes:
-    "Return the bytes of a file. Raise `ToolkitError` if there is none"
-    if path.is_file(): return path.read_bytes()
-    raise ToolkitError(
-        f"no file at {path}",
-        found=f"looked from {Path.cwd()}",
-        do="give the path of an image, or its bytes")
 
 # %% ../../nbs/vision/17_chain.ipynb #operations
 class Operations:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..errors import InputError, TooLargeError, ToolkitError
+from ..errors import InputError, is_whole, TooLargeError, ToolkitError
 from .ops import (
-    as_finite, as_pair, check_one_of, check_positive, freeze_lists, is_whole, Op, register)
+    as_finite, as_pair, check_one_of, check_positive, freeze_lists, Op, register)
 
 # %% auto #0
 __all__ = ['Decode', 'Resize', 'Letterbox', 'CenterCrop', 'Crop', 'Pad', 'Flip', 'Rotate', 'Warp']

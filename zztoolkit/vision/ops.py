@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields, MISSING
 from typing import Any, ClassVar, TypeVar
 
-from ..errors import ToolkitError
+from ..errors import is_whole, ToolkitError
 
 # %% auto #0
 __all__ = []
@@ -65,10 +65,6 @@ def freeze_lists(op: Any, *names: str):
         if isinstance(value, list): object.__setattr__(op, name, tuple(value))
 
 # %% ../../nbs/vision/01_ops.ipynb #checks
-def is_whole(value: Any) -> bool:
-    "Return whether a value is an integer; True and False are not"
-    return isinstance(value, int) and not isinstance(value, bool)
-
 def check_positive(name: str, *values: Any):
     "Raise `ToolkitError` unless every value is a positive whole number"
     for value in values:

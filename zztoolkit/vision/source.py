@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from ..errors import DecodeError, InputError
+from ..errors import DecodeError, InputError, ToolkitError
 from ..samples import sample_photo
 from .geometry import check_region, Decode
 from .reading import decode_image
@@ -22,16 +22,25 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/vision/14_source.ipynb #read-file
+def read_file(path: Path) -> bytes:
+    "Return the bytes of a file. Raise `ToolkitError` if there is none"
+    if path.is_file(): return path.read_bytes()
+    raise ToolkitError(
+        f"no file at {path}",
+        found=f"looked from {Path.cwd()}",
+        do="give the path of an image, or its bytes")
+
 # %% ../../nbs/vision/14_source.ipynb #read-input
 def read_input(x: Any) -> tuple[Any, Any]:
     "Return the body or the image of an input, and its region or None. A `Path` is read"
-    if not isinstance(x, dict): return (x.read_bytes() if isinstance(x, Path) else x), None
+    if not isinstance(x, dict): return (read_file(x) if isinstance(x, Path) else x), None
     if "image" not in x or x.keys() - {"image", "region"}:
         wanted = 'a request is an image, or {"image": ..., "region": [top, left, height, width]}'
         raise InputError(f"{wanted}; got {sorted(map(str, x))}")
     image, region = x["image"], x.get("region")
     if isinstance(image, str): image = decode_base64(image)
-    if isinstance(image, Path): image = image.read_bytes()
+    if isinstance(image, Path): image = read_file(image)
     return image, None if region is None else check_region(region)
 
 def decode_base64(text: str) -> bytes:

@@ -5,12 +5,14 @@
 # %% ../../../nbs/compile/backends/07_onnx.ipynb #imports
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from .base import cpu_flags, LoadOptions, Run
 from .export import ExportJob, quiet
+from .shared import return_free_memory, shared_copy, use_shared
 from ...errors import ToolkitError
 
 if TYPE_CHECKING:
@@ -79,25 +81,39 @@ def _quantise_static(source: Path, target: Path, reader: Any):
         reduce_range=not has_vnni())
 
 # %% ../../../nbs/compile/backends/07_onnx.ipynb #open-session
-def _open_session(path: Path, options: LoadOptions, providers: Sequence[Any]) -> Any:
+def _open_session(path: Path, settings: Any, providers: Sequence[Any]) -> Any:
+    import onnxruntime as ort
+    return ort.InferenceSession(path, settings, providers=providers)
+
+def _settings(options: LoadOptions) -> Any:
     import onnxruntime as ort
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.log_severity_level = 3
     # idle threads must not spin on another worker's core
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(path, settings, providers=providers)
+    return settings
 
-def onnx_runner(path: Path, options: LoadOptions) -> Run:
-    "Make a function of an ONNX file"
+def onnx_runner(path: Path, options: LoadOptions, digest: str = "") -> Run:
+    "Make a function of an ONNX file; on a CPU, share the weights of a file whose digest is known"
     if options.device != "cpu": return _cuda_runner(path, options)
-    session = _open_session(path, options, ["CPUExecutionProvider"])
+    settings = _settings(options)
+    copy = shared_copy(path, digest) if digest else None
+    if copy: use_shared(settings)
+    session = _open_session(copy or path, settings, ["CPUExecutionProvider"])
+    return_free_memory()
     names = [i.name for i in session.get_inputs()]
     return lambda xs: session.run(None, dict(zip(names, xs)))
 
+# %% ../../../nbs/compile/backends/07_onnx.ipynb #load-onnx
 def load_onnx(folder: Path, options: LoadOptions) -> Run:
     "Load an ONNX file of `export_onnx` as a function"
-    return onnx_runner(folder / ONNX, options)
+    return onnx_runner(folder / ONNX, options, _known_digest(folder))
+
+def _known_digest(folder: Path) -> str:
+    "Return the digest of an artifact's ONNX file; '' while it is being compiled"
+    file = folder / "artifact.json"
+    return json.loads(file.read_text())["digests"][ONNX] if file.exists() else ""
 
 # %% ../../../nbs/compile/backends/07_onnx.ipynb #cuda-provider
 def cuda_provider(options: LoadOptions, stream: int) -> tuple[str, dict[str, str]]:
@@ -127,7 +143,7 @@ def _cuda_runner(path: Path, options: LoadOptions) -> Run:
     import torch
     stream = torch.cuda.Stream(torch.device(options.device))
     provider = cuda_provider(options, stream.cuda_stream)
-    session = _open_session(path, options, [provider])
+    session = _open_session(path, _settings(options), [provider])
     first = session.get_providers()[0]
     if first == "CUDAExecutionProvider": return _bind(session, stream)
     raise ToolkitError(

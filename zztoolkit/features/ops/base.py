@@ -55,24 +55,26 @@ def check_parameter(op: str, name: str, kind: str, value: Any) -> Any:
             do="leave it out for no bound")
     return value
 
+def check_parameters(op: Operation) -> dict[str, Any]:
+    "Return the parameters of an operation by name. Raises `ToolkitError` without a column"
+    kind = type(op).__name__
+    if not op.columns: raise ToolkitError(f"{kind} takes names of columns", found="none")
+    return {
+        f.name: check_parameter(kind, f.name, str(f.type), getattr(op, f.name)) for f in fields(op)}
+
 # %% ../../../nbs/features/ops/01_base.ipynb #operation
 @dataclass(frozen=True)
 class Operation:
     "An operation reads `columns`, writes `outputs` and holds what `fit` learned"
     columns: Any      # names: a list, or one name alone; kept as a tuple
 
-    # for the error of another kind of column: what the operation takes, and what converts it
-    expects = "numbers"
+    expects = "numbers"     # for the error of another kind of column; `hint` converts it
     hint = ("Categorify, HashBucket or TargetEncoding make numbers of text; "
             "ListPad makes them of lists")
 
     def __post_init__(self):
         self._set_names("columns")
-        if not self.columns:
-            raise ToolkitError(f"{type(self).__name__} takes names of columns", found="none")
-        for f in fields(self):
-            value = check_parameter(type(self).__name__, f.name, str(f.type), getattr(self, f.name))
-            self._set(f.name, value)
+        for name, value in check_parameters(self).items(): self._set(name, value)
 
     def _set(self, attribute: str, value: Any): object.__setattr__(self, attribute, value)
 
@@ -114,7 +116,6 @@ class Operation:
         return self
 
     def fit(self, table: Columns) -> Operation: return self
-
     def transform(self, table: Columns) -> Columns: raise NotImplementedError
 
     def fit_transform(self, table: Columns) -> tuple[Operation, Columns]:

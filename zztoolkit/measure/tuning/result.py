@@ -16,7 +16,7 @@ from ...archive.mar import Mar, open_mar
 from ...archive.reconfigure import with_config
 from ...archive.store import default_store
 from ...compile.store import load_artifact
-from ...display import figure
+from ...display import figure, Table
 from ...errors import ToolkitError
 from ...folders import temporary_folder
 from ..bottleneck import NOISE_CORES
@@ -115,12 +115,12 @@ def _row(r: TrialSet, t: Trial) -> tuple[str, ...]:
     over = " ✗" if r.memory and t.memory > r.memory else ""
     return (*setting, f"{t.rate:.1f}", f"{t.p50:.1f}", p99, f"{t.memory:.0f}{over}", _mark(r, t))
 
-def trial_table(r: TrialSet) -> list[tuple[str, ...]]:
-    "Return a head and a row for each trial: the default, then the others by rate"
+def trial_table(r: TrialSet) -> Table:
+    "Return a row for each trial: the default, then the others by rate"
     names = (p.label + p.unit for p in r.space.parameters)
     head = (*names, "rate /s", "p50 ms", "p99 ms", "memory MiB", "")
     others = sorted(r.trials[1:], key=lambda t: -t.rate)
-    return [head, *(_row(r, t) for t in (*r.trials[:1], *others))]
+    return Table(head, [_row(r, t) for t in (*r.trials[:1], *others)])
 
 # %% ../../../nbs/measure/tuning/05_result.ipynb #sweep-rows
 def _sweep_cell(r: TrialSet, setting: Mapping[str, Any], clients: int) -> str:
@@ -129,33 +129,12 @@ def _sweep_cell(r: TrialSet, setting: Mapping[str, Any], clients: int) -> str:
     if not t: return "–"
     return f"{t.rate:.1f}/s, {t.p99:.0f} ms" + ("" if r.is_feasible(t) else " ✗")
 
-def sweep_table(r: TrialSet) -> list[tuple[str, ...]]:
-    "Return a head and, for each setting of the sweep, rate and p99 by number of clients"
+def sweep_table(r: TrialSet) -> Table:
+    "Return, for each setting of the sweep, rate and p99 by number of clients"
     settings = {r.space.describe(t.setting): t.setting for t in r.sweep}
     head = ("measured again, by clients", *map(str, r.loads))
     rows = [(words, *(_sweep_cell(r, s, n) for n in r.loads)) for words, s in settings.items()]
-    return [head, *rows]
-
-# %% ../../../nbs/measure/tuning/05_result.ipynb #tables
-Table = Sequence[Sequence[str]]
-
-def _is_text(column: Sequence[str]) -> bool: return any(x[:1].isalpha() for x in column[1:])
-
-def format_table(rows: Table) -> str:
-    "Return a table as text: columns of words to the left, numbers to the right"
-    columns = list(zip(*rows))
-    widths = [max(map(len, c)) for c in columns]
-    formats = [f"{{:{'<' if _is_text(c) else '>'}{n}}}" for c, n in zip(columns, widths)]
-    lines = ["  ".join(f.format(cell) for f, cell in zip(formats, row)) for row in rows]
-    return "\n".join(map(str.rstrip, lines))
-
-def _html_row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-def table_html(rows: Table) -> str:
-    head, *body = rows
-    rest = "".join(_html_row(row, "td") for row in body)
-    return f"<table>{_html_row(head, 'th')}{rest}</table>"
+    return Table(head, rows)
 
 # %% ../../../nbs/measure/tuning/05_result.ipynb #tune-result
 @dataclass(frozen=True)
@@ -168,16 +147,17 @@ class TuneResult(TrialSet):
     measured: str = ""               # day and time, UTC
 
     def __str__(self) -> str:
-        parts = [describe_request(self), format_table(trial_table(self))]
-        if self.sweep: parts += ["", format_table(sweep_table(self))]
+        parts = [describe_request(self), str(trial_table(self))]
+        if self.sweep: parts += ["", str(sweep_table(self))]
         return "\n".join([*parts, *list_remarks(self)])
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         tables = [trial_table(self)] + ([sweep_table(self)] if self.sweep else [])
-        remarks = "".join(f"<div>{escape(r)}</div>" for r in list_remarks(self))
+        remarks = (f"<div>{escape(r)}</div>" for r in list_remarks(self))
         head = f"<b>{escape(describe_request(self))}</b>"
-        return f"<div class='zz-tune'>{head}{''.join(map(table_html, tables))}{remarks}</div>"
+        parts = [head, *(t._repr_html_() for t in tables), *remarks]
+        return f"<div class='zz-tune'>{''.join(parts)}</div>"
 
     def show(self) -> Figure:
         "Draw rate against p99 with the frontier, and the best rate by trial"

@@ -23,7 +23,7 @@ from .space import to_config
 from .trials import build_trial, Trial
 from ...serving.endpoint import Endpoint
 from ...serving.rollout import deploy
-from ...serving.torchserve.server import LocalServer
+from ...serving.server import Server
 from ...system import usable_cores, wait_until
 
 # %% auto #0
@@ -67,7 +67,7 @@ Progress = Callable[[str], None]
 @dataclass
 class TrialRunner:
     "Tries settings of one archive, one after the other, on one server"
-    server: LocalServer
+    server: Server
     mar: Mar
     bodies: Sequence[tuple[bytes, str]]
     clients: int
@@ -81,7 +81,7 @@ class TrialRunner:
     def serve(self, s: Mapping[str, Any]) -> Endpoint:
         "Serve the archive with this setting instead of the last one. Raise `ToolkitError`"
         self.server.start()
-        for name in self.server.management.models(): self.server.endpoint(name).remove()
+        for name in self.server.models(): self.server.endpoint(name).remove()
         artifacts = needed_artifacts(self.artifacts, s)
         mar = with_config(self.mar, self.work, artifacts=artifacts, **to_config(s))
         return deploy(self.server, mar)

@@ -28,7 +28,7 @@ from .trials import best_trials, estimate_costs, Trial, warm_start
 from ...serving.endpoint import Endpoint
 from ...serving.failures import one_line_interrupts
 from ...serving.torchserve.config import from_torchserve
-from ...serving.torchserve.server import LocalServer
+from ...serving.server import DEFAULT_SERVER, make_server
 
 if TYPE_CHECKING:
     import optuna
@@ -239,6 +239,10 @@ def _open_target(what: Endpoint | Mar | str | Path, work: Path) -> tuple[Mar, di
     mar = what.verify() if isinstance(what, Mar) else open_mar(what)
     return mar, from_torchserve(mar.config)
 
+def _new_server(what: Endpoint | Mar | str | Path) -> Any:
+    "Return a server like the one of a service; settings are tried on it"
+    return make_server(what.server.name if isinstance(what, Endpoint) else DEFAULT_SERVER)
+
 def _default_loads(clients: int) -> list[int]:
     return sorted({max(1, clients // 4), max(1, clients // 2), clients, 2 * clients})
 
@@ -297,7 +301,7 @@ def tune(
         space = request.search_space(config, parameters)
         study = open_study(_make_folder(Path(folder or work)))
         _claim(study, Path(folder or work), request.identify(space))
-        search, server = Search(space, study, objective, limit), LocalServer()
+        search, server = Search(space, study, objective, limit), _new_server(what)
         stack.callback(server.stop)
         runner = TrialRunner(
             server, mar, bodies, concurrency, objective, seconds,

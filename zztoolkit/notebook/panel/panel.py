@@ -13,6 +13,7 @@ from typing import Any
 from .buttons import import_widgets
 from .html import div, error_html, still_html, style_html
 from .widgets import make_visibility, Section
+from ...errors import ToolkitError
 from ...serving.torchserve.running import running_servers, RunningServer
 from ...serving.torchserve.server import LocalServer
 
@@ -179,4 +180,6 @@ def show_panel(
     server: LocalServer | None = None, # default: those of other processes of this user
 ) -> Panel:
     "Open a panel of what is served; the last expression of a cell shows it"
+    limit = server.limits.get("panel") if server else None
+    if limit: raise ToolkitError("the panel cannot show this server", found=limit)
     return Panel(server)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ...archive.examples import IMAGE_SUFFIXES
 from ...errors import DecodeError, InputError, ToolkitError
 from ...handler.wire import plain_json
 from .base import fingerprint, Rows, Source
@@ -18,14 +19,12 @@ from .base import fingerprint, Rows, Source
 __all__ = []
 
 # %% ../../../nbs/offline/sources/02_files.ipynb #images
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-
 def _find_images(folder: Path) -> list[str]:
     "Return the sorted paths of images below a folder, without hidden files"
     paths = (
         os.path.relpath(os.path.join(at, name), folder)
         for at, _, names in os.walk(folder) for name in names if not name.startswith("."))
-    return sorted(p for p in paths if p.lower().endswith(IMAGES))
+    return sorted(p for p in paths if p.lower().endswith(IMAGE_SUFFIXES))
 
 def open_images(folder: Path, chunk: int, key: str | None) -> Source:
     "Return the images of a folder as a source"
@@ -38,7 +37,7 @@ def open_images(folder: Path, chunk: int, key: str | None) -> Source:
     if not names:
         raise ToolkitError(
             f"no images in {folder}",
-            found=f"no file ends with {' '.join(IMAGES)}",
+            found=f"no file ends with {' '.join(IMAGE_SUFFIXES)}",
             do="give a folder of images, or of .parquet files")
     def locate(k: int) -> dict:
         return {"folder": str(folder), "names": names[k * chunk:(k + 1) * chunk]}

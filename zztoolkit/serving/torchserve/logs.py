@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .config import EXIT_CODES, read_exit_codes
@@ -52,24 +52,24 @@ def read_worker_log(
     return lines_of_model(tail_log(model_log_path(folder), since), name, version)
 
 # %% ../../../nbs/serving/torchserve/04_logs.ipynb #split-tracebacks
-def _drop_frames(lines: list[str], folder: str) -> list[str]:
-    "Return a traceback without the frames whose file is under `folder`"
+def _drop_frames(lines: list[str], folders: Sequence[str]) -> list[str]:
+    "Return a traceback without the frames whose file is in one of the folders"
     kept, is_skipping = [], False
     for line in lines:
-        if line.startswith('  File "'): is_skipping = folder in line.split('"')[1]
+        if line.startswith('  File "'): is_skipping = any(f in line.split('"')[1] for f in folders)
         elif not line.startswith("    "): is_skipping = False
         if not is_skipping: kept.append(line)
     return kept
 
 def _split_tracebacks(lines: Sequence[str]) -> Iterator[list[str]]:
-    "Yield every complete traceback, without the frames of TorchServe's worker"
+    "Yield every complete traceback, without the frames of the server's worker"
     current: list[str] | None = None
     for line in lines:
         if line.startswith("Traceback (most recent call last)"): current = []
         if current is None: continue
         current.append(line)
         if re.match(r"(?!Traceback)[\w.]+(:|$)", line):
-            yield _drop_frames(current, "/ts/")
+            yield _drop_frames(current, ("/ts/", "/zztoolkit/serving/"))
             current = None
 
 # %% ../../../nbs/serving/torchserve/04_logs.ipynb #tracebacks
@@ -103,15 +103,18 @@ def describe_exit_code(code: int) -> str:
     return f"exit code {code}{meaning}"
 
 # %% ../../../nbs/serving/torchserve/04_logs.ipynb #failure
-_DIED = "Backend worker process died."    # printed by TorchServe's worker before its last traceback
+_DIED = "Backend worker process died."    # printed by a worker before its last traceback
 
 def worker_failure_reason(folder: Path, name: str, version: str, since: int = 0) -> str:
-    """Return why a worker has died since byte `since` of the log; '' while none has.
-
-    The reason is its traceback, or else its exit code and its last lines.
-    """
+    "Return why a worker has died since byte `since` of the log; '' while none has"
     lines = read_worker_log(folder, name, version, since)
-    codes = read_exit_codes(folder / "exits")
+    return failure_reason(lines, read_exit_codes(folder / "exits"))
+
+def failure_reason(
+    lines: Sequence[str],       # of a version's workers
+    codes: Mapping[int, int],   # exit codes by process id
+) -> str:
+    "Return why a worker has died: its traceback, or else its exit code and last lines; '' if none has"
     code = next((codes[p] for p in logged_pids(lines) if p in codes), 0)
     by_exit_code = "\n".join([*lines[-15:], describe_exit_code(code)])
     if code in EXIT_CODES: return by_exit_code

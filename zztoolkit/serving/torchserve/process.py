@@ -32,6 +32,10 @@ def inherit_orphans():
     "Become the parent of orphans below this process, as PID 1 of a container already is"
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
+def die_with_parent():
+    "Have the kernel kill this process when its parent ends"
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
 def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen:
     "Start a process that ignores the terminal's Ctrl-C and dies if this process is killed"
     return subprocess.Popen(
@@ -39,7 +43,7 @@ def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen:
         stdin=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+        preexec_fn=die_with_parent,
         **options)
 
 # %% ../../../nbs/serving/torchserve/03_process.ipynb #is-alive

@@ -60,6 +60,17 @@ class ServerConnections(Requests):
         "Return the last lines that TorchServe itself has printed"
         return "\n".join(tail_log(self.folder / "logs" / "console.log")[-n:])
 
+    @property
+    def key_command(self) -> str:
+        "Shell command that prints the key of a request"
+        code = (f"import json; print(json.load(open('{self.folder}/key_file.json'))"
+                "['inference']['key'])")
+        return f'python3 -c "{code}"'
+
+    def renew_keys(self):
+        "Replace the keys that are about to end"
+        self.management.tokens.bearer("inference")
+
     def _disconnect(self):
         for client in ("management", "inference", "_metrics"): self.__dict__.pop(client, None)
 
@@ -107,7 +118,9 @@ def _reject_fixed_ports(server: LocalServer):
         do="choose other ports, or stop the program that listens there")
 
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #limits
-LIMITS: Mapping[str, str] = {}      # what it cannot do: nothing of what `serving` promises
+LIMITS: Mapping[str, str] = {
+    "scaling under load": "a request that a worker holds may get no response when TorchServe "
+                          "ends the worker because there are too many"}
 
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #local-server
 class LocalServer(ServerConnections):
@@ -147,7 +160,7 @@ class LocalServer(ServerConnections):
         Return whether every request was finished within `drain_timeout`.
         """
         if os.getpid() != self._owner: return True     # a forked child: the parent stops it
-        for stop in list(self.before_stop): stop()
+        for stop in reversed(self.before_stop.copy()): stop()
         self.stopping = True
         code = _wait_stopped(self.process, self.settings.drain_timeout)
         self._clear()

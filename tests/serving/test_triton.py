@@ -1,0 +1,190 @@
+"Archives on NVIDIA Triton: what TorchServe says of a request, Triton says of it in the same bytes."
+import json, threading, time
+from pathlib import Path
+
+import httpx, pandas as pd, pytest
+from typer.testing import CliRunner
+
+from conftest import ROOT
+from support.triton import run_triton, why_no_triton
+from zztoolkit.archive.mar import Mar
+from zztoolkit.archive.packing import pack
+from zztoolkit.cli.main import app
+from zztoolkit.features.features import Features
+from zztoolkit.features.ops.encode import Categorify
+from zztoolkit.features.ops.scale import Normalize
+from zztoolkit.serving.rollout import deploy
+from zztoolkit.serving.triton.repository import write_model
+from zztoolkit.system import wait_until
+
+OCTETS, JSON = "application/octet-stream", "application/json"
+
+PRICES = """
+from zztoolkit import Handler
+class Prices(Handler):
+    def inference(self, x): return x["continuous"].sum(1) + 10 * x["categorical"].sum(1)
+    def postprocess(self, y): return [{"worth": round(float(v), 4)} for v in y]
+"""
+
+# A handler that knows nothing of us, with a module that has the name of Triton's, and a file that is not ASCII
+FOREIGN = """
+import model
+class Foreign:
+    def initialize(self, context): self.unit = open("unit.txt").read()
+    def handle(self, rows, context): return [{"twice": model.twice(row["body"]["x"]), "unit": self.unit} for row in rows]
+"""
+
+
+def pack_prices(folder: Path) -> Mar:
+    table = pd.DataFrame({"price": [10.0, 20.0, 40.0], "brand": ["acer", "dell", "acer"]})
+    features = Features([Normalize(["price"]), Categorify(["brand"])], outputs=["price", "brand"]).fit(table)
+    (folder / "prices.py").write_text(PRICES)
+    return pack("prices", folder / "prices.py", version="7", store=folder, features=features, workers=1, batch_size=4, max_batch_delay=50)
+
+def pack_foreign(folder: Path) -> Mar:
+    (folder / "model.py").write_text("def twice(x): return 2 * x\n")
+    (folder / "unit.txt").write_text("€", encoding="utf-8")
+    (folder / "foreign.py").write_text(FOREIGN)
+    return pack("foreign", folder / "foreign.py", store=folder, extra_files=[folder / "model.py", folder / "unit.txt"], example={"x": 1})
+
+@pytest.fixture(scope="module")
+def endpoints(server, classifier, tmp_path_factory) -> dict:
+    "The three archives on TorchServe, by name"
+    folder = tmp_path_factory.mktemp("archives")
+    mars = pack_prices(folder), pack_foreign(folder)
+    own = {m.name: deploy(server, m) for m in mars}
+    yield own | {"classifier": classifier}
+    for endpoint in own.values(): endpoint.remove()
+
+@pytest.fixture(scope="module")
+def repository(endpoints, tmp_path_factory) -> Path:
+    "The three archives as the model repository that the command writes"
+    folder = tmp_path_factory.mktemp("triton")
+    for endpoint in endpoints.values():
+        mar = endpoint.archive(folder / "store")
+        done = CliRunner().invoke(app, ["archive", str(mar.path), "--for", "triton", "--to", str(folder / "models")])
+        assert done.exit_code == 0 and done.output.split() == [str(folder / "models" / mar.name)], done.output
+    return folder / "models"
+
+@pytest.fixture(scope="module")
+def triton(repository, tmp_path_factory):
+    if reason := why_no_triton(): pytest.skip(reason)
+    import tritonclient.http
+    with run_triton(repository, tmp_path_factory.mktemp("server")) as url, tritonclient.http.InferenceServerClient(url, concurrency=8) as client: yield client
+
+
+def how_to() -> dict:
+    "Return the names in the client of the how-to page, as a reader would copy it"
+    cells = json.loads((ROOT / "nbs" / "howto" / "triton.ipynb").read_text())["cells"]
+    source, = ("".join(c["source"]) for c in cells if c["id"] == "client")
+    names: dict = {}
+    exec(source.partition("\n")[2], names)      # its first line is %%writefile
+    return names
+
+def same(endpoint, client, body: bytes, kind: str) -> httpx.Response:
+    "Send a request to both servers under one id, compare status, content type and every byte; return TorchServe's response"
+    expected = endpoint.post(body, kind)
+    request_id = expected.headers["x-request-id"]
+    column = how_to()["column"]
+    result = client.infer(endpoint.name, [column("request", [body]), column("content_type", [kind.encode()])], request_id=request_id)
+    status, response, content_type = (result.as_numpy(n).item() for n in ("status", "response", "content_type"))
+    assert (status, response) == (expected.status_code, expected.content)
+    assert content_type.decode() == expected.headers.get("content-type", "")
+    return expected
+
+
+def test_configuration(repository, endpoints):
+    "config.pbtxt is what tritonclient's own protobuf reads, and has the archive's values"
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+    def read(name): return text_format.Parse((repository / name / "config.pbtxt").read_text(), ModelConfig())
+    prices, foreign = read("prices"), read("foreign")
+    assert (prices.name, prices.backend, prices.max_batch_size) == ("prices", "python", 4)
+    assert prices.dynamic_batching.max_queue_delay_microseconds == 50_000
+    group, = prices.instance_group
+    assert (group.count, group.kind) == (1, ModelInstanceGroup.KIND_CPU)
+    assert (foreign.max_batch_size, foreign.HasField("dynamic_batching")) == (1, False)
+    assert foreign.parameters["archive_version"].string_value == "1.0" and (repository / "foreign" / "1" / "model.py").is_file()
+    assert sorted(p.name for p in (repository / "prices").iterdir()) == ["7", "config.pbtxt"]
+
+def test_twelve_photographs(triton, endpoints, photos):
+    "With real weights, over the client's own HTTP"
+    answers = [same(endpoints["classifier"], triton, p.read_bytes(), OCTETS).json() for p in photos[:12]]
+    assert len(answers) == 12 and all(0 < a[0]["probability"] <= 1 for a in answers)
+
+def test_a_broken_image_fails_alone(triton, endpoints, photo):
+    "Three rows of one request, which are one batch: the good ones are served, the error is TorchServe's"
+    good, broken = photo.read_bytes(), photo.read_bytes()[:20_000]
+    expected = [endpoints["classifier"].post(body, OCTETS) for body in (good, broken, good)]
+    answers = how_to()["predict"](triton, "classifier", [good, broken, good], OCTETS, request_id="three")
+    ids = expected[1].headers["x-request-id"].encode(), b"three-1"
+    assert answers == [(r.status_code, r.content.replace(*ids)) for r in expected]
+    assert [status for status, _ in answers] == [200, 400, 200] and b"DecodeError" in answers[1][1]
+    same(endpoints["classifier"], triton, broken, OCTETS)
+
+RECORDS = [({"price": 12.5, "brand": "dell"}, 200), ({"price": 12.5, "brand": "unknown"}, 200), ({"price": "much", "brand": "dell"}, 422), ({}, 422), ("no record", 422)]
+
+@pytest.mark.parametrize("record, status", RECORDS)
+def test_records(triton, endpoints, record, status):
+    assert same(endpoints["prices"], triton, json.dumps(record).encode(), JSON).status_code == status
+
+def test_requests_make_batches(triton, endpoints):
+    "Requests that come together are one batch, and each has its own response"
+    column = how_to()["column"]
+    def ask(price): return triton.async_infer("prices", [column("request", [json.dumps({"price": price, "brand": "acer"}).encode()]), column("content_type", [JSON.encode()])])
+    waiting = [ask(price) for price in range(16)]
+    worths = [json.loads(w.get_result().as_numpy("response").item())["worth"] for w in waiting]
+    assert worths == sorted(worths) and len(set(worths)) == 16
+    stats, = triton.get_inference_statistics("prices")["model_stats"]
+    assert max(b["batch_size"] for b in stats["batch_stats"]) > 1
+
+def test_a_handler_of_torchserve(triton, endpoints):
+    "Its JSON, its 503 for whatever it raises"
+    assert same(endpoints["foreign"], triton, b'{"x": 21}', JSON).json() == {"twice": 42, "unit": "€"}
+    assert same(endpoints["foreign"], triton, b'{"y": 21}', JSON).json()["message"] == "Prediction failed"
+
+def test_forms_are_rejected(triton):
+    (status, body), = how_to()["predict"](triton, "prices", [b"--x"], "multipart/form-data; boundary=x")
+    assert status == 415 and b"forms are not read here" in body
+
+def test_too_many_rows_are_tritons_own_error(triton, photo):
+    from tritonclient.utils import InferenceServerException
+    with pytest.raises(InferenceServerException, match="batch-size must be <= 4"): how_to()["predict"](triton, "prices", [b"{}"] * 5, JSON)
+
+
+def pack_version(folder: Path, version: str) -> Mar:
+    "An archive that responds with its version"
+    (folder / "versions.py").write_text(f"""
+from zztoolkit import Handler
+class Versions(Handler):
+    def preprocess(self, xs): return list(xs)
+    def inference(self, xs): return [{version!r}] * len(xs)
+""")
+    return pack("versions", folder / "versions.py", version=version, store=folder, example=1)
+
+@pytest.mark.slow
+def test_versions_change_under_load(tmp_path):
+    "A Triton that polls its repository takes up what is written over a model, the same folder or another, without a failed request"
+    if reason := why_no_triton(): pytest.skip(reason)
+    import tritonclient.http
+    write_model(pack_version(tmp_path, "1.0"), tmp_path / "models")
+    responses, stop = [], threading.Event()
+
+    def ask(url: str):
+        with tritonclient.http.InferenceServerClient(url) as client:
+            while not stop.is_set():
+                try: responses.append(how_to()["predict"](client, "versions", [b"1"], JSON)[0])
+                except Exception as e: responses.append(e)
+                time.sleep(0.01)
+
+    with run_triton(tmp_path / "models", tmp_path / "server", "--model-control-mode=poll", "--repository-poll-secs=1") as url:
+        asking = threading.Thread(target=ask, args=[url])
+        asking.start()
+        try:
+            for version in ("1.1", "2"):
+                write_model(pack_version(tmp_path, version), tmp_path / "models")
+                assert wait_until(lambda: responses[-1] == (200, version.encode()), 90), responses[-1]
+        finally:
+            stop.set()
+            asking.join()
+    assert set(responses) == {(200, v.encode()) for v in ("1.0", "1.1", "2")}

@@ -1,0 +1,1 @@
+"Archives as models of NVIDIA Triton: its model repository and its Python backend"
