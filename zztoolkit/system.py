@@ -5,7 +5,7 @@
 # %% ../nbs/03_system.ipynb #imports
 from __future__ import annotations
 
-import contextlib, fcntl, importlib.metadata, os, re, shutil, signal, sys, time
+import contextlib, fcntl, importlib.metadata, os, re, shutil, signal, sys, time, uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -62,6 +62,15 @@ def cache_dir() -> Path:
     "Return the folder of artifacts and downloads: `$XDG_CACHE_HOME/zztoolkit` or `~/.cache/zztoolkit`"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "zztoolkit"
+
+# %% ../nbs/03_system.ipynb #staging
+@contextlib.contextmanager
+def staging(home: Path, purpose: str) -> Iterator[Path]:
+    "Make a folder next to `home` to write into; it is deleted afterwards in every case"
+    folder = home.parent / f".{purpose}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    try: yield folder
+    finally: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/03_system.ipynb #file-lock
 @contextlib.contextmanager

@@ -26,16 +26,21 @@ def packed(lite0, tmp_path_factory) -> Path:
     assert done.returncode == 0 and "sha256" in done.stdout, done.stderr
     return store / "imagenet_classifier.mar"
 
+def said_until_ready(server: subprocess.Popen) -> list[str]:
+    "What `zz serve` prints until it serves"
+    said = []
+    while not said or "Ctrl-C" not in said[-1]:
+        assert (line := server.stdout.readline()), said
+        said.append(line)
+    return said
+
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_archive_and_serve(tmp_path, packed, photo, ending):
     "Serve what was packed, predict, Ctrl-C or SIGTERM: exit 0 and nothing left"
     port = block_of_five()
     server = subprocess.Popen([ZZ, "serve", str(packed), "--port", str(port)], stdout=subprocess.PIPE, text=True)
     try:
-        said = []
-        while not said or "Ctrl-C" not in said[-1]:
-            assert (line := server.stdout.readline()), said
-            said.append(line)
+        said = said_until_ready(server)
         family = psutil.Process(server.pid).children(recursive=True)
         keys = Path(re.search(r"open\('(.*?)'\)", "".join(said))[1])
         key = json.loads(keys.read_text())["inference"]["key"]
@@ -56,10 +61,7 @@ def test_serve_on_mosec(packed, photo):
     port = block_of_five()
     server = subprocess.Popen([ZZ, "serve", str(packed), "--server", "mosec", "--port", str(port)], stdout=subprocess.PIPE, text=True)
     try:
-        said = []
-        while not said or "Ctrl-C" not in said[-1]:
-            assert (line := server.stdout.readline()), said
-            said.append(line)
+        said = said_until_ready(server)
         family = psutil.Process(server.pid).children(recursive=True)
         assert not any("java" in p.name() for p in family) and any("mosec" in p.name() for p in family)
         command = re.search(r"Bearer \$\((cat .*?)\)", "".join(said))[1]

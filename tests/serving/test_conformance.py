@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np, psutil, pytest, torch
 
+from support.owner import OWNER
 from zztoolkit import samples
 from zztoolkit.archive.packing import pack
 from zztoolkit.errors import ToolkitError
@@ -297,16 +298,6 @@ def test_limits(servers, name):
 def test_pins():
     "The version that an error names is the one that is installed"
     for kind in SERVERS.values(): assert installed(kind.package) == kind.pin
-
-OWNER = """
-import json, sys, time
-from zztoolkit.serving.rollout import deploy
-from zztoolkit.serving.server import make_server
-server = make_server(sys.argv[1]).start()
-deploy(server, sys.argv[2])
-print(json.dumps([str(server.folder), server.process.pid]), flush=True)
-time.sleep(600)
-"""
 
 @pytest.mark.parametrize("victim", ["owner", "supervisor"])
 def test_nothing_survives_mosecs_owner(archives, victim):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx, numpy as np, pandas as pd, PIL.Image, psutil, pytest, torch
 
+from support.owner import OWNER
 from zztoolkit import samples
 from zztoolkit.archive.packing import pack
 from zztoolkit.errors import ToolkitError
@@ -202,19 +203,10 @@ def test_loopback_only(server):
     assert len(listening) == 5 and {a.ip.removeprefix("::ffff:") for a in listening} == {"127.0.0.1"}
     assert server.folder.stat().st_mode & 0o077 == 0
 
-CHILD = """
-import json, sys, time
-from zztoolkit.serving.rollout import deploy; from zztoolkit.serving.torchserve.server import LocalServer
-server = LocalServer().start()
-deploy(server, sys.argv[1])
-print(json.dumps([str(server.folder), server.process.pid]), flush=True)
-time.sleep(600)
-"""
-
 @pytest.mark.parametrize("victim", ["kernel", "supervisor"])
 def test_nothing_survives_the_kernel_or_the_supervisor(sleepy, victim):
     "kill -9 of the process that started the server, or of its supervisor: no Java, no worker, no folder"
-    kernel = subprocess.Popen([sys.executable, "-c", CHILD, str(sleepy.path)], stdout=subprocess.PIPE, text=True)
+    kernel = subprocess.Popen([sys.executable, "-c", OWNER, "torchserve", str(sleepy.path)], stdout=subprocess.PIPE, text=True)
     try:
         folder, supervisor = json.loads(kernel.stdout.readline())
         family = [psutil.Process(supervisor), *psutil.Process(supervisor).children(recursive=True)]

@@ -5,12 +5,13 @@
 # %% ../../nbs/benchmarks/09_gateway.ipynb #imports
 from __future__ import annotations
 
-import json, tempfile, time
+import tempfile, time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 from .demo import serve_ours
+from .peer_kinds import tensor_body
 from ..archive.packing import pack
 from ..gateway.gateway import Gateway
 from ..measure.connections import Target
@@ -26,24 +27,20 @@ from ..serving.torchserve.server import LocalServer
 __all__ = []
 
 # %% ../../nbs/benchmarks/09_gateway.ipynb #body
-HEAD = 250      # bytes of the JSON before the tensor, filled up with spaces: the header says it of all requests
+HEAD = 250      # bytes of the JSON before the tensor
 
 def oip_body(body: bytes) -> bytes:
-    "Return a request of one BYTES element (binary tensor data extension), as tritonclient sends it"
-    tensor = len(body).to_bytes(4, "little") + body
-    request = {
-        "name": "request", "shape": [1], "datatype": "BYTES",
-        "parameters": {"binary_data_size": len(tensor)}}
+    "Return a request of one BYTES element, as tritonclient sends it"
     response = {"name": "response", "parameters": {"binary_data": True}}
-    return json.dumps({"inputs": [request], "outputs": [response]}).encode().ljust(HEAD) + tensor
+    return tensor_body(body, "request", [1], response, HEAD)
 
 def oip_target(gateway: Gateway, model: str) -> Target:
     "Return the gateway's address for a model"
     headers = gateway.headers | {"Inference-Header-Content-Length": str(HEAD)}
     return Target(gateway.http_port, f"/v2/models/{model}/infer", headers)
 
-# %% ../../nbs/benchmarks/09_gateway.ipynb #press
-def press(target: Target, bodies: Sequence[bytes], clients: int, seconds: float) -> Window:
+# %% ../../nbs/benchmarks/09_gateway.ipynb #send-load
+def send_load(target: Target, bodies: Sequence[bytes], clients: int, seconds: float) -> Window:
     "Load an address by a closed loop, and return what it did after a second of warming up"
     sent = [(body, "application/octet-stream") for body in bodies]
     with LoadGenerator(target, sent, closed_loop(clients)) as load:
@@ -64,14 +61,14 @@ def in_turns(
     seconds: float = 4,
     say: Callable[[str], None] = print,
 ) -> Mapping[str, list[Window]]: # of each side, a window for each round
-    "Press on both sides in turns, so that a change of the machine meets both"
+    "Load both sides in turns, so that a change of the machine meets both"
     sides = {
         "/predictions": (resolve_target(endpoint), list(bodies)),
         "OIP": (oip_target(gateway, endpoint.name), list(map(oip_body, bodies)))}
     windows: dict[str, list[Window]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, (target, side) in sides.items():
-            windows[name].append(w := press(target, side, clients, seconds))
+            windows[name].append(w := send_load(target, side, clients, seconds))
             say(f"  {name:<13} {w.rate:8.1f}/s   p50 {w.p50:7.2f} ms   p99 {w.p99:7.2f} ms")
     return windows
 

@@ -208,14 +208,23 @@ def _as_file(field: str, body: bytes) -> Body:
     head = f"--zz\r\n{disposition}\r\nContent-Type: application/octet-stream\r\n\r\n"
     return head.encode() + body + b"\r\n--zz--\r\n", "multipart/form-data; boundary=zz"
 
-_TRITON_HEAD = 200      # bytes of the JSON before the tensor: one header of all requests names the number
+_TRITON_HEAD = 200
 
-def _as_tensor(body: bytes) -> Body:
+def tensor_body(
+    body: bytes,
+    name: str,              # of the input
+    shape: Sequence[int],
+    output: dict,           # that is wanted
+    head: int,              # bytes of the JSON, filled up with spaces: one header says it of all requests
+) -> bytes:
     "Return a tensor of one byte string, after its JSON (Triton's binary tensor data extension)"
     tensor = len(body).to_bytes(4, "little") + body
-    image = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tensor)}}
-    head = json.dumps({"inputs": [image], "outputs": [{"name": "answer"}]})
-    return head.encode().ljust(_TRITON_HEAD) + tensor, "application/octet-stream"
+    size = {"binary_data_size": len(tensor)}
+    given = {"name": name, "shape": shape, "datatype": "BYTES", "parameters": size}
+    return json.dumps({"inputs": [given], "outputs": [output]}).encode().ljust(head) + tensor
+
+def _as_tensor(body: bytes) -> Body:
+    return tensor_body(body, "image", [1, 1], {"name": "answer"}, _TRITON_HEAD), "application/octet-stream"
 
 # %% ../../nbs/benchmarks/06_peer_kinds.ipynb #kind
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from .model_spec import inspect_model, ModelSpec
 from .options import read_options
 from .parity import Tolerance
 from .race import cuda_ms, race, relative_time, torch_threads
-from .store import check_destination, save, staging
+from .store import check_destination, COMPILING, save
 from ..display import Steps
 from ..errors import ToolkitError
-from ..system import cache_dir, file_lock
+from ..system import cache_dir, file_lock, staging
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +168,7 @@ def compile_model(
         if artifact:
             step("– compiled before")
         else:
-            with staging(home) as folder:
+            with staging(home, COMPILING) as folder:
                 artifact = _compile(Exporter(spec, options), key, home, folder, step)
     if steps: steps.done(_summary(artifact))
     return artifact

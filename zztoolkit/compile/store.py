@@ -5,8 +5,7 @@
 # %% ../../nbs/compile/08_store.ipynb #imports
 from __future__ import annotations
 
-import contextlib, hashlib, json, logging, shutil, time, uuid
-from collections.abc import Iterator
+import hashlib, json, logging, shutil, time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,23 +22,14 @@ from .compatibility import hardware_tag, library_versions, mismatch_reason
 from .parity import compare, raise_if_different, TOLERANCES, worst_comparison
 from .signature import as_numpy, as_torch, Dim, signature_from_json, TensorSpec
 from ..errors import ToolkitError
-from ..system import cache_dir, file_lock, sha256
+from ..system import cache_dir, file_lock, sha256, staging
 
 # %% auto #0
 __all__ = ['load_artifact', 'cached_artifacts', 'clear_cache']
 
-# %% ../../nbs/compile/08_store.ipynb #staging
-@contextlib.contextmanager
-def staging(home: Path) -> Iterator[Path]:
-    "Make a folder next to `home` to write into; it is deleted afterwards in every case"
-    folder = home.parent / f".compiling-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
 # %% ../../nbs/compile/08_store.ipynb #check-destination
+COMPILING = "compiling"     # how the folders of unfinished artifacts begin
+
 def check_destination(home: Path):
     "Raise `ToolkitError` for a path that an artifact must not take"
     file = next((p for p in (home, *home.parents) if p.exists() and not p.is_dir()), None)
@@ -202,7 +192,7 @@ log = logging.getLogger(__name__)
 def _export_program(a: Artifact, program: Any) -> Artifact:
     dims = {d.name: d for d in a.dims}
     job = ExportJob(program.module(), (), a.inputs, dims, a.precision, a.device, exported=program)
-    with staging(a.path) as folder:
+    with staging(a.path, COMPILING) as folder:
         BACKENDS[a.backend].export(job, folder)
         parity = _compare_with_program(a, program, folder)
         return save(replace(a, parity=parity), folder)
@@ -239,7 +229,7 @@ def cached_artifacts() -> list[Path]:
 def clear_cache(older_than_days: float = 0) -> int: # freed bytes
     "Delete cached artifacts and weights unused for this long, and leftovers of interrupted compilations"
     now = time.time()
-    rests = (cache_dir() / "artifacts").glob(".compiling-*")
+    rests = (cache_dir() / "artifacts").glob(f".{COMPILING}-*")
     folders = [p for p in rests if p.stat().st_mtime < now - 3600]
     for folder in cached_artifacts():
         age = now - (folder / "artifact.json").stat().st_mtime

@@ -6,29 +6,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from .pod_config import allowed_environment, PodConfig
-from ..errors import ToolkitError
-from ..gateway.gateway import announce, require_packages, rows_at_once, start_process, stop_process, wait_up
-from ..gateway.models import read_description
+from ..gateway.gateway import GatewayProcess, require_packages, rows_at_once
+from ..gateway.models import read_model
 from ..gateway.process import Plan
 from ..serving.torchserve.api import ManagementClient
 from ..serving.torchserve.config import free_ports
-
-if TYPE_CHECKING:
-    import subprocess
+from ..serving.torchserve.models import ManagedModels
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/deploy/04a_gateway.ipynb #pod-gateway
 class PodGateway:
-    "Gateway process of a pod; the proxy in front of it has checked every caller"
+    "Gateway of a pod; the proxy in front of it checks callers"
     def __init__(self, pod: PodConfig):
         require_packages()
-        self.pod = pod
-        self.process: subprocess.Popen | None = None
+        self.process: GatewayProcess | None = None
         http, grpc = free_ports(2)
         self.ports = http, grpc
         settings = pod.settings
@@ -39,20 +34,18 @@ class PodGateway:
 
     def start(self):
         "Start it, and wait until it responds. Raise `ToolkitError`"
-        self.process = start_process(self.plan, allowed_environment())
-        if wait_up(self.process): return
-        self.stop()
-        raise ToolkitError("the gateway did not start", found="its messages are above")
+        self.process = GatewayProcess(self.plan, allowed_environment())
+        self.process.wait_up()
 
     @property
     def is_running(self) -> bool: return self.process is not None and self.process.poll() is None
 
     def announce(self, management: ManagementClient, names: Sequence[str]):
         "Describe the ready models of the pod to it. Raise `ToolkitError` or `OSError`"
-        found = [read_description(management, name) for name in names]
+        found = [read_model(ManagedModels(management), name) for name in names]
         assert self.process
-        announce(self.process, [m for m in found if m])
+        self.process.announce([known.model for known in found if known])
 
     def stop(self):
         "Finish the requests in flight, and end"
-        if self.process: stop_process(self.process, 5)      # the proxy has drained before
+        if self.process: self.process.finish(5)       # the proxy has drained before

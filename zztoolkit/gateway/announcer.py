@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import logging, threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from .models import ModelDescription
+from .models import Known, ModelDescription, read_model
 from ..serving.server import Server
 
 # %% auto #0
@@ -25,7 +24,7 @@ class Announcer:
     def __init__(self, server: Server, announce: Callable[[list[ModelDescription]], None]):
         self.server, self.announce = server, announce
         self.announced: list[ModelDescription] = []
-        self._about: dict[str, tuple[tuple, Mapping[str, Any]]] = {}    # by workers that said it
+        self._known: dict[str, Known] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -35,11 +34,11 @@ class Announcer:
 
     def stop(self):
         self._stop.set()
-        self._thread.join(2)
+        if self._thread.is_alive(): self._thread.join(2)
 
     def look(self):
         "Announce the models if they differ from those before"
-        found = [self._try_describe(name) for name in self.server.models()]
+        found = [self._read(name) for name in self.server.models()]
         models = [m for m in found if m]
         if models == self.announced: return
         self.announce(models)
@@ -51,18 +50,12 @@ class Announcer:
             except Exception as e:      # of a gateway or a server that is about to stop
                 log.debug("the models could not be announced: %r", e)
 
-    def _try_describe(self, name: str) -> ModelDescription | None:
+    def _read(self, name: str) -> ModelDescription | None:
         "Describe a model; None for one that is not up yet, or goes"
-        try: return self._describe(name)
-        except Exception as e: log.debug("%s cannot be described yet: %r", name, e)
-        return None
-
-    def _describe(self, name: str) -> ModelDescription:
-        status = self.server.status(name)
-        ready = status.ready > 0
-        workers = status.version, ready, *status.pids
-        known = self._about.get(name)
-        if known is None or known[0] != workers:
-            known = self._about[name] = workers, self.server.describe(name) if ready else {}
-        versions = tuple(sorted(self.server.versions(name)))
-        return ModelDescription(name, status.version, versions, ready, known[1])
+        try: known = read_model(self.server, name, self._known.get(name))
+        except Exception as e:
+            log.debug("%s cannot be described yet: %r", name, e)
+            return None
+        if known is None: return None
+        self._known[name] = known
+        return known.model

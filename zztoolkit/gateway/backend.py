@@ -5,12 +5,13 @@
 # %% ../../nbs/gateway/04_backend.ipynb #imports
 from __future__ import annotations
 
-import asyncio
+import asyncio, json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..errors import RequestError
+from ..handler.wire import JSON
 from .rows import message_of, Reply, Row
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def _as_reply(status: int, content_type: str, body: bytes) -> Reply:
     return Reply(status, content_type, body)
 
 def _no_reply(status: int, kind: str, message: str) -> Reply:
-    body = f'{{"code": {status}, "type": "{kind}", "message": "{message}"}}'
-    return Reply(status, "application/json", body.encode())
+    body = json.dumps({"code": status, "type": kind, "message": message})
+    return Reply(status, JSON, body.encode())
 
 # %% ../../nbs/gateway/04_backend.ipynb #path
 def _path(model: str, version: str) -> str:

@@ -35,45 +35,46 @@ def require_packages():
             found=", ".join(absent),
             do="pip install 'zztoolkit[gateway]'")
 
-# %% ../../nbs/gateway/10_gateway.ipynb #start-process
+# %% ../../nbs/gateway/10_gateway.ipynb #gateway-process
 _RUN = "from zztoolkit.gateway.process import main; main()"
 # Buffers of images come from the heap: glibc would map fresh pages for each, 1.3 ms for 0.8 MB
 _HEAP = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 
-def start_process(plan: Plan, env: Mapping[str, str] | None = None) -> subprocess.Popen:
-    "Start a gateway; it ends when its standard input closes, so never later than this process"
-    process = subprocess.Popen(
-        [sys.executable, "-c", _RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        start_new_session=True,
-        env=_HEAP | dict(environment_without_secrets() if env is None else env))
-    send_line(process, plan.to_line())
-    return process
+class GatewayProcess(subprocess.Popen):
+    "Process of a gateway; it ends when its standard input closes, so never later than this one"
+    def __init__(self, plan: Plan, env: Mapping[str, str] | None = None):
+        super().__init__(
+            [sys.executable, "-c", _RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=_HEAP | dict(environment_without_secrets() if env is None else env),
+            start_new_session=True)
+        self._send(plan.to_line())
 
-def send_line(process: subprocess.Popen, line: bytes):
-    "Send a line to a gateway: its plan, then lists of models. Raise `OSError` if it has ended"
-    assert process.stdin
-    process.stdin.write(line)
-    process.stdin.flush()
+    def _send(self, line: bytes):
+        assert self.stdin
+        self.stdin.write(line)
+        self.stdin.flush()
 
-def announce(process: subprocess.Popen, models: Sequence[ModelDescription]):
-    "Tell a gateway that there are these models, and no others. Raise `OSError` if it has ended"
-    send_line(process, json.dumps(list(map(asdict, models))).encode() + b"\n")
+    def wait_up(self, timeout: float = 30):
+        "Wait until its ports are open. Stop it and raise `ToolkitError` if they do not open"
+        assert self.stdout
+        readable, _, _ = select.select([self.stdout], [], [], timeout)
+        if readable and self.stdout.readline() == UP: return
+        self.finish(0)
+        raise ToolkitError(
+            "the gateway did not start", found="its messages are above", do="zz doctor")
 
-def wait_up(process: subprocess.Popen, timeout: float = 30) -> bool:
-    "Wait until a gateway says that its ports are open; return whether it does"
-    assert process.stdout
-    readable, _, _ = select.select([process.stdout], [], [], timeout)
-    return bool(readable) and process.stdout.readline() == UP
+    def announce(self, models: Sequence[ModelDescription]):
+        "Say that there are these models, and no others. Raise `OSError` if it has ended"
+        self._send(json.dumps(list(map(asdict, models))).encode() + b"\n")
 
-# %% ../../nbs/gateway/10_gateway.ipynb #stop-process
-def stop_process(process: subprocess.Popen, timeout: float):
-    "Let a gateway finish its requests, and wait until it has ended"
-    with suppress(OSError):         # of one that has ended by itself
-        if process.stdin: process.stdin.close()
-    try: process.wait(timeout)
-    except subprocess.TimeoutExpired: process.kill()
-    process.wait()
-    if process.stdout: process.stdout.close()
+    def finish(self, timeout: float):
+        "Let it finish its requests, and wait until it has ended"
+        assert self.stdin and self.stdout
+        with suppress(OSError): self.stdin.close()      # of one that has ended by itself
+        try: self.wait(timeout)
+        except subprocess.TimeoutExpired: self.kill()
+        self.wait()
+        self.stdout.close()
 
 # %% ../../nbs/gateway/10_gateway.ipynb #rows-at-once
 def rows_at_once(queue: int) -> int:
@@ -90,7 +91,7 @@ class Gateway:
     """
     def __init__(self, server: Server):
         self.server, self.token = server, secrets.token_urlsafe(24)
-        self.process: subprocess.Popen | None = None
+        self.process: GatewayProcess | None = None
         self._announcer: Announcer | None = None
         self.http_port = self.grpc_port = 0
 
@@ -119,33 +120,30 @@ class Gateway:
         require_packages()
         self.http_port, self.grpc_port = free_ports(2)
         self.token_file.write_text(self.token)      # in a folder that only this user can enter
-        self.process = start_process(_plan(self))
+        self.process = GatewayProcess(_plan(self))
         atexit.register(self.stop)
         self.server.before_stop.append(self.stop)
         try:
-            if wait_up(self.process): return self._follow()
+            self.process.wait_up()
+            self._follow()
         except BaseException:
             self.stop()
             raise
-        self.stop()
-        raise ToolkitError(
-            "the gateway did not start", found="its messages are above", do="zz doctor")
-
-    def _follow(self) -> Gateway:
-        "Announce the models of a server that the gateway cannot ask by itself"
-        process = self.process
-        assert process
-        if not isinstance(self.server, LocalServer):
-            self._announcer = Announcer(self.server, lambda models: announce(process, models))
-            self._announcer.start()
         return self
+
+    def _follow(self):
+        "Announce the models of a server that the gateway cannot ask by itself"
+        assert self.process
+        if isinstance(self.server, LocalServer): return
+        self._announcer = Announcer(self.server, self.process.announce)
+        self._announcer.start()
 
     def stop(self):
         "Finish the requests in flight, and end"
         atexit.unregister(self.stop)
         with suppress(ValueError): self.server.before_stop.remove(self.stop)
         if self._announcer: self._announcer.stop()
-        if self.process: stop_process(self.process, self.server.settings.drain_timeout + 5)
+        if self.process: self.process.finish(self.server.settings.drain_timeout + 5)
         self.process = None
 
     def __enter__(self) -> Gateway: return self.start()
@@ -162,9 +160,7 @@ def _plan(gateway: Gateway) -> Plan:
         "", gateway.http_port, gateway.grpc_port, settings.response_timeout + 5,
         settings.max_request_size, settings.drain_timeout,
         at_once=rows_at_once(settings.job_queue_size), token=gateway.token)
-    if isinstance(server, LocalServer):
-        inference, management = server._url(0), server._url(1)
-        return replace(
-            plan, inference=inference, management=management, folder=str(server.folder))
     url, key = server.open_http()
-    return replace(plan, inference=url, key=key)
+    if not isinstance(server, LocalServer): return replace(plan, inference=url, key=key)
+    management = server.management.url      # where it renews the key by itself
+    return replace(plan, inference=url, management=management, folder=str(server.folder))

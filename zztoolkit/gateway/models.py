@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import ToolkitError
-from zztoolkit.serving.torchserve.api import (
-    count_ready, describe_handler, ManagementClient, version_names, worker_pids,
-)
+from ..serving.torchserve.status import ModelStatus
 from .tensors import datatype_of
 
 # %% auto #0
@@ -102,38 +100,40 @@ class GivenCatalog:
 
     async def names(self) -> list[str]: return list(self.models)
 
-# %% ../../nbs/gateway/02a_models.ipynb #read-description
+# %% ../../nbs/gateway/02a_models.ipynb #read-model
+class Models(Protocol):
+    "What is asked of a server"
+    def models(self) -> list[str]: ...
+    def versions(self, name: str) -> list[str]: ...
+    def status(self, name: str) -> ModelStatus: ...
+    def describe(self, name: str) -> dict: ...
+
 @dataclass(frozen=True)
-class _Known:
+class Known:
     "Description, the workers that gave it, and when it was read"
     model: ModelDescription
     workers: tuple
     at: float           # seconds of `time.monotonic`
 
-def _read(api: ManagementClient, name: str, known: _Known | None) -> _Known | None:
+def read_model(server: Models, name: str, known: Known | None = None) -> Known | None:
     """Ask a server for a model; None if it has none of this name. Raise `ToolkitError`.
 
     The handler is asked once for each set of workers: it responds after the batches before it.
     """
-    versions = api.versions(name)
+    versions = tuple(sorted(server.versions(name)))
     if not versions: return None
-    default = api.default(name)
-    version, names = default["modelVersion"], tuple(sorted(version_names(versions)))
-    ready = count_ready(default) > 0
-    workers = version, ready, *worker_pids(default)
+    status = server.status(name)
+    ready = status.ready > 0
+    workers = status.version, ready, *status.pids
     if known and known.workers == workers: about = known.model.about
-    else: about = _describe(api, name) if ready else {}
-    return _Known(ModelDescription(name, version, names, ready, about), workers, time.monotonic())
+    else: about = _describe(server, name) if ready else {}
+    model = ModelDescription(name, status.version, versions, ready, about)
+    return Known(model, workers, time.monotonic())
 
-def _describe(api: ManagementClient, name: str) -> Mapping[str, Any]:
+def _describe(server: Models, name: str) -> Mapping[str, Any]:
     "Return what a handler reports of itself; {} if it fails at that, as one that is a function may"
-    try: return describe_handler(api, name)
+    try: return server.describe(name)
     except ToolkitError: return {}
-
-def read_description(api: ManagementClient, name: str) -> ModelDescription | None:
-    "Ask a server for a model; None if it has none of this name. Raise `ToolkitError`"
-    known = _read(api, name, None)
-    return known.model if known else None
 
 # %% ../../nbs/gateway/02a_models.ipynb #live-catalog
 class LiveCatalog:
@@ -144,12 +144,12 @@ class LiveCatalog:
     """
     is_complete = True
 
-    def __init__(self, api: ManagementClient):
-        self.api = api
-        self._known: dict[str, _Known] = {}
-        self._reading: dict[str, asyncio.Task[_Known | None]] = {}
+    def __init__(self, server: Models):
+        self.server = server
+        self._known: dict[str, Known] = {}
+        self._reading: dict[str, asyncio.Task[Known | None]] = {}
 
-    async def names(self) -> list[str]: return await asyncio.to_thread(self.api.models)
+    async def names(self) -> list[str]: return await asyncio.to_thread(self.server.models)
 
     async def find(self, name: str, max_age: float = ANY_AGE) -> ModelDescription | None:
         known = self._known.get(name)
@@ -160,16 +160,16 @@ class LiveCatalog:
         known = await asyncio.shield(self._start_reading(name))
         return known.model if known else None
 
-    def _start_reading(self, name: str) -> asyncio.Task[_Known | None]:
+    def _start_reading(self, name: str) -> asyncio.Task[Known | None]:
         "Return the task that reads a description, one at a time for each model"
         if name not in self._reading:
             self._reading[name] = asyncio.create_task(self._refresh(name))
         return self._reading[name]
 
-    async def _refresh(self, name: str) -> _Known | None:
+    async def _refresh(self, name: str) -> Known | None:
         "Read a description; while the server does not respond, keep the one before"
         known = self._known.get(name)
-        try: new = await asyncio.to_thread(_read, self.api, name, known)
+        try: new = await asyncio.to_thread(read_model, self.server, name, known)
         except ToolkitError:
             if known is None: raise
             new = replace(known, at=time.monotonic())

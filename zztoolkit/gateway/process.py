@@ -18,6 +18,7 @@ from .rest import make_app, rest_routes
 from .rpc import start_grpc
 from .tfserving import tfserving_routes
 from ..serving.torchserve.api import ManagementClient
+from ..serving.torchserve.models import ManagedModels
 
 if TYPE_CHECKING:
     import uvicorn
@@ -50,7 +51,7 @@ def _open(plan: Plan) -> tuple[Service, Access]:
     access: Access = BehindProxy()
     if plan.management:
         api = ManagementClient(Path(plan.folder), plan.management, timeout=30)
-        catalog = LiveCatalog(api)
+        catalog = LiveCatalog(ManagedModels(api))
         access = OwnToken(plan.token, lambda again: api.tokens.bearer("inference", again)["Authorization"])
     elif plan.token:
         access = OwnToken(plan.token, lambda again: f"Bearer {plan.key}")

@@ -17,6 +17,8 @@ from .infer import infer, Service
 from .inference import LENGTH, read_inference, write_outputs
 from .models import are_ready, metadata_of, TRUSTED_FOR
 from ..errors import RequestError, ToolkitError
+from ..handler.wire import BYTES, JSON
+from ..serving.bodies import read_body
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/gateway/06_rest.ipynb #json-response
-JSON = "application/json"
 log = logging.getLogger(__name__)
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -41,14 +42,10 @@ def error_response(status: int, message: str) -> Response:
     return json_response({"error": message}, status)
 
 # %% ../../nbs/gateway/06_rest.ipynb #read-body
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_unpacked(request: Request, limit: int) -> bytes:
     "Return the body, unpacked. Raise `BackendError` 413 over `limit` bytes, packed or not"
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit: raise _too_large(limit)
-        parts.append(part)
-    body = b"".join(parts)
+    body = await read_body(request, limit)
+    if body is None: raise _too_large(limit)
     encoding = request.headers.get("content-encoding", "identity").lower()
     return body if encoding == "identity" else _unpack(body, encoding, limit)
 
@@ -122,12 +119,12 @@ class Rest:
 
     async def infer(self, request: Request, token: str) -> Response:
         from starlette.responses import Response
-        path, body = request.path_params, await read_body(request, self.service.max_request_size)
+        path, body = request.path_params, await read_unpacked(request, self.service.max_request_size)
         length = request.headers.get(LENGTH)
         inference = read_inference(path["model"], path.get("version", ""), body, length)
         body, size = write_outputs(await infer(self.service, inference, token), inference)
         if size is None: return Response(body, media_type=JSON)
-        return Response(body, headers={LENGTH: str(size)}, media_type="application/octet-stream")
+        return Response(body, headers={LENGTH: str(size)}, media_type=BYTES)
 
     async def _model(self, request: Request) -> Any:
         path = request.path_params

@@ -13,7 +13,7 @@ from .access import Access
 from .backend import raise_first
 from .infer import Service
 from .models import ANY_AGE, metadata_of, ModelDescription, TRUSTED_FOR
-from .rest import as_endpoint, json_response, read_body, Respond
+from .rest import as_endpoint, json_response, read_unpacked, Respond
 from .rows import content_type_of, MOST_ROWS, read_base64, Reply, Row
 from ..errors import RequestError
 from ..handler.wire import JSON
@@ -98,7 +98,7 @@ class TfServing:
 
     async def predict(self, request: Request, token: str) -> Response:
         model = await self._model(request, ANY_AGE)
-        body = await read_body(request, self.service.max_request_size)
+        body = await read_unpacked(request, self.service.max_request_size)
         instances, name = read_instances(body)
         rows = [_as_row(x, model) for x in instances]
         version = request.path_params.get("version", "")

@@ -88,8 +88,8 @@ def _check_own(runner: BatchRunner, x: ModelInputs) -> ModelInputs:
 # %% ../../nbs/handler/04a_runner.ipynb #postprocess
 def _postprocess(runner: BatchRunner, batch: Batch) -> Batch:
     "Postprocess a batch, except for requests that want the model's own outputs"
+    if not runner._wants_outputs: return _map_batch(runner, batch, runner.postprocess)
     is_own = [r in runner._wants_outputs for r in batch.requests]
-    if not any(is_own): return _map_batch(runner, batch, runner.postprocess)
     own = batch.select(is_own).map(lambda row: _own_outputs(runner, row))
     others = batch.select([not x for x in is_own])
     done = _map_batch(runner, others, runner.postprocess)

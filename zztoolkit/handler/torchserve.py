@@ -29,11 +29,13 @@ def load_service(
     name: str,          # of the model
     module: str,        # stem of the handler file
     batch_size: int = 1,
+    gpu: int | None = None,     # that the server gives the worker
+    metrics: Any = None,        # default: TorchServe's own
 ) -> Any: # ts.service.Service
     "Load a handler exactly as a TorchServe worker does, `initialize` included"
     from ts.model_loader import ModelLoaderFactory
-    loader = ModelLoaderFactory.get_model_loader()
-    return loader.load(name, str(folder), module, None, batch_size, None, True, default_metrics())
+    loader, metrics = ModelLoaderFactory.get_model_loader(), metrics or default_metrics()
+    return loader.load(name, str(folder), module, gpu, batch_size, None, True, metrics)
 
 # %% ../../nbs/handler/06_torchserve.ipynb #local-service
 def local_service(handler: Any, name: str, folder: Path, config: dict) -> Any: # ts.service.Service

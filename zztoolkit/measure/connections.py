@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ToolkitError
+from ..serving.server import Address
 from ..serving.mosec.frames import from_frame, to_frame
 from ..serving.torchserve.grpc import encode_grpc_request, GRPC_METHOD
 
@@ -19,14 +20,9 @@ __all__ = ['Target']
 
 # %% ../../nbs/measure/02_connections.ipynb #target
 @dataclass(frozen=True)
-class Target:
+class Target(Address):
     "Address for requests; `headers` hold the key, and are never shown nor put on a command line"
-    port: int
-    path: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     host: str = "127.0.0.1"
-    grpc: bool = False      # `path` is then the name of a model
-    frame: Mapping[str, Any] | None = field(default=None, repr=False)   # head of a mosec frame
 
     def encode(self, body: bytes, kind: str = "application/octet-stream") -> bytes:
         "Return a whole HTTP/1.1 request as bytes, or TorchServe's gRPC message"

@@ -242,7 +242,7 @@ class ServeMagics(MeasureMagics):
         self.panel = show_panel(self.server)
         display(self.panel)
 
-    @arguments(Option("name", "model whose server it stands before (default: TorchServe)", optional=True))
+    @arguments(Option("name", "model whose server gets it (default: TorchServe)", optional=True))
     @line_magic
     def serve_gateway(self, line: str) -> Gateway:
         "Speak the Open Inference Protocol and TensorFlow Serving's REST, too, until the server stops"

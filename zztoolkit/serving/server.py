@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TYPE_CHECKING
@@ -36,6 +36,21 @@ class Address:
     frame: Mapping[str, Any] | None = field(default=None, repr=False)   # head of a mosec frame
 
 STILL_SERVES = "the version before still serves"
+
+def not_ready_error(
+    version: str,               # "goods version 2"
+    server: str,                # "TorchServe"
+    reason: str,                # that a worker died for, '' if it is only late
+    timeout: float,             # seconds that it was given
+    last_lines: Sequence[str],  # of its log
+) -> ToolkitError:
+    "Return the error of a version whose workers did not start"
+    if reason:
+        problem = f"{version} does not load in a {server} worker"
+        return ToolkitError(problem, reason, f"{STILL_SERVES}; fix the handler and try again")
+    problem = f"{version} was not ready after {timeout:.0f} s"
+    do = f"{STILL_SERVES}; Settings(startup_timeout=...) for a model that loads slowly"
+    return ToolkitError(problem, "\n".join(last_lines), do)
 
 # %% ../../nbs/serving/00_server.ipynb #server
 class Server(Protocol):

@@ -5,13 +5,12 @@
 # %% ../../../nbs/compile/backends/06a_shared.ipynb #imports
 from __future__ import annotations
 
-import contextlib, ctypes, hashlib, json, logging, shutil, time, uuid
-from collections.abc import Iterator
+import contextlib, ctypes, hashlib, json, logging, shutil, time
 from pathlib import Path
 from typing import Any
 
 from .base import describe_hardware
-from ...system import cache_dir, file_lock, sha256
+from ...system import cache_dir, file_lock, sha256, staging
 
 # %% auto #0
 __all__ = []
@@ -19,6 +18,7 @@ __all__ = []
 # %% ../../../nbs/compile/backends/06a_shared.ipynb #shared-copy
 SMALLEST = 10 << 20     # bytes; a worker without a model takes several times as much
 
+_WRITING = "writing"        # how the folders of unfinished copies begin
 MODEL, WEIGHTS, DIGESTS = "model.onnx", "weights.bin", "digests.json"
 
 def shared_copy(
@@ -52,7 +52,7 @@ def unused_copies(days: float) -> list[Path]:
     "Return the folders of copies that were not used for this long, and of interrupted ones"
     old = time.time() - days * 86400
     unused = [f.parent for f in shared_copies().glob("*/" + DIGESTS) if f.stat().st_mtime < old]
-    interrupted = shared_copies().glob(".writing-*")
+    interrupted = shared_copies().glob(f".{_WRITING}-*")
     return unused + [p for p in interrupted if p.stat().st_mtime < time.time() - 3600]
 
 # %% ../../../nbs/compile/backends/06a_shared.ipynb #intact
@@ -72,18 +72,11 @@ def _write_once(path: Path, home: Path):
     "Write the copy, unless another process has done so meanwhile"
     with file_lock(home, "share"):
         if _is_intact(home): return
-        with _staging(home) as folder:
+        with staging(home, _WRITING) as folder:
             _write(path, folder)
             (folder / DIGESTS).write_text(_digests(folder))
             shutil.rmtree(home, ignore_errors=True)      # a damaged one
             folder.rename(home)
-
-@contextlib.contextmanager
-def _staging(home: Path) -> Iterator[Path]:
-    folder = home.with_name(f".writing-{uuid.uuid4().hex[:8]}")
-    folder.mkdir(parents=True)
-    try: yield folder
-    finally: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../../nbs/compile/backends/06a_shared.ipynb #write-files
 def _write(path: Path, folder: Path):

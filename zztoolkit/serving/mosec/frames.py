@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import json, struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from ..torchserve.worker import error_response, Response
 
 # %% auto #0
 __all__ = []
@@ -37,30 +37,16 @@ def from_frame(frame: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, A
     return frame, head
 
 # %% ../../../nbs/serving/mosec/01_frames.ipynb #response
-@dataclass(frozen=True)
-class Response:
-    "Response to one request"
-    body: bytes
-    kind: str = ""      # content type; '' for none, as TorchServe's own handlers send it
-    status: int = 200
-    reason: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+def response_to_frame(r: Response) -> bytes:
+    "Return a response as a frame"
+    return to_frame(r.body, **{k: v for k, v in vars(r).items() if k != "body"})
 
-    def to_frame(self) -> bytes:
-        head = {k: v for k, v in vars(self).items() if k != "body"}
-        return to_frame(self.body, **head)
+def response_of_frame(frame: bytes) -> Response:
+    "Return the response of a frame"
+    body, head = from_frame(frame)
+    return Response(bytes(body), **head)
 
-    @classmethod
-    def from_frame(cls, frame: bytes) -> Response:
-        body, head = from_frame(frame)
-        return cls(bytes(body), **head)
-
-# %% ../../../nbs/serving/mosec/01_frames.ipynb #error-response
-def error_response(status: int, message: str, kind: str = "InternalServerException") -> Response:
-    "Return an error of the server itself, byte for byte as TorchServe words it"
-    text = json.dumps({"code": status, "type": kind, "message": message}, indent=2)
-    return Response(f"{text}\n".encode(), "application/json", status)
-
+# %% ../../../nbs/serving/mosec/01_frames.ipynb #own-responses
 WORKER_DIED = error_response(500, "Worker died.")
 QUEUE_FULL = (
     'Model "{}" has no worker to serve inference request. Please use scale workers API to add '

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...system import wait_until
 from ..torchserve.process import die_with_parent
-from .frames import WORKER_DIED
+from .frames import response_to_frame, WORKER_DIED
 
 # %% auto #0
 __all__ = []
@@ -111,7 +111,7 @@ def answer_for(protocol: Any, slot: Slot):
     if slot.state in (READING, WRITING): raise ConnectionError("the worker died in a message")
     if slot.state != WORKING: return
     ids, states = zip(*slot.tasks)
-    protocol.send(HTTPStatusCode.OK, ids, states, [WORKER_DIED.to_frame()] * len(ids))
+    protocol.send(HTTPStatusCode.OK, ids, states, [response_to_frame(WORKER_DIED)] * len(ids))
 
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #connect
 def _connect(plan: dict[str, Any]) -> Any: # mosec.protocol.Protocol

@@ -11,6 +11,7 @@ from typing import Any, TYPE_CHECKING
 
 from ...errors import ToolkitError
 from ...system import wait_until
+from ..bodies import read_body
 from .frames import BAD_TOKEN, TOO_LARGE
 from .models import to_http
 
@@ -26,16 +27,7 @@ def require_http():
     if all(map(importlib.util.find_spec, ("uvicorn", "starlette"))): return
     raise ToolkitError("mosec's HTTP needs uvicorn", do="pip install 'zztoolkit[mosec]'")
 
-# %% ../../../nbs/serving/mosec/08_http.ipynb #read-body
-async def read_body(request: Any, limit: int) -> bytes | None:
-    "Return the body of a request; None for one over the limit, of which no more is read"
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit: return None
-        parts.append(part)
-    return b"".join(parts)
-
+# %% ../../../nbs/serving/mosec/08_http.ipynb #has-token
 def has_token(request: Any, token: str) -> bool:
     "Return whether a request shows the server's token"
     given = request.headers.get("authorization", "")

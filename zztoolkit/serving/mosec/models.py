@@ -15,12 +15,13 @@ from typing import Any, TYPE_CHECKING
 from ...archive.mar import Mar
 from ...errors import ToolkitError
 from ...system import wait_until
-from ..server import Address, STILL_SERVES
+from ..server import Address, not_ready_error
 from ..torchserve.config import read_exit_codes, Settings
 from ..torchserve.logs import failure_reason, tail_log
 from ..torchserve.metrics import ModelMetrics
 from ..torchserve.status import ModelStatus
-from .frames import error_response, QUEUE_FULL, Response, TOO_LARGE, WORKER_DIED
+from ..torchserve.worker import error_response, Response
+from .frames import QUEUE_FULL, TOO_LARGE, WORKER_DIED
 from .metrics import build_metrics, read_worker_metrics
 from .version import plan_version, RunningVersion
 
@@ -156,7 +157,9 @@ class Loading(Models):
             lines = tail_log(Path(v.plan["log"]), since)
             return failure_reason(lines, read_exit_codes(self.folder / "exits")) or "it ended"
         reason = wait_until(outcome, timeout, every=0.05)
-        if reason != "ready": raise _not_ready(v, reason, timeout)
+        if reason == "ready": return
+        last_lines = tail_log(Path(v.plan["log"]))[-10:]
+        raise not_ready_error(f"{v.name} version {v.version}", "mosec", reason, timeout, last_lines)
 
     def _is_failed(self, v: RunningVersion, state: dict) -> bool: return state["failures"] > 0
 
@@ -182,15 +185,6 @@ class Loading(Models):
         self._versions[v.name].pop(v.version, None)
         self.changes += 1
         return is_drained
-
-def _not_ready(v: RunningVersion, reason: str, timeout: float) -> ToolkitError:
-    name = f"{v.name} version {v.version}"
-    if reason:
-        do = f"{STILL_SERVES}; fix the handler and try again"
-        return ToolkitError(f"{name} does not load in a mosec worker", reason, do)
-    last_lines = "\n".join(tail_log(Path(v.plan["log"]))[-10:])
-    do = f"{STILL_SERVES}; Settings(startup_timeout=...) for a model that loads slowly"
-    return ToolkitError(f"{name} was not ready after {timeout:.0f} s", last_lines, do)
 
 # %% ../../../nbs/serving/mosec/06_models.ipynb #requests
 class Requests(Loading):

@@ -16,7 +16,8 @@ from typing import Any, TYPE_CHECKING
 from ...archive.mar import Mar, whole_setting
 from ..torchserve.api import open_client
 from ..torchserve.config import free_ports, Settings
-from .frames import error_response, QUEUE_FULL, Response, to_frame, TOO_LARGE, WORKER_DIED
+from ..torchserve.worker import error_response, Response
+from .frames import QUEUE_FULL, response_of_frame, to_frame, TOO_LARGE, WORKER_DIED
 from .metrics import read_front
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class RunningVersion:
         frame = to_frame(body, **self.head(kind, headers, id=str(uuid.uuid4()), **more))
         try: r = self.http.post("/predict", content=frame)
         except httpx.ConnectError: return None
-        return Response.from_frame(r.content) if r.status_code == 200 else _of_front(r, self.name)
+        return response_of_frame(r.content) if r.status_code == 200 else _of_front(r, self.name)
 
     def read_totals(self) -> tuple[int, float, int]:
         "Return responses, their seconds, and requests in flight, of all callers"

@@ -5,35 +5,25 @@
 # %% ../../../nbs/serving/mosec/02_worker.ipynb #imports
 from __future__ import annotations
 
-import hmac, os, struct, sys, time
-from collections.abc import Iterator, Sequence
+import hmac, time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...archive.contents import UnpackedMar
 from ...handler.torchserve import as_requests
-from .frames import BAD_TOKEN, error_response, from_frame, Response
+from ..torchserve.worker import error_response, load_worker, mime_type, predict, Response
+from .frames import BAD_TOKEN, from_frame, response_to_frame
 from .metrics import BatchCounter, worker_metrics
 
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/serving/mosec/02_worker.ipynb #load
-def load_service(
-    folder: Path,       # the unpacked archive
-    index: int,         # of this worker
-    batch_size: int,
-    metrics: Any,       # of TorchServe's kind
-) -> Any: # ts.service.Service
-    "Load a handler as a TorchServe worker does: in its folder, with one GPU if there are any"
+# %% ../../../nbs/serving/mosec/02_worker.ipynb #gpu
+def gpu_of(index: int) -> int | None:
+    "Return the GPU of a worker: they take turns; None without one"
     import torch
-    from ts.model_loader import ModelLoaderFactory
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
-    model, gpus = UnpackedMar(folder).model, torch.cuda.device_count()
-    gpu, loader = index % gpus if gpus else None, ModelLoaderFactory.get_model_loader()
-    name, handler = model["modelName"], model["handler"].removesuffix(".py")
-    return loader.load(name, str(folder), handler, gpu, batch_size, None, True, metrics)
+    gpus = torch.cuda.device_count()
+    return index % gpus if gpus else None
 
 # %% ../../../nbs/serving/mosec/02_worker.ipynb #requests
 def read_request(frame: bytearray, token: str) -> dict | Response:
@@ -46,47 +36,10 @@ def read_request(frame: bytearray, token: str) -> dict | Response:
     headers = [{"name": k.encode(), "value": v.encode()} for k, v in head["headers"].items()]
     about = {"requestId": head["id"].encode(), "headers": headers}
     if head.get("describe"): return about | {"parameters": []}
-    request, = as_requests([(bytes(body), _mime_type(head["kind"]))])
+    request, = as_requests([(bytes(body), mime_type(head["kind"]))])
     return request | about
 
-def _mime_type(kind: str) -> str:
-    "Return a content type that names JSON without its parameters, any other as it is"
-    plain = kind.partition(";")[0].strip()
-    return plain if plain == "application/json" else kind
-
-# %% ../../../nbs/serving/mosec/02_worker.ipynb #message
-class _Reader:
-    "Reader of TorchServe's message to its frontend"
-    def __init__(self, message: bytes): self.message, self.at = message, 0
-
-    def number(self) -> int:
-        self.at += 4
-        return struct.unpack_from("!i", self.message, self.at - 4)[0]
-
-    def data(self, length: int = -1) -> bytes:
-        "Return the next bytes, by default with their length before them"
-        if length < 0: length = self.number()
-        self.at += length
-        return bytes(self.message[self.at - length:self.at])
-
-    def text(self) -> str: return self.data().decode()
-
-def _read_responses(reader: _Reader) -> Iterator[Response]:
-    "Yield the response of each request in turn"
-    while (length := reader.number()) >= 0:
-        reader.data(length)     # the request's id
-        kind, status, reason = reader.text(), reader.number(), reader.text()
-        headers = {reader.text(): reader.text() for _ in range(reader.number())}
-        yield Response(reader.data(), kind, status, reason, headers)
-
-# %% ../../../nbs/serving/mosec/02_worker.ipynb #predict
-def predict(service: Any, requests: Sequence[dict]) -> list[Response]:
-    "Run a batch exactly as TorchServe's worker and frontend do together"
-    reader = _Reader(service.predict(requests))
-    status, message = reader.number(), reader.text()
-    if status == 200: return list(_read_responses(reader))
-    return [error_response(status, message)] * len(requests)
-
+# %% ../../../nbs/serving/mosec/02_worker.ipynb #respond
 def respond(service: Any, frames: Sequence[bytearray], token: str) -> list[Response]:
     "Return a response for each frame; one that is rejected never reaches the handler"
     requests = [read_request(frame, token) for frame in frames]
@@ -102,13 +55,12 @@ def respond(service: Any, frames: Sequence[bytearray], token: str) -> list[Respo
 class Worker:
     "A loaded handler that turns frames of requests into frames of responses"
     def __init__(self, plan: dict[str, Any], index: int):
-        metrics = worker_metrics()
-        self.service = load_service(Path(plan["model"]), index, plan["batch_size"], metrics)
-        self.service.set_cl_socket(None)
+        folder, size = Path(plan["model"]), plan["batch_size"]
+        self.service = load_worker(folder, gpu_of(index), size, worker_metrics())
         self.token, self.counter = plan["token"], BatchCounter(plan["name"])
 
     def __call__(self, frames: Sequence[bytearray]) -> list[bytes]:
         started = time.monotonic()
         responses = respond(self.service, frames, self.token)
         self.counter.count(len(frames), time.monotonic() - started)
-        return [r.to_frame() for r in responses]
+        return list(map(response_to_frame, responses))

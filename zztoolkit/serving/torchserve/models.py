@@ -13,7 +13,7 @@ from typing import Any, TYPE_CHECKING
 from ...archive.mar import Mar
 from ...errors import ToolkitError
 from ...system import wait_until
-from ..server import Address, STILL_SERVES
+from ..server import Address, not_ready_error
 from zztoolkit.serving.torchserve.api import (
     count_ready, describe_handler, is_bad_token, ManagementClient, register, retire, scale,
     set_default, unregister, version_names,
@@ -30,13 +30,10 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/serving/torchserve/11_models.ipynb #models
-class Models:
+# %% ../../../nbs/serving/torchserve/11_models.ipynb #managed-models
+class ManagedModels:
     "Models of a TorchServe, through its management API"
-    folder: Path
-    settings: Settings
-    ports: tuple[int, ...]
-    management: ManagementClient
+    def __init__(self, management: ManagementClient): self.management = management
 
     def models(self) -> list[str]: return self.management.models()
 
@@ -54,6 +51,14 @@ class Models:
     def describe(self, name: str) -> dict:
         "Return what the handler reports of itself, or {}"
         return describe_handler(self.management, name)
+
+# %% ../../../nbs/serving/torchserve/11_models.ipynb #models
+class Models(ManagedModels):
+    "Models of a TorchServe in a folder of this machine"
+    folder: Path
+    settings: Settings
+    ports: tuple[int, ...]
+    management: ManagementClient
 
     @property
     def changes(self) -> Any:
@@ -82,15 +87,9 @@ def wait_ready(server: Models, mar: Mar, since: int):
 
     reason = wait_until(state, timeout, every=0.1)
     if reason == "ready": return
-    name = f"{mar.name} version {mar.version}"
-    if reason:
-        problem = f"{name} does not load in a TorchServe worker"
-        do = f"{STILL_SERVES}; fix the handler and try again"
-        raise ToolkitError(problem, reason, do)
-    problem = f"{name} was not ready after {timeout:.0f} s"
+    version = f"{mar.name} version {mar.version}"
     last_lines = read_worker_log(server.folder, mar.name, mar.version)[-10:]
-    do = f"{STILL_SERVES}; Settings(startup_timeout=...) for a model that loads slowly"
-    raise ToolkitError(problem, "\n".join(last_lines), do)
+    raise not_ready_error(version, "TorchServe", reason, timeout, last_lines)
 
 # %% ../../../nbs/serving/torchserve/11_models.ipynb #loading
 class Loading(Models):

@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from zztoolkit.serving.triton.worker import (
-    enter_folder, load_worker, print_log, Request, respond, Response, use_utf8,
-)
+from ...archive.contents import UnpackedMar
+from ..torchserve.worker import load_worker, Response
+from .worker import print_log, Request, respond, use_utf8
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ def to_arrays(responses: Sequence[Response]) -> dict[str, np.ndarray]:
         return np.array(values, dtype=dtype).reshape(-1, 1)
     return {
         "response": column([r.body for r in responses], object),
-        "content_type": column([r.content_type.encode() for r in responses], object),
+        "content_type": column([r.kind.encode() for r in responses], object),
         "status": column([r.status for r in responses], np.int32),
     }
 
@@ -74,8 +74,8 @@ class TritonPythonModel:
         folder = Path(args["model_repository"], args["model_version"], ARCHIVE)
         use_utf8()
         print_log()
-        enter_folder(folder)
-        self.service = load_worker(folder, gpu_of(args))
+        batch_size = UnpackedMar(folder).config.get("batchSize", 1)
+        self.service = load_worker(folder, gpu_of(args), batch_size)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         "Run the rows of all requests as one batch; return a response of Triton for each request"

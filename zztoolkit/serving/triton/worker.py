@@ -5,27 +5,21 @@
 # %% ../../../nbs/serving/triton/02_worker.ipynb #imports
 from __future__ import annotations
 
-import io, json, locale, logging, os, struct, sys
+import io, json, locale, logging, sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ...archive.contents import UnpackedMar
 from ...errors import http_error, RequestError
-from ...handler.torchserve import as_requests, default_metrics
+from ...handler.torchserve import as_requests
 from ...handler.wire import JSON
+from ..torchserve.worker import mime_type, predict, Response
 
 # %% auto #0
 __all__ = []
 
 # %% ../../../nbs/serving/triton/02_worker.ipynb #prepare-process
-def enter_folder(folder: Path):
-    "Make an unpacked archive the current folder and the first place of imports"
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
-
 def print_log():
     "Print log records as a worker does, without its metrics, which are for TorchServe's frontend"
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
@@ -38,20 +32,6 @@ def use_utf8():
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper): stream.reconfigure(encoding="utf-8")
 
-# %% ../../../nbs/serving/triton/02_worker.ipynb #load-worker
-def load_worker(
-    folder: Path,           # an unpacked archive, on `sys.path`
-    gpu: int | None = None, # that the server gives this worker
-) -> Any: # ts.service.Service
-    "Load a handler exactly as a TorchServe worker does, `initialize` included"
-    from ts.model_loader import ModelLoaderFactory
-    mar, loader = UnpackedMar(folder), ModelLoaderFactory.get_model_loader()
-    handler, size = mar.model["handler"], mar.config.get("batchSize", 1)
-    metrics = default_metrics()
-    service = loader.load(mar.name, str(folder), handler, gpu, size, None, True, metrics)
-    service.set_cl_socket(None)     # of a response that is sent in parts
-    return service
-
 # %% ../../../nbs/serving/triton/02_worker.ipynb #request
 @dataclass(frozen=True)
 class Request:
@@ -60,51 +40,12 @@ class Request:
     content_type: str = ""
     id: str = ""
 
-@dataclass(frozen=True)
-class Response:
-    "The response to one request"
-    status: int
-    content_type: str
-    body: bytes
-
-# %% ../../../nbs/serving/triton/02_worker.ipynb #frontend-error
-def _frontend_error(status: int, message: str) -> Response:
-    "Return what TorchServe's frontend sends for an error of a whole batch"
-    status = 507 if status == 413 else status
-    error = {"code": status, "type": "InternalServerException", "message": message}
-    return Response(status, JSON, (json.dumps(error, indent=2) + "\n").encode())
-
-# %% ../../../nbs/serving/triton/02_worker.ipynb #read-responses
-class _Message:
-    "A worker's message to the frontend"
-    def __init__(self, data: bytes): self.file = io.BytesIO(data)
-    def number(self) -> int: return struct.unpack("!i", self.file.read(4))[0]
-    def field(self) -> bytes: return self.file.read(self.number())
-
-    def response(self) -> Response:
-        "Read one response, after its id"
-        kind, status, _phrase = self.field().decode(), self.number(), self.field()
-        for _ in range(2 * self.number()): self.field()     # headers
-        return Response(status, kind, self.field())
-
-def read_responses(data: bytes, n: int) -> list[Response]:
-    "Return the `n` responses in a worker's message"
-    message = _Message(data)
-    code, problem = message.number(), message.field().decode()
-    if code != 200: return [_frontend_error(code, problem)] * n
-    responses = []
-    for _ in range(n):
-        message.field()     # the request's id
-        responses.append(message.response())
-    return responses
-
 # %% ../../../nbs/serving/triton/02_worker.ipynb #run-batch
 def _run_batch(service: Any, requests: Sequence[Request]) -> list[Response]:
     "Return the responses to a batch, as clients of TorchServe get them"
-    kinds = [r.content_type.partition(";")[0].strip() for r in requests]
-    batch = as_requests([(r.body, kind) for r, kind in zip(requests, kinds)])
+    batch = as_requests([(r.body, mime_type(r.content_type)) for r in requests])
     for message, request in zip(batch, requests): message["requestId"] = request.id.encode()
-    return read_responses(service.predict(batch), len(requests))
+    return predict(service, batch)
 
 # %% ../../../nbs/serving/triton/02_worker.ipynb #respond
 class _FormError(RequestError):
@@ -116,7 +57,7 @@ def _reject(request: Request) -> Response | None:
     if not request.content_type.startswith("multipart/"): return None
     error = _FormError("forms are not read here: send the bytes of one file, or JSON")
     status, _phrase, body = http_error(error, request.id)
-    return Response(status, JSON, json.dumps(body).encode())
+    return Response(json.dumps(body).encode(), JSON, status)
 
 def respond(service: Any, requests: Sequence[Request]) -> list[Response]:
     "Return the response to each request of a batch"
