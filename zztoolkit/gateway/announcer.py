@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 EVERY = 0.2     # seconds between two looks at a server
 
 class Announcer:
-    "Describes the models of a server, at once and whenever they change, until it is stopped"
+    "Announces the models of a server, at once and whenever they change, until it is stopped"
     def __init__(self, server: Server, announce: Callable[[list[ModelDescription]], None]):
         self.server, self.announce = server, announce
         self.announced: list[ModelDescription] = []

@@ -73,7 +73,7 @@ ANY_AGE = float("inf")
 class Catalog(Protocol):
     "Where a gateway looks models up"
     async def find(self, name: str, max_age: float = ...) -> ModelDescription | None:
-        "Return a model; None if there is none of this name. Wait for what is not older than `max_age`"
+        "Return a model as it was at most `max_age` seconds ago; None if there is none of this name"
     async def names(self) -> list[str]: ...
 
     @property

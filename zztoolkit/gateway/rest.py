@@ -82,7 +82,7 @@ def as_endpoint(access: Access, respond: Respond) -> Callable:
 
 # %% ../../nbs/gateway/06_rest.ipynb #app
 def make_app(routes: Sequence[Route]) -> Starlette:
-    "Return the application of routes; an address that is none of them is the protocol's error, too"
+    "Return an application; an unknown address or method gets the protocol's error, too"
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     async def on_error(request: Request, e: Exception) -> Response:

@@ -55,7 +55,7 @@ def _is_json(body: bytes) -> bool:
     return True
 
 def content_type_of(body: bytes, model: ModelDescription, given: Any = None) -> str:
-    "Return a body's content type: what its sender says, or else what its model takes and it is"
+    "Return a body's content type: its sender's, else by its model and its bytes"
     if isinstance(given, str) and "/" in given: return given
     if model.takes_images: return BYTES
     if model.takes_records or _is_json(body): return JSON

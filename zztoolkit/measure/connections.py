@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import asyncio, importlib.util, json, math, re, time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ToolkitError

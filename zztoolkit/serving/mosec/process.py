@@ -164,7 +164,7 @@ class Commands:
 _MAX_LOG = 20 << 20     # bytes
 
 def _truncate_large(log: Path):
-    "Empty a log that is full; who appends to it begins at its start"
+    "Empty a log that is full"
     if log.stat().st_size > _MAX_LOG: os.truncate(log, 0)
 
 class Supervisor:
@@ -193,7 +193,7 @@ class Supervisor:
             with suppress(OSError): _truncate_large(log)
 
     def _reap_orphans(self):
-        "Let a worker go whose guard was killed: this process has inherited it"
+        "Reap a worker whose guard was killed: this process has inherited it"
         versions = self.versions.values()
         known = {v.front.pid for v in versions} | {g.pid for v in versions for g in v.all_guards}
         with suppress(ChildProcessError):
