@@ -9,7 +9,7 @@ SUITE  := not faults and not image and not deploy
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo check test deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame clean tune-grid
+.PHONY: help demo check test deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame bench-gateway bench-overlap clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
@@ -26,6 +26,8 @@ help:
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
 	@echo "make bench-compile five networks by every engine, against eager and torch.compile, in one run (a quarter of an hour)"
 	@echo "make bench-frame   tabular features of 1, 100 and 100,000 rows against pandas, scikit-learn and Feature-engine"
+	@echo "make bench-gateway what the standard protocols cost against /predictions, in turns"
+	@echo "make bench-overlap a worker that preprocesses a batch while one is in the model, against one that does not"
 	@echo "make tune-grid     every setting of a real service, then the tuner with a quarter as many trials (a quarter of an hour)"
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
@@ -92,6 +94,9 @@ soak: $(VENV)/demo.ok
 
 bench-gateway: $(VENV)/dev.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.gateway
+
+bench-overlap: $(VENV)/dev.ok
+	@$(BIN)/python -m zztoolkit.benchmarks.overlap
 
 bench-vision: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.vision

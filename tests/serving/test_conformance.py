@@ -284,10 +284,14 @@ def stay_off_the_panel(server):
     from zztoolkit.notebook.panel.panel import show_panel
     with pytest.raises(ToolkitError, match="%serve_panel shows TorchServe's models"): show_panel(server)
 
+def refuse_overlap(server):
+    from zztoolkit.notebook.serve import check_overlap
+    with pytest.raises(ToolkitError, match="batches do not overlap"): check_overlap(server)
+
 def lose_a_request_when_scaled(server): "Left out by `test_scale_under_load`; it happens now and then, so nothing can ask for it"
 
 LIMITS = {"scaling under load": lose_a_request_when_scaled, "gRPC": refuse_grpc, "forms": get_a_form_as_one_body, "streaming": fail_a_response_in_parts,
-          "other processes": be_unseen_by_other_processes, "panel": stay_off_the_panel}
+          "overlap": refuse_overlap, "other processes": be_unseen_by_other_processes, "panel": stay_off_the_panel}
 
 @on_each_server
 def test_limits(servers, name):

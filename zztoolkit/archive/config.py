@@ -51,8 +51,9 @@ def model_config(batch: Dim | None, given: Mapping[str, Any]) -> dict:
     config = CONFIG_DEFAULTS | dict(given)
     for key in CONFIG_DEFAULTS:     # TorchServe would only log an invalid value
         check_whole(0 if key == "maxBatchDelay" else 1, **{key: config[key]})
-    if not isinstance(config.get("exact", False), bool):
-        raise ToolkitError("exact is True or False", found=repr(config["exact"])[:80])
+    for key in ("exact", "overlap"):
+        if isinstance(config.get(key, False), bool): continue
+        raise ToolkitError(f"{key} is True or False", found=repr(config[key])[:80])
     config["maxWorkers"] = max(config["maxWorkers"], config["minWorkers"])
     if batch: _check_batch(batch, config["batchSize"])
     return config

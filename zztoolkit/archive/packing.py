@@ -115,7 +115,7 @@ def pack(
     example: Any = None,        # a request for the dry run; several images measure the plan, too
     exact: bool | None = None,  # plan of the chain: True exact, False fast, None measured
     settings: Mapping | str | Path | None = None,   # model-config.yaml, or its keys
-    **config: Any,              # of model-config.yaml: workers, batch_size, threads, ...
+    **config: Any,              # of model-config.yaml: workers, batch_size, threads, overlap, ...
 ) -> Mar:
     """Check a handler as a worker would run it, pack it, and put the archive into the store.
 

@@ -78,6 +78,11 @@ def archive(
         help="plan the preprocessing exactly as torchvision computes it, or always use the "
              "fast plan (default: fast where the example images agree)",
     )] = None,
+    overlap: Annotated[Optional[bool], typer.Option(
+        "--overlap/--no-overlap",
+        help="preprocess the next batch of a worker while one is in the model, where the server "
+             "can (default: on a GPU)",
+    )] = None,
     extra_file: Annotated[Optional[list[Path]], shared_option(SERVE["extra_file"])] = None,
     config: Annotated[Optional[Path], typer.Option(
         "--config", "-c",
@@ -101,7 +106,7 @@ def archive(
     from zztoolkit.archive.packing import pack
     given: dict[str, Any] = dict(
         batch_size=batch_size, max_batch_delay=max_batch_delay,
-        workers=workers, max_workers=workers,
+        workers=workers, max_workers=workers, overlap=overlap,
     )
     mar = pack(
         name or handler.stem, handler, model, version, store,

@@ -19,7 +19,7 @@ from ..errors import InputError, RequestError
 from ..features.features import Features
 from .inputs import as_inputs, stack_own_inputs
 from .local import LocalHandler
-from .stages import StageClock
+from .stages import StageClock, Turns
 from .torchserve import asks_for_description, Busy
 from .wire import decode_request, encode_response, ModelInputs, ModelOutputs
 from .worker import describe, end_process, log, log_failures, respond
@@ -145,6 +145,7 @@ class BatchRunner:
     _wants_outputs: set[int] = set()     # requests that want the model's own outputs
     _lost: BaseException | None = None   # error after which every CUDA call of the process fails
     _busy: Busy | None = None
+    _turns: Turns = Turns(())            # of batches that overlap
     _record_stage: Callable[[str, float], None]
     _record_drift: Callable[[int, Mapping[tuple[str, str], int]], None]
 
@@ -158,7 +159,7 @@ class BatchRunner:
         self.clock = StageClock(uses_cuda(self))
         batch = Batch.of(data)
         for name, stage in _stages(self).items():
-            batch = stage(batch)
+            with self._turns.take(name, self.clock): batch = stage(batch)
             self.clock.mark(name)
         for name, seconds in self.clock.seconds().items(): self._record_stage(name, seconds)
         for rows, drift in self.drift_counts: self._record_drift(rows, drift)

@@ -5,7 +5,9 @@
 # %% ../../nbs/handler/02_stages.ipynb #imports
 from __future__ import annotations
 
-import time
+import threading, time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +57,10 @@ class StageClock:
         "Count the time since the last mark as `stage`"
         self.marks.append(self._now(stage))
 
+    def skip(self):
+        "Leave out the time since the last mark"
+        self.marks.append(self._now(""))
+
     def part(self, stage: str, share: float):
         "Count the first `share` of the time since the last mark as `stage`"
         if share == 1: return self.mark(stage)
@@ -66,5 +72,30 @@ class StageClock:
         "Return the seconds of each stage, in the order of the first marks"
         total: dict[str, float] = {}
         for before, at in zip(self.marks, self.marks[1:]):
-            total[at.stage] = total.get(at.stage, 0.0) + _seconds_between(before, at)
+            if at.stage: total[at.stage] = total.get(at.stage, 0.0) + _seconds_between(before, at)
         return total
+
+# %% ../../nbs/handler/02_stages.ipynb #turns
+class Turns:
+    """Let batches that overlap take turns: at most one is in each of these stages.
+
+    A batch's wait for its turn is not time of the stage.
+    """
+    def __init__(self,
+        stages: Sequence[str],
+        count_wait: Callable[[float], None] = lambda seconds: None,     # called in the waiting thread
+    ):
+        self.locks, self.count_wait = {s: threading.Lock() for s in stages}, count_wait
+
+    @contextmanager
+    def take(self, stage: str, clock: StageClock) -> Iterator[None]:
+        "Wait until no other batch is in a stage, and keep others out during the block"
+        lock = self.locks.get(stage)
+        if lock is None:
+            yield
+            return
+        start = time.monotonic()
+        with lock:
+            self.count_wait(time.monotonic() - start)
+            clock.skip()
+            yield

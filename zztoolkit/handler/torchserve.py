@@ -5,7 +5,7 @@
 # %% ../../nbs/handler/06_torchserve.ipynb #imports
 from __future__ import annotations
 
-import fcntl, json, os, sys
+import copy, fcntl, json, os, sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,18 @@ def handler_of(service: Any) -> Any:
 def call_handle(service: Any, rows: Sequence[dict]) -> Any:
     "Call `handle` of a service as TorchServe does"
     return service._entry_point(rows, service.context)
+
+# %% ../../nbs/handler/06_torchserve.ipynb #copy-service
+def copy_service(service: Any) -> Any: # ts.service.Service
+    """Return a service whose handler shares everything but its own attributes, context included.
+
+    Two copies can be in different batches at once.
+    """
+    twin, handler = copy.copy(service), copy.copy(handler_of(service))
+    twin._context, twin._entry_point = copy.copy(service.context), handler.handle
+    for name, value in vars(handler).items():
+        if value is service.context: setattr(handler, name, twin.context)
+    return twin
 
 # %% ../../nbs/handler/06_torchserve.ipynb #as-requests
 def as_requests(bodies: Sequence[tuple[bytes, str]]) -> list[dict]:

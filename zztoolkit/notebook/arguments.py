@@ -85,6 +85,8 @@ SERVE = by_name(
     Option("--exact", "plan the preprocessing exactly as torchvision computes it; --no-exact: "
            "always use the fast plan (default: fast where the example images agree)",
            action=argparse.BooleanOptionalAction),
+    Option("--overlap", "preprocess the next batch of a worker while one is in the model, where the "
+           "server can (default: on a GPU)", action=argparse.BooleanOptionalAction),
     Option("--replace", "replace an archive of this name that another notebook made",
            action="store_true"),
     Option("--server", f"server to run it on: {' or '.join(SERVERS)}", parse_with(_server_name),

@@ -57,7 +57,8 @@ def run_here(shell: Any, cell: str):
 def to_options(args: argparse.Namespace, namespace: dict, server: Server) -> ServeOptions:
     "Return the options of a `%%serve` line; values may be variables of the notebook"
     return ServeOptions(
-        args.batch_size, args.max_batch_delay, args.workers, args.threads, args.exact,
+        args.batch_size, args.max_batch_delay, args.workers, args.threads,
+        args.exact, args.overlap,
         example=variable_file_or_text(namespace, args.example),
         features=variable_or_text(namespace, args.features),
         extra_files=tuple(args.extra_file),

@@ -56,6 +56,7 @@ class ServeOptions:
     workers: int | None = None
     threads: int | None = None
     exact: bool | None = None
+    overlap: bool | None = None
     example: Any = None
     features: Any = None
     extra_files: tuple[str | Path, ...] = ()
@@ -65,9 +66,9 @@ class ServeOptions:
 
     def config(self) -> dict[str, Any]:
         "Return the keys of model-config.yaml that are set. Raise `ToolkitError` for a wrong number"
-        names = ("batch_size", "max_batch_delay", "workers", "threads", "exact")
+        names = ("batch_size", "max_batch_delay", "workers", "threads", "exact", "overlap")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        for name in given.keys() - {"exact"}:
+        for name in given.keys() - {"exact", "overlap"}:
             check_whole(int(name != "max_batch_delay"), **{name: given[name]})
         if "workers" in given: given["max_workers"] = given["workers"]
         return given
@@ -77,6 +78,7 @@ def serve_source(name: str, source: str, model: Any, options: ServeOptions) -> E
     "Pack the source of a handler's module, dry-run it, serve it, and keep its archive"
     config = options.config()
     server = find_server(options.server)
+    if options.overlap: check_overlap(server)
     with one_line_interrupts("serving"), temporary_folder("zz-serve-") as work, Steps() as steps:
         steps("check")
         module = Path(work, f"{name}.py")
@@ -100,6 +102,12 @@ _shared_server = functools.cache(make_server)
 def find_server(server: Server | str) -> Server:
     "Return a server, or the shared one of a name. Raise `ToolkitError` for one that is not installed"
     return shared_server(server) if isinstance(server, str) else server
+
+def check_overlap(server: Server):
+    "Raise `ToolkitError` if a server's workers take one batch at a time"
+    if "overlap" not in server.limits: return
+    problem = f"batches do not overlap on {server.title}"
+    raise ToolkitError(problem, server.limits["overlap"], "--workers 2, or --server mosec")
 
 # %% ../../nbs/notebook/03_serve.ipynb #pack-and-try
 def _pack_and_try(
@@ -140,6 +148,7 @@ def serve_model(
     extra_files: Iterable[str | Path] = (), # that the handler reads from its model folder
     store: str | Path | None = None, # of archives; default: model_store of the project
     exact: bool | None = None,       # plan the preprocessing exactly
+    overlap: bool | None = None,     # preprocess a batch while one is in the model; default: on a GPU
     replace: bool = False,           # replace an archive of this name that another notebook made
     server: Server | str = DEFAULT_SERVER, # or "mosec"; by name: the one of this process, as `%%serve` uses it
 ) -> Endpoint:
@@ -149,7 +158,7 @@ def serve_model(
     served before still serves. The server ends with this process.
     """
     options = ServeOptions(
-        batch_size, max_batch_delay, workers, threads, exact,
+        batch_size, max_batch_delay, workers, threads, exact, overlap,
         example, features, tuple(extra_files), store, replace, server,
     )
     options.config()

@@ -5,15 +5,18 @@
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #imports
 from __future__ import annotations
 
-import faulthandler, logging, mmap, os, signal, socket, struct, sys, warnings
+import logging, mmap, os, signal, socket, struct, sys, threading, warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from ...system import wait_until
 from ..torchserve.process import die_with_parent
 from .frames import response_to_frame, WORKER_DIED
+
+if TYPE_CHECKING:
+    from zztoolkit.serving.mosec.worker import LaneWorker
 
 # %% auto #0
 __all__ = []
@@ -21,51 +24,67 @@ __all__ = []
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #slot
 LOADING, IDLE, READING, WORKING, WRITING, ENDED = range(6)
 _MAX_BATCH, _TASK = 65_535, struct.Struct("!4sH")     # id and state of a request
+MAX_LANES = 2       # batches that a worker may hold: one is preprocessed, one is in the model
 
 def _number(i: int) -> Any:
     "Return a property that is a number of the shared memory"
-    def read(slot: Slot) -> int: return slot.numbers[i]
-    def write(slot: Slot, value: int): slot.numbers[i] = value
+    def read(of: Lane | Slot) -> int: return of.numbers[i]
+    def write(of: Lane | Slot, value: int): of.numbers[i] = value
     return property(read, write)
 
-class Slot:
-    "Memory that a worker, its guard and the supervisor share"
-    def __init__(self):
-        self._memory = mmap.mmap(-1, 32 + _TASK.size * _MAX_BATCH)
-        self.numbers = memoryview(self._memory)[:32].cast("i")
+class Lane:
+    "Memory of one connection to mosec's front: the state of the batch that came over it"
+    def __init__(self, memory: memoryview):
+        self.numbers, self._packed = memory[:8].cast("i"), memory[8:]
 
-    state, pid, exit_code, failures, is_ending, _n_tasks = map(_number, range(6))
+    state, _n_tasks = map(_number, range(2))
 
     @property
     def tasks(self) -> list[tuple[bytes, int]]:
-        "Ids and states of the batch in the worker"
-        size = self._n_tasks * _TASK.size
-        return list(_TASK.iter_unpack(self._memory[32:32 + size]))
+        "Ids and states of the batch's requests"
+        return list(_TASK.iter_unpack(self._packed[:self._n_tasks * _TASK.size]))
 
     @tasks.setter
     def tasks(self, tasks: Sequence[tuple[bytes, int]]):
         packed = b"".join(_TASK.pack(*t) for t in tasks)
-        self._memory[32:32 + len(packed)] = packed
+        self._packed[:len(packed)] = packed
         self._n_tasks = len(tasks)
 
+class Slot:
+    "Memory that a worker, its guard and the supervisor share"
+    def __init__(self):
+        size = 8 + _TASK.size * _MAX_BATCH
+        size += -size % 8
+        memory = memoryview(mmap.mmap(-1, 32 + MAX_LANES * size))
+        self.numbers = memory[:32].cast("i")
+        starts = range(32, 32 + MAX_LANES * size, size)
+        self.lanes = [Lane(memory[start:start + size]) for start in starts]
+
+    pid, exit_code, failures, is_ending, open_lanes = map(_number, range(5))
+
     @property
-    def is_ready(self) -> bool: return self.state not in (LOADING, ENDED)
+    def is_ready(self) -> bool: return self.lanes[0].state not in (LOADING, ENDED)
+
+    @property
+    def is_loading(self) -> bool: return self.lanes[0].state == LOADING
+
+    def set_state(self, state: int):
+        "Put every lane into a state"
+        for lane in self.lanes: lane.state = state
 
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #serve
-def serve_batches(protocol: Any, slot: Slot, respond: Callable, timeout: float):
-    "Answer mosec's batches until it closes the connection; end the process in a batch that hangs"
+def serve_batches(protocol: Any, lane: Lane, respond: Callable):
+    "Answer the batches of a connection until mosec closes it; end the process in one that hangs"
     from mosec.protocol import HTTPStatusCode
     while True:
-        slot.state = IDLE
+        lane.state = IDLE
         if not protocol.socket.recv(1, socket.MSG_PEEK): return
-        slot.state = READING
+        lane.state = READING
         _, ids, states, frames = protocol.receive()
-        slot.tasks = list(zip(ids, states))
-        slot.state = WORKING
-        faulthandler.dump_traceback_later(timeout, exit=True)
+        lane.tasks = list(zip(ids, states))
+        lane.state = WORKING
         responses = respond(frames)
-        faulthandler.cancel_dump_traceback_later()
-        slot.state = WRITING
+        lane.state = WRITING
         protocol.send(HTTPStatusCode.OK, ids, states, responses)
 
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #worker-process
@@ -78,51 +97,84 @@ def _redirect(log: Path):
     warnings.filterwarnings("ignore", "IPC data", RuntimeWarning)
     logging.getLogger("mosec").setLevel(logging.WARNING)
 
-def _close_gently(protocol: Any) -> Callable:
-    """Return a signal handler that lets a worker end after its batch.
+def _close_gently(protocols: Sequence[Any]) -> Callable:
+    """Return a signal handler that lets a worker end after its batches.
 
     mosec gives a batch that it cannot write to another worker, so that none is lost.
     """
     def close(*_):
-        with suppress(OSError): protocol.socket.shutdown(socket.SHUT_RD)
+        for protocol in protocols:
+            with suppress(OSError): protocol.socket.shutdown(socket.SHUT_RD)
     return close
 
-def run_worker(protocol: Any, slot: Slot, plan: dict[str, Any], index: int):
+def run_worker(protocols: Sequence[Any], slot: Slot, plan: dict[str, Any], index: int):
     "Load the handler and serve; never returns"
     code = 1
     try:
         os.setsid()
         print(f"[PID]{os.getpid()}", flush=True)
-        from zztoolkit.serving.mosec.worker import Worker
-        worker = Worker(plan, index)
-        signal.signal(signal.SIGTERM, _close_gently(protocol))
+        from zztoolkit.serving.mosec.worker import load_lanes
+        workers = load_lanes(plan, index, len(protocols))
+        opened = protocols[:len(workers)]
+        signal.signal(signal.SIGTERM, _close_gently(opened))
         slot.failures = 0
-        serve_batches(protocol, slot, worker, plan["timeout"])
+        serve_lanes(opened, slot, workers)
         code = 0
     except BaseException: logging.error("Backend worker process died.", exc_info=True)
     finally:
         with suppress(Exception): sys.stdout.flush()
         os._exit(code)
 
+# %% ../../../nbs/serving/mosec/03_guard.ipynb #serve-lanes
+def serve_lanes(protocols: Sequence[Any], slot: Slot, workers: Sequence[LaneWorker]):
+    "Serve on every connection until mosec closes them; this thread serves the first"
+    for protocol in protocols[slot.open_lanes:]:    # a worker that died leaves its own open
+        protocol.open()
+        slot.open_lanes += 1
+    lanes = list(zip(protocols, slot.lanes, workers))
+    threads = [threading.Thread(target=_serve_lane, args=lane) for lane in lanes[1:]]
+    for t in threads: t.start()
+    serve_batches(*lanes[0])
+    for t in threads: t.join()
+
+def _serve_lane(protocol: Any, lane: Lane, worker: LaneWorker):
+    "Serve on a connection in a thread; end the process after an error"
+    try:
+        worker.enter()
+        serve_batches(protocol, lane, worker)
+    except BaseException:
+        logging.error("Backend worker process died.", exc_info=True)
+        os._exit(1)
+
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #answer
-def answer_for(protocol: Any, slot: Slot):
+def answer_for(protocol: Any, lane: Lane):
     "Answer the batch that a worker has died with. Raise `ConnectionError` if it broke a message"
     from mosec.protocol import HTTPStatusCode
-    if slot.state in (READING, WRITING): raise ConnectionError("the worker died in a message")
-    if slot.state != WORKING: return
-    ids, states = zip(*slot.tasks)
+    if lane.state in (READING, WRITING): raise ConnectionError("the worker died in a message")
+    if lane.state != WORKING: return
+    ids, states = zip(*lane.tasks)
     protocol.send(HTTPStatusCode.OK, ids, states, [response_to_frame(WORKER_DIED)] * len(ids))
 
+def answer_all(protocols: Sequence[Any], slot: Slot):
+    "Answer every batch that a worker has died with. Raise the last error"
+    errors: list[OSError] = []
+    for protocol, lane in zip(protocols, slot.lanes):
+        try: answer_for(protocol, lane)
+        except OSError as e: errors.append(e)
+    if errors: raise errors[-1]
+
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #connect
-def _connect(plan: dict[str, Any]) -> Any: # mosec.protocol.Protocol
-    "Connect to mosec's front as soon as it listens"
+def make_connections(plan: dict[str, Any]) -> list: # of mosec.protocol.Protocol
+    """Return connections for the lanes of a worker, which opens what it uses, once mosec's front listens.
+
+    The guard shares them with each worker that it starts.
+    """
     from mosec.protocol import Protocol
     address = str(Path(plan["home"], "front", "ipc_model.socket"))
     wait_until(lambda: os.path.exists(address), timeout=10, every=0.01)
-    protocol = Protocol(plan["name"], address)
-    protocol.socket.settimeout(None)
-    protocol.open()
-    return protocol
+    protocols = [Protocol(plan["name"], address) for _ in range(MAX_LANES)]
+    for p in protocols: p.socket.settimeout(None)
+    return protocols
 
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #guard
 def _exit_code(status: int) -> int:
@@ -130,13 +182,13 @@ def _exit_code(status: int) -> int:
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
 
-def _run_one(protocol: Any, slot: Slot, plan: dict[str, Any], index: int) -> int:
+def _run_one(protocols: Sequence[Any], slot: Slot, plan: dict[str, Any], index: int) -> int:
     "Run a worker to its end, and return its exit code"
-    slot.state = LOADING
+    slot.set_state(LOADING)
     pid = os.fork()
     if not pid:
         die_with_parent()
-        run_worker(protocol, slot, plan, index)
+        run_worker(protocols, slot, plan, index)
     slot.pid = pid
     code = _exit_code(os.waitpid(pid, 0)[1])
     with suppress(OSError): os.killpg(pid, signal.SIGKILL)      # processes that it has started
@@ -148,11 +200,12 @@ def guard_worker(slot: Slot, plan: dict[str, Any], index: int):
     "Keep a worker alive until it ends by itself without an error; never returns"
     try:
         _redirect(Path(plan["log"]))
-        protocol = _connect(plan)
-        while _run_one(protocol, slot, plan, index):
-            answer_for(protocol, slot)
-            if slot.state == LOADING: slot.failures += 1
-            slot.state, delay = ENDED, min(30, 2 ** slot.failures - 1)
-            if wait_until(lambda: slot.is_ending, delay): break
+        slot.open_lanes = 0
+        protocols = make_connections(plan)
+        while _run_one(protocols, slot, plan, index):
+            answer_all(protocols, slot)
+            if slot.is_loading: slot.failures += 1
+            slot.set_state(ENDED)
+            if wait_until(lambda: slot.is_ending, min(30, 2 ** slot.failures - 1)): break
     except BaseException: logging.error("the guard of a worker has ended", exc_info=True)
     finally: os._exit(0)

@@ -5,11 +5,14 @@
 # %% ../../../nbs/serving/mosec/02_worker.ipynb #imports
 from __future__ import annotations
 
-import hmac, time
-from collections.abc import Sequence
+import faulthandler, hmac, threading, time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...handler.lanes import enter_lane, open_lanes
 from ...handler.torchserve import as_requests
 from ..torchserve.worker import error_response, load_worker, mime_type, predict, Response
 from .frames import BAD_TOKEN, from_frame, response_to_frame
@@ -51,16 +54,71 @@ def respond(service: Any, frames: Sequence[bytearray], token: str) -> list[Respo
         return next(responses) if r["parameters"] else predict(service, [r])[0]   # a description
     return [response_to(r) for r in requests]
 
-# %% ../../../nbs/serving/mosec/02_worker.ipynb #worker
-class Worker:
-    "A loaded handler that turns frames of requests into frames of responses"
-    def __init__(self, plan: dict[str, Any], index: int):
-        folder, size = Path(plan["model"]), plan["batch_size"]
-        self.service = load_worker(folder, gpu_of(index), size, worker_metrics())
-        self.token, self.counter = plan["token"], BatchCounter(plan["name"])
+# %% ../../../nbs/serving/mosec/02_worker.ipynb #watch
+_STDERR = 2     # a worker's log, see `_redirect`
+
+@dataclass
+class Watch:
+    "A batch in a thread: when it started, and how long it has waited for others"
+    started: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        "Seconds that it has taken itself"
+        return time.monotonic() - self.started - self.waited
+
+class Watchdog:
+    "End the process, with a traceback in its log, if a batch takes more than `timeout` seconds"
+    def __init__(self, timeout: float):
+        self.timeout, self._watches = timeout, dict[int, Watch]()    # by thread
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watch(self) -> Iterator[Watch]:
+        "Watch the batch of this thread during the block"
+        thread, watch = threading.get_ident(), Watch()
+        self._watches[thread] = watch
+        self._set_timer()
+        try: yield watch
+        finally:
+            del self._watches[thread]
+            self._set_timer()
+
+    def count_wait(self, seconds: float):
+        "Give the batch of this thread more time: it waited for another"
+        watch = self._watches.get(threading.get_ident())
+        if watch is None: return
+        watch.waited += seconds
+        self._set_timer()
+
+    def _set_timer(self):
+        with self._lock:
+            left = [self.timeout - w.seconds for w in self._watches.copy().values()]
+            if not left: return faulthandler.cancel_dump_traceback_later()
+            seconds = max(min(left), 0.001)
+            faulthandler.dump_traceback_later(seconds, file=_STDERR, exit=True)
+
+# %% ../../../nbs/serving/mosec/02_worker.ipynb #lane
+class LaneWorker:
+    "One lane of a worker: turns frames of requests into frames of responses"
+    def __init__(self, service: Any, token: str, watchdog: Watchdog, counter: BatchCounter):
+        self.service, self.token = service, token
+        self.watchdog, self.counter = watchdog, counter
+
+    def enter(self): enter_lane(self.service)
 
     def __call__(self, frames: Sequence[bytearray]) -> list[bytes]:
-        started = time.monotonic()
-        responses = respond(self.service, frames, self.token)
-        self.counter.count(len(frames), time.monotonic() - started)
+        with self.watchdog.watch() as watch:
+            responses = respond(self.service, frames, self.token)
+        self.counter.count(len(frames), watch.seconds)
         return list(map(response_to_frame, responses))
+
+# %% ../../../nbs/serving/mosec/02_worker.ipynb #load-lanes
+def load_lanes(plan: dict[str, Any], index: int, count: int = 1) -> list[LaneWorker]:
+    "Load the handler of a worker; return a lane for each batch that it takes at once"
+    folder, size = Path(plan["model"]), plan["batch_size"]
+    service = load_worker(folder, gpu_of(index), size, worker_metrics())
+    watchdog, counter = Watchdog(plan["timeout"]), BatchCounter(plan["name"])
+    services = open_lanes(service, count, watchdog.count_wait)
+    return [LaneWorker(s, plan["token"], watchdog, counter) for s in services]

@@ -120,7 +120,9 @@ def _reject_fixed_ports(server: LocalServer):
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #limits
 LIMITS: Mapping[str, str] = {
     "scaling under load": "a request that a worker holds may get no response when TorchServe "
-                          "ends the worker because there are too many"}
+                          "ends the worker because there are too many",
+    "overlap": "a worker gets its next batch when it has answered the last one; two workers "
+               "for each accelerator overlap, each with a copy of the model"}
 
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #local-server
 class LocalServer(ServerConnections):
