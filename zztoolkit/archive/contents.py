@@ -41,8 +41,8 @@ def read_config(z: ZipFile) -> dict:
 # %% ../../nbs/archive/01b_contents.ipynb #read-artifacts
 def read_artifacts(z: ZipFile) -> dict[str, dict]:
     "Return the artifact.json of each artifact, by folder"
-    files = [n for n in z.namelist() if re.fullmatch("[^/]+/artifact.json", n)]
-    return {n.split("/")[0]: json.loads(read_member(z, n, MAX_ABOUT)) for n in files}
+    files = [n for n in z.namelist() if re.fullmatch("(models/)?[^/]+/artifact.json", n)]
+    return {n.rpartition("/")[0]: json.loads(read_member(z, n, MAX_ABOUT)) for n in files}
 
 # %% ../../nbs/archive/01b_contents.ipynb #read-example
 def read_example(z: ZipFile) -> tuple[bytes, str] | None:

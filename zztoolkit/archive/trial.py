@@ -20,6 +20,7 @@ from .plan import chain_input, measure_handler
 from .rules import built_in_handlers
 from ..errors import InputError, RequestError, ToolkitError
 from ..handler.handler import Handler
+from ..handler.pipeline import Pipeline
 from ..handler.torchserve import handler_of, load_service
 from ..handler.wire import encode_request, TEXT
 from ..handler.worker import check_initialized
@@ -53,6 +54,8 @@ def default_example(handler: Any) -> Request | None:
 
     An image for a chain, a record for features, zeros for an artifact.
     """
+    if isinstance(handler, Pipeline):
+        return encode_request(sample_photo()) if handler.request_chain else None
     if not isinstance(handler, Handler) or handler.overrides("preprocess"): return None
     if handler.chain: return encode_request(_example_image(handler))
     if handler.features and handler.features.schema:

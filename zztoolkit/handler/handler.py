@@ -111,6 +111,16 @@ class Handler(BatchRunner):
         "Return a response for each request: plain lists"
         return row_list(outputs, on_host=True)
 
+    @property
+    def turn_names(self) -> tuple[str, ...]:
+        "Verbs that hold one batch at a time where batches overlap"
+        return "preprocess", "inference", "postprocess"
+
+    @property
+    def request_chain(self) -> Chain | None:
+        "Chain that a request goes into, if it is an image"
+        return self.chain
+
     def featurize(self, records: Any) -> Batch:
         "Return model inputs for records (a list of dicts, or a dict of lists), and count drift"
         drift, features = Counter[tuple[str, str]](), self.features

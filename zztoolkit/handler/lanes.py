@@ -31,8 +31,6 @@ def can_overlap(handler: Any) -> bool:
     return uses_cuda(handler) if wanted is None else bool(wanted)
 
 # %% ../../nbs/handler/07_lanes.ipynb #open-lanes
-OVERLAPPING = ("preprocess", "inference", "postprocess")
-
 def open_lanes(
     service: Any,       # ts.service.Service, loaded
     count: int,         # of lanes, at most
@@ -45,7 +43,7 @@ def open_lanes(
     """
     handler = handler_of(service)
     if not can_overlap(handler): return [service]
-    handler._turns = Turns(OVERLAPPING, count_wait)
+    handler._turns = Turns(handler.turn_names, count_wait)
     lanes = [service, *(copy_service(service) for _ in range(count - 1))]
     folder = Path(service.context.system_properties["model_dir"])
     for lane in lanes[1:]: handler_of(lane)._busy = Busy(folder)

@@ -153,6 +153,9 @@ class BatchRunner:
     def inference(self, inputs: Any) -> Any: raise NotImplementedError
     def postprocess(self, outputs: Any) -> Any: raise NotImplementedError
 
+    @property
+    def request_chain(self) -> Chain | None: raise NotImplementedError
+
     def run(self, data: Sequence[dict], context: Any) -> Batch:
         "Run every stage on one batch of rows; an error stays with its request"
         self.split_by, self.drift_counts, self._wants_outputs = None, [], set()

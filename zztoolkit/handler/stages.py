@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading, time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,13 @@ __all__ = []
 # %% ../../nbs/handler/02_stages.ipynb #mark
 # In the order of a batch
 STAGES = ("read", "decode", "preprocess", "inference", "postprocess", "encode")
+
+def order_stages(names: Iterable[str]) -> list[str]:
+    "Return stages in the order of a batch; those of a pipeline are its inference"
+    given = list(names)
+    at = STAGES.index("inference")
+    own = [s for s in given if s not in STAGES]
+    return [s for s in (*STAGES[:at], *own, *STAGES[at:]) if s in given]
 
 @dataclass(frozen=True)
 class Mark:

@@ -66,6 +66,12 @@ def copy_service(service: Any) -> Any: # ts.service.Service
         if value is service.context: setattr(handler, name, twin.context)
     return twin
 
+def with_config(context: Any, config: dict) -> Any: # ts.context.Context
+    "Return a copy of a context with another model-config.yaml"
+    twin = copy.copy(context)
+    twin.model_yaml_config = config
+    return twin
+
 # %% ../../nbs/handler/06_torchserve.ipynb #as-requests
 def as_requests(bodies: Sequence[tuple[bytes, str]]) -> list[dict]:
     "Return bodies with their content types as the message of a batch to a TorchServe worker"

@@ -26,7 +26,7 @@ def takes_images(handler: Any) -> bool | None:
     "Return whether a request is an image. None for a handler that is not ours"
     from zztoolkit.handler.runner import BatchRunner
     if not isinstance(handler, BatchRunner): return None
-    if handler.chain is not None: return True
+    if handler.request_chain is not None: return True
     if not handler.session: return False
     inputs = handler.session.artifact.inputs
     return len(inputs) == 1 and is_pixels(inputs[0])
@@ -83,8 +83,9 @@ def log_failures(batch: Batch, context: Any):
     "Log a client's mistake as one line, an error of the handler with its traceback"
     for i, e in sorted(batch.errors.items()):
         request, kind = context.get_request_id(i), type(e).__name__
-        if isinstance(e, RequestError): log.info("request %s rejected: %s: %s", request, kind, e)
-        else: log.error("request %s failed", request, exc_info=e)
+        where = f" in stage {e.stage}" if hasattr(e, "stage") else ""      # of a pipeline
+        if isinstance(e, RequestError): log.info("request %s rejected%s: %s: %s", request, where, kind, e)
+        else: log.error("request %s failed%s", request, where, exc_info=e)
 
 # %% ../../nbs/handler/03_worker.ipynb #end-process
 GRACE = 0.5     # seconds in which the last responses leave the process

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from ...handler.stages import STAGES
+from ...handler.stages import order_stages, STAGES
 
 # %% auto #0
 __all__ = []
@@ -49,11 +49,12 @@ def parse_metrics(
 ) -> ModelMetrics:
     "Return a model's totals, all versions and workers together"
     sums, buckets = _parse_lines(text, name)
-    stage_sums = {s: sums.get(f"zz_stage_seconds_sum.{s}") for s in STAGES}
+    prefix = "zz_stage_seconds_sum."
+    stages = {key.removeprefix(prefix): total for key, total in sums.items() if key.startswith(prefix)}
     return ModelMetrics(
         latency=sums.get("ts_inference_latency_microseconds.", 0) / 1e6,
         queue=sums.get("ts_queue_latency_microseconds.", 0) / 1e6,
         batches=int(sums.get(f"zz_stage_seconds_count.{STAGES[0]}", 0)),
-        stages={s: total for s, total in stage_sums.items() if total is not None},
+        stages={s: stages[s] for s in order_stages(stages)},
         requests=int(sums.get("ts_inference_requests_total.", 0)),
         buckets=buckets)
