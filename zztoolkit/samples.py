@@ -5,7 +5,7 @@
 # %% ../nbs/08_samples.ipynb #imports
 from __future__ import annotations
 
-import importlib, json, os, shutil, subprocess, sys, tempfile, zipfile
+import importlib.util, json, os, shutil, subprocess, sys, tempfile, zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -155,6 +155,38 @@ def _fetch_camera(folder: Path, say: Callable[[str], None]):
 def _pixels(photo: Path) -> int:
     import PIL.Image
     with PIL.Image.open(photo) as img: return img.width * img.height
+
+# %% ../nbs/08_samples.ipynb #text-models
+TEXT_MODELS = {
+    "detect": "PP-OCRv6_det_small.onnx",
+    "orient": "ch_ppocr_mobile_v2.0_cls_mobile.onnx",
+    "recognize": "PP-OCRv6_rec_small.onnx"}
+
+def text_models() -> dict[str, Path]:
+    """Return the ONNX files of a reader of text in images, inside the package rapidocr (Apache-2.0).
+
+    Raise `ToolkitError` if it is not installed.
+    """
+    package = importlib.util.find_spec("rapidocr")
+    if package is None or not package.submodule_search_locations:
+        raise ToolkitError("rapidocr is not installed", do="pip install --no-deps rapidocr==3.10.0")
+    folder = Path(package.submodule_search_locations[0], "models")
+    return {name: folder / file for name, file in TEXT_MODELS.items()}
+
+# %% ../nbs/08_samples.ipynb #text-photographs
+OPENCV = "opencv-doc"       # 95 MB, Apache-2.0
+
+def text_photographs(say: Callable[[str], None] = print) -> list[Path]:
+    "Return six photographs of signs, downloaded once. Raise `ToolkitError` if that fails"
+    return _photos(_cached("text", lambda part: _fetch_text(part, say)))
+
+def _fetch_text(folder: Path, say: Callable[[str], None]):
+    say(f"photographs from Debian's {OPENCV} (95 MB), kept in the cache")
+    if _from_debian(folder, OPENCV, "usr/share/doc/opencv-doc/examples/text/scenetext0?.jpg"): return
+    raise ToolkitError(
+        "the photographs of signs cannot be downloaded",
+        found=f"apt-get download {OPENCV} failed",
+        do="on Debian or Ubuntu: apt-get update, and try again")
 
 # %% ../nbs/08_samples.ipynb #showable
 def showable(photos: Sequence[Path]) -> list[Path]:

@@ -17,32 +17,18 @@ from .dry_run import check_unpacked
 from .mar import Mar
 from .repack import record_plan, repack, run_archiver
 from .rules import built_in_handlers, check_handler_file, check_name, check_rules
+from .stage_models import as_model, model_path, Models, named_models, write_models
 from .store import default_store, make_store
 from ..compile.artifact import Artifact
-from ..compile.store import load_artifact
+from ..compile.model_file import weights_beside
 from ..errors import ToolkitError
 from ..features.features import Features
-from ..handler.local import artifact_folder
 from ..system import sha256
 from ..vision.agreement import Agreement
 from ..vision.chain import Chain
 
 # %% auto #0
 __all__ = ['pack']
-
-# %% ../../nbs/archive/09_packing.ipynb #as-model
-def as_model(model: Any) -> tuple[Artifact | None, Path | None]:
-    "Return a model as an artifact, or as the path of a file that a handler loads by itself"
-    if model is None or isinstance(model, Artifact): return model, None
-    path = artifact_folder(model)
-    if (path / "artifact.json").exists(): return load_artifact(path), None
-    if path.is_file(): return None, path
-    found = f"{model} is neither the folder of an artifact nor a file"
-    raise ToolkitError(
-        "no model there",
-        found=f"{found}, nor a variable of the notebook" if isinstance(model, str) else found,
-        do="give an Artifact, its folder (artifact.path), or a model file: "
-           "TorchScript, torch.export's or ONNX (.pt, .pt2, .onnx)")
 
 # %% ../../nbs/archive/09_packing.ipynb #as-features
 def as_features(features: Any) -> Features | Path | None:
@@ -79,6 +65,7 @@ def _copy_extra(file: Path, folder: Path):
 def _write_contents(
     folder: Path,
     artifact: Artifact | None,
+    models: Models,
     chain: Chain | None,
     features: Features | Path | None,
     extra_files: Sequence[str | Path],
@@ -88,11 +75,20 @@ def _write_contents(
     import yaml
     folder.mkdir()
     if artifact: shutil.copytree(artifact.verify().path, folder / "artifact")
+    write_models(models, folder)
     if chain: (folder / "chain.json").write_text(chain.to_json())
     if isinstance(features, Features): features.save(folder / "features")
     elif features: shutil.copytree(features, folder / "features")
     for file in map(Path, extra_files): _copy_extra(file, folder)
     (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=True))
+
+# %% ../../nbs/archive/09_packing.ipynb #with-weights
+def _with_weights(extra_files: Sequence[str | Path], model_file: Path | None) -> list[Path]:
+    "Return the extra files, with the weights that an ONNX file keeps beside it"
+    files = [Path(f) for f in extra_files]
+    given = {f.name for f in files}
+    weights = weights_beside(model_file) if model_file else []
+    return files + [f for f in weights if f.name not in given]
 
 # %% ../../nbs/archive/09_packing.ipynb #warn-of
 def _warn_of(name: str, note: str, agreement: Agreement | None):
@@ -106,7 +102,7 @@ def _warn_of(name: str, note: str, agreement: Agreement | None):
 def pack(
     name: str,                  # of the model
     handler: str | Path,        # file of a TorchServe handler, or the name of a built-in one
-    model: Any = None,          # an `Artifact`, its folder, or a model file
+    model: Any = None,          # an `Artifact`, its folder, or a model file; of a pipeline, by name
     version: str = "1.0",
     store: str | Path | None = None,        # folder of the archive; default: `default_store()`
     chain: Chain | None = None, # preprocessing, for a handler whose class has none
@@ -130,14 +126,17 @@ def pack(
         raise ToolkitError(f"no example at {example}", do=do)
     if exact is not None: config["exact"] = exact
     source = _handler_source(handler)
-    artifact, model_file = as_model(model)
+    models = named_models(model)
+    artifact, model_file = as_model(None if isinstance(model, Mapping) else model)
+    if models: config["models"] = {k: model_path(k, m) for k, m in models.items()}
     given = given_settings(settings) | to_torchserve_keys(config)
     full = model_config(artifact.batch if artifact else None, given)
     store = make_store(Path(store or default_store()))
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as folder:
         work, first, final = Path(folder), Path(folder, f"{name}.mar"), Path(folder, "final.mar")
         contents = work / "contents"
-        _write_contents(contents, artifact, chain, as_features(features), extra_files, full)
+        extras = _with_weights(extra_files, model_file)
+        _write_contents(contents, artifact, models, chain, as_features(features), extras, full)
         run_archiver(name, version, source, contents, model_file, work)
         with ZipFile(first) as z: z.extractall(work / "unpacked")
         found = check_unpacked(work / "unpacked", example)

@@ -16,7 +16,7 @@ from .backends.graphs import graph_sizes, load_options
 from .backends.registry import BACKENDS
 from .compatibility import check_compatible
 from .parity import percent_above
-from .report import CompileReport
+from .report import CompileReport, reference_of
 from zztoolkit.compile.signature import (
     as_array, as_numpy, as_torch, CallSignature, check_inputs, contiguous, Dim, is_numpy,
     map_leaves, TensorSpec,
@@ -127,11 +127,11 @@ def describe_artifact(a: Artifact) -> str:
     sizes = ", ".join(map(_range, a.dims))
     within = percent_above(a.parity["max_rel_diff"])
     return (f"Artifact on {a.backend}, {a.precision}: {ins} to {_outputs(a)}, "
-            f"{sizes}, within {within} of eager")
+            f"{sizes}, within {within} of {reference_of(a.report)}")
 
 def _outputs(a: Artifact) -> str:
     outs = "; ".join(map(str, a.outputs))
-    return f"a list with, for each row, {outs}" if a.signature.returns == "rows" else outs
+    return f"a list with, for each row, {outs}" if a.signature.lists_rows else outs
 
 def _range(d: Dim) -> str:
     return f"{d.name} {d.min} to {d.max}"
@@ -144,7 +144,7 @@ def _facts(a: Artifact) -> dict[str, str]:
         "inputs": "; ".join(map(str, a.inputs)),
         "outputs": _outputs(a),
         "sizes": ", ".join(f"{_range(d)}, tuned for {d.opt}" for d in a.dims),
-        "against eager": f"within {within} of the largest output, top-1 agreement {top1:.0%}"}
+        f"against {reference_of(a.report)}": f"within {within} of the largest output, top-1 agreement {top1:.0%}"}
 
 def speedup_of(report: dict) -> dict[str, float]:
     "Return eager's time divided by the chosen candidate's at each batch size"

@@ -21,7 +21,7 @@ from zztoolkit.compile.candidates import (
 )
 from .compatibility import hardware_tag, library_versions
 from .model_spec import ModelSpec
-from .parity import raise_if_different, TOLERANCES
+from .parity import raise_if_different
 from .race import filled_up, measure_parity
 from .signature import as_numpy, iter_leaves
 from ..errors import ToolkitError
@@ -52,7 +52,7 @@ def _as_arrays(spec: ModelSpec, session: Session) -> Callable[[Sequence[torch.Te
     "Make a function that calls a session like every caller, and returns arrays or results of rows"
     def run(xs):
         ys = session(*(x.clone().numpy() for x in xs))
-        if spec.signature.returns == "rows": return ys
+        if spec.signature.lists_rows: return ys
         return [y for _, y in iter_leaves(ys)]
     return run
 
@@ -69,8 +69,8 @@ def try_candidate(c: Candidate, exporter: Exporter, folder: Path):
         job, c.inputs = exporter.script_job(c.precision), spec.inputs
     else:
         job = exporter.job(c.precision)
-        c.inputs = with_limits(spec.inputs, job.program)
-    allowed = options.tolerance or TOLERANCES[c.precision]
+        c.inputs = spec.inputs if job.file else with_limits(spec.inputs, job.program)
+    allowed = exporter.tolerance(c.precision)
     try:
         c.backend.export(job, folder)
         session, graphs = _load(c, exporter, folder)
@@ -79,8 +79,8 @@ def try_candidate(c: Candidate, exporter: Exporter, folder: Path):
     except ToolkitError:
         raise
     except Exception as e:
-        raise _cannot_take(c.backend, e) from e
-    raise_if_different(c.parity, c.name, allowed)
+        raise _cannot_take(c.backend, e, bool(spec.file)) from e
+    raise_if_different(c.parity, c.name, allowed, spec.reference)
     c.session = session
 
 # %% ../../nbs/compile/12_attempts.ipynb #load
@@ -99,8 +99,9 @@ def _load(c: Candidate, exporter: Exporter, folder: Path) -> tuple[Session, tupl
     return session, how.graphs
 
 # %% ../../nbs/compile/12_attempts.ipynb #cannot-take
-def _cannot_take(backend: Backend, e: Exception) -> ToolkitError:
+def _cannot_take(backend: Backend, e: Exception, is_file: bool) -> ToolkitError:
     advice = IN_INITIALIZE if backend.scripts else "backend='eager' takes every model that exports"
+    if is_file: advice = "backend='onnxruntime' in fp32 takes a file as it is"
     return ToolkitError(
         f"{backend.name} cannot take this model",
         found=f"{type(e).__name__}: {str(e)[:600]}",

@@ -44,7 +44,7 @@ def _content(s: ModelSpec, o: CompileOptions) -> Iterator[Any]:
     yield from (o.backends, o.precisions, o.auto, o.device, describe_hardware(o.device))
     yield from (o.tolerance, o.threads, o.measure)
     yield sorted(_versions().items())
-    yield from describe_model(s.model)
+    yield from [s.file.digest] if s.file else describe_model(s.model)
 
 # %% ../../nbs/compile/13_cache.ipynb #versions
 def _versions() -> dict[str, str]:
@@ -58,7 +58,7 @@ def _tensors(s: ModelSpec, o: CompileOptions) -> Iterator[tuple[str, torch.Tenso
 
 # %% ../../nbs/compile/13_cache.ipynb #fingerprint
 def fingerprint(spec: ModelSpec) -> list[list[float]]:
-    """Summarise eager's outputs for the example, and for minus ten times the example.
+    """Summarise the reference's outputs for the example, and for minus ten times the example.
 
     Each output has its mean, its mean magnitude, and 30 of its values.
     """
@@ -87,7 +87,7 @@ def _is_close(x: list[float], y: list[float]) -> bool:
 
 # %% ../../nbs/compile/13_cache.ipynb #find-compiled
 def find_compiled(home: Path, key: str, spec: ModelSpec) -> Artifact | None:
-    "Return the artifact in `home` if it has this key, and eager's outputs are unchanged"
+    "Return the artifact in `home` if it has this key, and the reference's outputs are unchanged"
     try:
         artifact = load_artifact(home)
     except (ToolkitError, OSError):

@@ -16,12 +16,13 @@ from .backends.base import Backend
 from .backends.export import ExportJob, flatten_model
 from .backends.registry import BACKENDS
 from .model_spec import ModelSpec
-from .parity import Tolerance
+from .parity import Tolerance, TOLERANCES
 from .signature import CallSignature, TensorSpec
 from ..errors import ToolkitError
 
 if TYPE_CHECKING:
     import torch
+    from zztoolkit.compile.onnx_file import OnnxFile
 
 # %% auto #0
 __all__ = []
@@ -65,6 +66,7 @@ class CompileOptions:
     measure: bool
     inputs: tuple[torch.Tensor, ...]
     calibration: tuple[torch.Tensor, ...]
+    file: OnnxFile | None = None     # the model is this file
 
     def candidates(self) -> list[Candidate]:
         "List the candidates, with the status of those that cannot run"
@@ -72,7 +74,8 @@ class CompileOptions:
         return [Candidate(b, p, self._skip_reason(b, p)) for b, p in pairs]
 
     def _skip_reason(self, backend: Backend, precision: str) -> str:
-        reason = backend.unavailable_reason(self.device, precision)
+        reason = file_reason(self.file, backend, precision, self.device) if self.file else ""
+        reason = reason or backend.unavailable_reason(self.device, precision)
         if reason or not (self.auto and backend.slow_to_compile): return reason
         return f"not tried, it takes minutes to compile: backend={backend.name!r} does"
 
@@ -85,6 +88,19 @@ class CompileOptions:
     def has_one_candidate(self) -> bool:
         "Return whether there is one backend in one precision; its failure is then an error"
         return len(self.backends) * len(self.precisions) == 1
+
+# %% ../../nbs/compile/11_candidates.ipynb #file-reason
+def file_reason(file: OnnxFile, backend: Backend, precision: str, device: str) -> str:
+    "Return why a backend cannot run a file in a precision, '' if it can"
+    if not backend.reads_onnx: return "it takes modules of PyTorch, no ONNX files"
+    own, on_gpu = file.precision, device != "cpu"
+    if precision == "int8" and own != "fp32":
+        return f"the file is {own} already, and int8 is made of fp32: leave precision out"
+    if precision == "fp16" and own != "fp16":
+        return "a file keeps its own numbers: export it in float16, or compile the module"
+    if own == "fp16" and on_gpu and precision in ("fp32", "tf32"):
+        return "the file's own numbers are float16: precision='fp16'"
+    return ""
 
 # %% ../../nbs/compile/11_candidates.ipynb #with-limits
 def with_limits(
@@ -135,7 +151,11 @@ class Exporter:
         self._jobs: dict[Any, ExportJob] = {}
 
     def job(self, precision: str) -> ExportJob:
-        "Return the job of a precision. Raise `ToolkitError` for a model that cannot be exported"
+        """Return the job of a precision; a file's has no program.
+
+        Raise `ToolkitError` for a model that cannot be exported.
+        """
+        if self.spec.file: return self._file_job(precision)
         dtype = _target_dtype(precision, self.spec.model)
         if dtype not in self._jobs: self._jobs[dtype] = self._export(dtype, precision)
         job = self._jobs[dtype]
@@ -147,6 +167,17 @@ class Exporter:
         return ExportJob(
             s.model, s.at(), s.inputs, s.by_name, precision, self.options.device,
             source=s.source, signature=s.signature)
+
+    def _file_job(self, precision: str) -> ExportJob:
+        s, o = self.spec, self.options
+        return ExportJob(
+            s.model, s.at(), s.inputs, s.by_name, precision, o.device, o.calibration, file=s.file)
+
+    def tolerance(self, precision: str) -> Tolerance:
+        "Return the given tolerance, or that of the lower precision, the asked or a file's own"
+        own = self.spec.file.precision if self.spec.file else precision
+        bounds = (TOLERANCES[p] for p in (precision, own))
+        return self.options.tolerance or max(bounds, key=lambda t: t.largest)
 
     def _export(self, dtype: Any, precision: str) -> ExportJob:
         s, device = self.spec, self.options.device

@@ -127,6 +127,8 @@ def _check_axis(name: str, x: torch.Tensor, axis: int, d: Dim):
             found=f"{x.shape[axis]}, not {d.min} to {d.max}")
 
 # %% ../../nbs/compile/08a_example.ipynb #all-dims
+BATCH = (1, 8, 32)      # the smallest, best and largest, if none is given
+
 def all_dims(batch: Any, dynamic: Dynamic) -> tuple[Dim, ...]:
     "Return the batch and the dimensions of `dynamic`, each once"
     dims = {"batch": as_dim("batch", batch)}

@@ -18,6 +18,7 @@ from .backends.graphs import load_options
 from .backends.onnx import onnx_runner
 from .backends.registry import BACKENDS
 from .backends.torchscript import open_script, script_runner
+from .onnx_file import onnx_signature, onnx_specs, open_reference, read_onnx
 from zztoolkit.compile.signature import (
     CallSignature, describe_tree, Dim, dtype_name, flatten_outputs, TensorSpec,
 )
@@ -44,6 +45,10 @@ def model_file_kind(path: str | Path) -> str: # a key of `FILE_KINDS`
     is_pickle, is_safetensors = head[:1] == b"\x80", head[8:9] == b"{"
     if is_pickle or is_safetensors: return "weights"
     return "onnx" if head[:1] == b"\x08" else ""      # ONNX begins with its format's number
+
+def _first_bytes(path: Path) -> str:
+    with open(path, "rb") as f: head = f.read(8)
+    return f"it begins with {head!r}" if head else "it is empty"
 
 # %% ../../nbs/compile/07_model_file.ipynb #zip-kind
 def _zip_kind(path: Path) -> str:
@@ -73,8 +78,8 @@ def require_model(path: str | Path) -> str: # a key of `FILE_KINDS`
     kind = model_file_kind(path)
     if kind not in _ADVICE: return kind
     content = "weights only" if kind == "weights" else "no model that can be run"
-    raise ToolkitError(
-        f"{path.name} holds {content}", found=FILE_KINDS[kind], do=_ADVICE[kind])
+    found = FILE_KINDS[kind] if kind else f"{FILE_KINDS[kind]}: {_first_bytes(path)}"
+    raise ToolkitError(f"{path.name} holds {content}", found=found, do=_ADVICE[kind])
 
 # %% ../../nbs/compile/07_model_file.ipynb #file-artifact
 def _file_artifact(
@@ -202,45 +207,44 @@ def _limits(constraint: Any) -> tuple[int, int]:
     return max(1, int(low)), int(high) if bounded else ANY_SIZE
 
 # %% ../../nbs/compile/07_model_file.ipynb #open-onnx
-_ONNX_TYPES = {f"tensor({onnx})": numpy for onnx, numpy in {
-    "float": "float32", "double": "float64", "float16": "float16",
-    "int64": "int64", "int32": "int32", "int16": "int16", "int8": "int8",
-    "uint8": "uint8", "bool": "bool", "string": "object"}.items()}
-
 def _open_onnx(path: Path, options: LoadOptions) -> tuple[Artifact, Run]:
-    import onnxruntime as ort
-    described = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    described = open_reference(path)
     dims: dict[str, Dim] = {}
-    inputs = [_onnx_spec(path, x, dims) for x in described.get_inputs()]
-    outputs = [_onnx_spec(path, y, {}) for y in described.get_outputs()]
-    ins, outs = (tuple(s.name for s in specs) for specs in (inputs, outputs))
-    signature = CallSignature(ins, False, outs, "tensor" if len(outs) == 1 else "dict")
+    inputs = [_with_dims(x, dims) for x in onnx_specs(path, described.get_inputs())]
+    outputs = [_with_dims(y, {}) for y in onnx_specs(path, described.get_outputs())]
+    signature = onnx_signature(inputs, outputs)
     artifact = _file_artifact(
         path, "onnxruntime", options.device, signature, inputs, outputs, dims)
     return artifact, onnx_runner(path, options)
 
-# %% ../../nbs/compile/07_model_file.ipynb #onnx-spec
-def _onnx_spec(path: Path, value: Any, dims: dict[str, Dim]) -> TensorSpec:
-    "Describe an input or an output of an ONNX file, and add its dimensions to `dims`"
-    if value.type not in _ONNX_TYPES: raise _not_a_tensor(path, value)
-    shape: list[int | str] = []
-    for axis, n in enumerate(value.shape):
+# %% ../../nbs/compile/07_model_file.ipynb #with-dims
+def _with_dims(spec: TensorSpec, dims: dict[str, Dim]) -> TensorSpec:
+    "Call the first dimension of an input or output the batch, and add its open ones to `dims`"
+    shape = list(spec.shape)
+    for axis, n in enumerate(spec.shape):
         fixed = isinstance(n, int)
-        word = "batch" if axis == 0 else str(n or f"{value.name}_{axis}")
-        limits = (n, n) if fixed and n else (1, ANY_SIZE)
-        if axis == 0 or not fixed: _add_dim(dims, word, limits, axis, len(value.shape))
-        shape.append(n if axis and fixed else word)
-    return TensorSpec(value.name, _ONNX_TYPES[value.type], tuple(shape))
+        if axis and fixed: continue
+        shape[axis] = str(n) if axis else "batch"
+        limits = (int(n), int(n)) if fixed else (1, ANY_SIZE)
+        _add_dim(dims, str(shape[axis]), limits, axis, len(shape))
+    return replace(spec, shape=tuple(shape))
 
-# %% ../../nbs/compile/07_model_file.ipynb #not-a-tensor
-def _not_a_tensor(path: Path, value: Any) -> ToolkitError:
-    advice = "export it with tensors only"
-    if value.type.startswith("seq"):
-        advice = "convert it with options={'zipmap': False}, where skl2onnx made it"
-    return ToolkitError(
-        f"{path.name} takes or returns something else than tensors",
-        found=f"{value.name}: {value.type}",
-        do=advice)
+# %% ../../nbs/compile/07_model_file.ipynb #weights-beside
+def weights_beside(path: str | Path) -> list[Path]:
+    """Return the files of weights that a model file reads from its folder; only ONNX has such.
+
+    Raise `ToolkitError` if one is missing, or in another folder than the model.
+    """
+    path = Path(path)
+    if model_file_kind(path) != "onnx": return []
+    weights = list(read_onnx(path).weights)
+    nested = [str(f) for f in weights if f.parent != path.parent.resolve()]
+    if nested:
+        raise ToolkitError(
+            f"{path.name} reads weights in a folder below it",
+            found=", ".join(nested),
+            do="compile_model(path) puts them together; give its artifact")
+    return weights
 
 # %% ../../nbs/compile/07_model_file.ipynb #open-model-file
 _OPENERS = {
@@ -277,7 +281,6 @@ def _require_onnxruntime(path: Path, device: str):
 
 def _cannot_load(path: Path, kind: str, e: Exception) -> ToolkitError:
     advice = "save it again with the versions of this machine"
-    if kind == "onnx": advice += "; its separate files of weights come with --extra-file"
     return ToolkitError(
         f"{path.name} cannot be loaded as {FILE_KINDS[kind]}",
         found=f"{type(e).__name__}: {str(e)[:300]}",

@@ -12,16 +12,18 @@ from typing import Any, TYPE_CHECKING
 
 from .backends.export import flatten_model, resize_inputs
 from zztoolkit.compile.example import (
-    all_dims, Dynamic, input_specs, named_inputs, read_dynamic, takes_dict,
+    all_dims, BATCH, Dynamic, input_specs, named_inputs, read_dynamic, takes_dict,
 )
 from zztoolkit.compile.signature import (
     as_numpy, CallSignature, describe_tree, Dim, dtype_name, flatten_outputs,
     is_per_row, iter_leaves, map_leaves, TensorSpec,
 )
+from .report import UNOPTIMIZED
 from ..errors import ToolkitError
 
 if TYPE_CHECKING:
     import torch
+    from zztoolkit.compile.onnx_file import OnnxFile
 
 # %% auto #0
 __all__ = []
@@ -38,6 +40,12 @@ class ModelSpec:
     outputs: tuple[TensorSpec, ...]
     dims: tuple[Dim, ...]                  # the batch first
     source: torch.nn.Module | None = None  # the model before flattening
+    file: OnnxFile | None = None           # it was read from; `model` is then the reference
+
+    @property
+    def reference(self) -> str:
+        "What backends are compared with"
+        return UNOPTIMIZED if self.file else "the eager model"
 
     @property
     def by_name(self) -> dict[str, Dim]:
@@ -55,8 +63,9 @@ class ModelSpec:
     def eager(self, xs: Sequence[torch.Tensor]) -> list:
         "Return the model's outputs as arrays, one for each output, or the results of each row"
         import torch
-        with torch.no_grad():
-            return [map_leaves(as_numpy, y) for y in self.model(*xs)]
+        with torch.no_grad(): ys = self.model(*xs)
+        if self.signature.returns == "row": ys = self.signature.pack(ys)
+        return [map_leaves(as_numpy, y) for y in ys]
 
 # %% ../../nbs/compile/09_model_spec.ipynb #trial
 class _Trial:
@@ -110,7 +119,7 @@ def _call_advice(signature: CallSignature) -> str:
     return f"{check}{call}; {_WRAP_DICT.format(names=', '.join(names), items=items)}"
 
 # %% ../../nbs/compile/09_model_spec.ipynb #output-shapes
-def _output_shapes(
+def output_shapes(
     run: Callable[..., list[torch.Tensor]],    # outputs at given sizes
     dims: Sequence[Dim],
 ) -> list[tuple[int | str, ...]]:
@@ -195,27 +204,30 @@ def _describe_outputs(
             "a model must return real numbers",
             found=", ".join(map(dtype_name, tensors)),
             do="wrap it in a module whose forward returns the real and the imaginary part")
-    shapes = _output_shapes(lambda **sizes: flatten_outputs(trial(**sizes))[2], dims)
-    _require_rows(shapes)
+    shapes = output_shapes(lambda **sizes: flatten_outputs(trial(**sizes))[2], dims)
+    require_rows(shapes)
     tree = describe_tree(ys) if returns == "nested" else None
     outputs = tuple(TensorSpec(n, _output_dtype(y), s) for n, y, s in zip(names, tensors, shapes))
     return replace(signature, returns=returns, outputs=names, tree=tree), outputs
 
 # %% ../../nbs/compile/09_model_spec.ipynb #require-rows
-def _require_rows(shapes: Sequence[tuple]):
+_ROWS = ("keep the batch as the first dimension: it assigns rows to requests; where each row "
+         "has a result of its own size, return a list with one tensor or dict for each")
+
+def require_rows(shapes: Sequence[tuple], advice: str = _ROWS):
+    "Raise `ToolkitError` unless each output has the batch first"
     wrong = [s for s in shapes if not s or s[0] != "batch"]
     if not wrong: return
     raise ToolkitError(
         "an output does not have one row for each row of the input",
         found=f"shape {wrong[0]} for a batch of 2",
-        do="keep the batch as the first dimension: it assigns rows to requests; where each row "
-           "has a result of its own size, return a list with one tensor or dict for each")
+        do=advice)
 
 # %% ../../nbs/compile/09_model_spec.ipynb #inspect-model
 def inspect_model(
     model: torch.nn.Module,
     example: Any,
-    batch: Any = (1, 8, 32),
+    batch: Any = BATCH,
     dynamic: Dynamic | None = None,
 ) -> ModelSpec:
     """Run the eager model on the example, and describe what it takes and returns.
@@ -242,7 +254,9 @@ def _check_module(model: Any):
     import torch
     if not isinstance(model, torch.nn.Module):
         raise ToolkitError(
-            "not a torch.nn.Module", found=repr(model), do="give an instance of one")
+            "not a torch.nn.Module",
+            found=repr(model),
+            do="give an instance of one, or the path of an ONNX file")
     if isinstance(model, torch.jit.ScriptModule):
         raise ToolkitError(
             "a TorchScript module cannot be exported",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, TYPE_CHECKING
 
-from .backends.registry import BACKENDS, PROGRAM_BACKENDS
+from .backends.registry import BACKENDS, FILE_BACKENDS, PROGRAM_BACKENDS
 from .candidates import CompileOptions
 from .example import as_tensor
 from .model_spec import ModelSpec
@@ -36,9 +36,9 @@ _ALIASES = {
     "script": "torchscript",
 }
 
-def read_backends(given: Any) -> tuple[str, ...]:
+def read_backends(given: Any, is_file: bool = False) -> tuple[str, ...]:
     "Return names of backends. Raise `ToolkitError`, with the likely name, for an unknown one"
-    if given in ("auto", "all"): return PROGRAM_BACKENDS
+    if given in ("auto", "all"): return FILE_BACKENDS if is_file else PROGRAM_BACKENDS
     names = (given,) if isinstance(given, str) else tuple(given)
     known = f"use auto, all, {', '.join(BACKENDS)}"
     if not names: raise ToolkitError("no backend", do=known)
@@ -117,7 +117,7 @@ def read_options(
     measure: bool,
 ) -> CompileOptions:
     "Check the arguments of `compile_model`. Raise `ToolkitError` for a wrong one"
-    names = read_backends(backend)
+    names = read_backends(backend, bool(spec.file))
     target = _read_device(device)
     check_whole(threads=threads)
     has_inputs = inputs is not None or calibration is not None
@@ -128,4 +128,5 @@ def read_options(
     samples = rows
     if calibration is not None: samples = _read_rows(spec, calibration, "calibration")
     return CompileOptions(
-        names, precisions, backend == "auto", target, allowed, threads, measure, rows, samples)
+        names, precisions, backend == "auto", target, allowed, threads, measure, rows, samples,
+        spec.file)

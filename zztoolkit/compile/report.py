@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from ..display import figure, png_of, Table
@@ -39,6 +40,13 @@ def _times(ms: Mapping[str, float] | None) -> str:
 def _mebibytes(n: int | None) -> str:
     return f"{n / 2**20:.3g} MiB" if n else ""
 
+# %% ../../nbs/compile/04_report.ipynb #reference
+UNOPTIMIZED = "ONNX Runtime without optimizations"
+
+def reference_of(report: Mapping) -> str:
+    "Name what a report's backends were compared with"
+    return UNOPTIMIZED if report.get("file") else "eager"
+
 # %% ../../nbs/compile/04_report.ipynb #compile-report
 @dataclass(frozen=True)
 class CompileReport:
@@ -49,7 +57,8 @@ class CompileReport:
         "Return the columns of each candidate, and of the model itself"
         rows = [_row(c) for c in self.report.get("candidates", ())]
         eager_ms = self.report.get("eager_ms")
-        if eager_ms: rows.append(["the model itself", "", _times(eager_ms), "", "", ""])
+        own = UNOPTIMIZED if self.report.get("file") else "the model itself"
+        if eager_ms: rows.append([own, "", _times(eager_ms), "", "", ""])
         return rows
 
     def table(self) -> Table:
@@ -57,10 +66,16 @@ class CompileReport:
         conditions = self.report.get("conditions")
         return Table(COLUMNS, self.rows(), [conditions] if conditions else [])
 
-    def __repr__(self) -> str: return str(self.table())
+    @property
+    def file(self) -> str:
+        "The model file with its inputs, in one line; '' for a module"
+        return self.report.get("file", "")
+
+    def __repr__(self) -> str: return "\n".join(filter(None, [self.file, str(self.table())]))
 
     def _repr_html_(self) -> str:
         table = self.table()._repr_html_()
+        if self.file: table = f"<div>{escape(self.file)}</div>{table}"
         return table + _image(self.picture()) if self.report.get("eager_ms") else table
 
     def picture(self) -> Figure:
@@ -74,7 +89,7 @@ class CompileReport:
                 do="compile_model(..., measure=True)")
         measured = [c for c in self.report["candidates"] if c.get("ms")]
         lines = {f"{c['backend']} {c['precision']}": c["ms"] for c in measured}
-        return _draw({"eager": self.report["eager_ms"]} | lines)
+        return _draw({reference_of(self.report): self.report["eager_ms"]} | lines)
 
 # %% ../../nbs/compile/04_report.ipynb #draw
 def _draw(lines: Mapping[str, Mapping[str, float]]) -> Figure:

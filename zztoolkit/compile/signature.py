@@ -240,7 +240,7 @@ class CallSignature:
     inputs: tuple[str, ...]
     by_name: bool                  # called with keywords
     outputs: tuple[str, ...]
-    returns: str                   # "tensor", "tuple", "dict", "nested", "any", or "rows": a list
+    returns: str                   # "tensor", "tuple", "dict", "nested", "any", "rows": a list, "row": of one
     as_dict: bool = False          # called with one dict of its inputs
     tree: Any = None               # of nested outputs, as from `describe_tree`
 
@@ -272,7 +272,13 @@ class CallSignature:
         if self.returns == "tuple": return tuple(ys)
         if self.returns == "dict": return dict(zip(self.outputs, ys))
         if self.returns == "nested": return fill_tree(self.tree, iter(ys))
+        if self.returns == "row": return [dict(zip(self.outputs, ys))]
         return ys
+
+    @property
+    def lists_rows(self) -> bool:
+        "Return whether the result is a list with one for each row, of its own size"
+        return self.returns in ("rows", "row")
 
 # %% ../../nbs/compile/01_signature.ipynb #signature-from-json
 def signature_from_json(d: Mapping[str, Any]) -> CallSignature:

@@ -23,20 +23,25 @@ def place_stages(graph: Graph) -> dict[str, tuple[int, int]]:
         column = 1 + max(places[name][0] for name in s.inputs)
         row = used.get(column, 0)
         places[s.name], used[column] = (column, row), row + 1
-    return places
+    return wrap_places(places)
+
+def wrap_places(places: Mapping[str, tuple[int, int]], most: int = 7) -> dict[str, tuple[int, int]]:
+    "Return places with at most so many columns: what is further right goes below"
+    height = 1 + max(row for _, row in places.values())
+    return {n: (c % most, c // most * height + row) for n, (c, row) in places.items()}
 
 # %% ../../nbs/handler/09b_drawing.ipynb #draw-stages
 _WIDTH, _HEIGHT = 0.78, 0.62    # of a box, in columns and rows
 
-def _label(step: Step, seconds: float, items: int) -> str:
-    of = step.level[-1] if step.level else "requests"
-    what = f"{items} {of}" if step.level else f"{items} requests"
+def _label(step: Step, seconds: float | None, items: int) -> str:
+    what = f"{items} {step.level[-1] if step.level else 'requests'}"
+    time = "" if seconds is None else f"{1000 * seconds:.1f} ms\n"
     arrows = {(True, False): " ⇉", (False, True): " ⇇"}.get((step.stage.fan_out, step.stage.fan_in), "")
-    return f"{step.stage.name}{arrows}\n{1000 * seconds:.1f} ms\n{what}"
+    return f"{step.stage.name}{arrows}\n{time}{what}"
 
 def draw_stages(
     graph: Graph,
-    seconds: Mapping[str, float],   # of a batch, by stage
+    seconds: Mapping[str, float] | None,    # of a batch, by stage; None draws no times
     items: Mapping[str, int],       # that a stage ran for
 ) -> Any: # matplotlib.figure.Figure
     "Draw stages as boxes, each as dark as its share of the time"
@@ -46,14 +51,15 @@ def draw_stages(
     ax = fig.subplots()
     ax.axis("off")
     ax.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
-    total = sum(seconds.get(s.name, 0.0) for s in graph.stages) or 1.0
+    spent = dict.fromkeys(places, 0.0) | dict(seconds or {})
+    total = sum(spent[s.name] for s in graph.stages) or 1.0
     for name, end in ((i, s.name) for s in graph.stages for i in s.inputs):
         _draw_arrow(ax, places[name], places[end])
     _draw_box(ax, places[REQUEST], "request", 0.0)
     for step in graph.steps:
         name = step.stage.name
-        spent = seconds.get(name, 0.0)
-        _draw_box(ax, places[name], _label(step, spent, items.get(name, 0)), spent / total)
+        own = spent[name] if seconds else None
+        _draw_box(ax, places[name], _label(step, own, items.get(name, 0)), spent[name] / total)
     return fig
 
 def _draw_box(ax: Any, place: tuple[int, int], text: str, share: float):
@@ -69,5 +75,7 @@ def _draw_box(ax: Any, place: tuple[int, int], text: str, share: float):
 def _draw_arrow(ax: Any, start: tuple[int, int], end: tuple[int, int]):
     places = (start[0] + _WIDTH / 2, start[1]), (end[0] - _WIDTH / 2, end[1])
     bend = 0.0 if start[1] == end[1] and end[0] == start[0] + 1 else 0.25
+    if end[1] > start[1]:       # a line below
+        places, bend = ((start[0], start[1] + _HEIGHT / 2), (end[0], end[1] - _HEIGHT / 2)), 0.0
     arrow = {"arrowstyle": "->", "color": "0.4", "connectionstyle": f"arc3,rad={-bend}"}
     ax.annotate("", places[1], places[0], arrowprops=arrow)

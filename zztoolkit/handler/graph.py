@@ -14,11 +14,12 @@ from typing import Any
 from ..errors import check_whole, ToolkitError
 
 # %% auto #0
-__all__ = ['REQUEST', 'Stage']
+__all__ = ['Stage']
 
-# %% ../../nbs/handler/08_graph.ipynb #stage
+# %% ../../nbs/handler/08_graph.ipynb #request
 REQUEST = "request"     # name of the input that is the request itself
 
+# %% ../../nbs/handler/08_graph.ipynb #stage
 @dataclass(frozen=True)
 class Stage:
     """One step of a `Pipeline`.

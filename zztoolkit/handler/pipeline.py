@@ -75,13 +75,17 @@ class LocalPipeline(LocalHandler):
     "Pipeline in this process; `show` draws it with the time of each stage"
     handler: Pipeline
 
-    def show(self, x: Any) -> Any: # matplotlib.figure.Figure
-        "Draw the stages with the time, items and batches of each on an example, or on a list of them"
+    def show(self,
+        x: Any,         # a request, or a list of them
+        times: bool = True,
+    ) -> Any: # matplotlib.figure.Figure
+        "Draw the stages with the time and the items of each on an example"
         from zztoolkit.handler.drawing import draw_stages
         self.predict(x if isinstance(x, list) else [x], return_exceptions=True)
         flow = self.handler.flow
         assert flow
-        return draw_stages(self.handler.graph, self.handler.clock.seconds(), flow.items)
+        seconds = self.handler.clock.seconds() if times else None
+        return draw_stages(self.handler.graph, seconds, flow.items)
 
 # %% ../../nbs/handler/10_pipeline.ipynb #json
 def stages_to_json(stages: Sequence[Stage]) -> str:

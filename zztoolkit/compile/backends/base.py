@@ -75,6 +75,7 @@ class Backend:
     any_card: bool = False                        # to a GPU's architecture, not to its model
     slow_to_compile: bool = False                 # a minute or more
     scripts: bool = False                         # takes models that cannot be exported
+    reads_onnx: bool = False                      # takes ONNX files of other tools
     missing: Callable[[str], str] = field(default=lambda kind: "")    # other requirements
     fallback_note: dict[str, str] = field(default_factory=dict)  # by unsupported precision
 

@@ -15,6 +15,7 @@ from ..signature import CallSignature, Dim, flatten_outputs, TensorSpec
 
 if TYPE_CHECKING:
     import torch
+    from zztoolkit.compile.onnx_file import OnnxFile
 
 # %% auto #0
 __all__ = []
@@ -77,6 +78,7 @@ class ExportJob:
     exported: torch.export.ExportedProgram | None = None     # if it was exported before
     source: torch.nn.Module | None = None        # the model before flattening, for TorchScript
     signature: CallSignature | None = None       # of `source`
+    file: OnnxFile | None = None                 # the model is this file; it has no program
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:

@@ -13,6 +13,7 @@ from typing import Any, TYPE_CHECKING
 from .base import cpu_flags, LoadOptions, Run
 from .export import ExportJob, quiet
 from .shared import return_free_memory, shared_copy, use_shared
+from ..onnx_file import write_onnx
 from ...errors import ToolkitError
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ __all__ = []
 ONNX = "model.onnx"
 
 def export_onnx(job: ExportJob, folder: Path):
-    "Write a model as ONNX, quantised if the job's precision is int8"
+    "Write a model as ONNX, or copy its file; quantised if the job's precision is int8"
     path = folder / ONNX
-    _save_onnx(job, path)
-    if job.precision == "int8": _quantise(path, job)
+    if job.file: write_onnx(job.file, path)
+    else: _save_onnx(job, path)
+    if job.precision != "int8": return
+    if job.file and job.file.opset < INT8_OPSET: _raise_opset(path)
+    _quantise(path, job)
 
 def _save_onnx(job: ExportJob, path: Path):
     import torch
@@ -36,6 +40,15 @@ def _save_onnx(job: ExportJob, path: Path):
         onnx_program = torch.onnx.export(job.program, dynamo=True, verbose=False)
     assert onnx_program is not None    # never None with dynamo=True
     onnx_program.save(str(path))
+
+# %% ../../../nbs/compile/backends/07_onnx.ipynb #raise-opset
+INT8_OPSET = 13      # the first whose int8 has a scale for each channel
+
+def _raise_opset(path: Path):
+    "Convert an ONNX file to operators that have int8"
+    import onnx, onnx.version_converter
+    model = onnx.version_converter.convert_version(onnx.load(path), INT8_OPSET)
+    onnx.save(model, path)
 
 # %% ../../../nbs/compile/backends/07_onnx.ipynb #has-vnni
 def has_vnni() -> bool:

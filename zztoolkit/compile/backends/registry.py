@@ -41,6 +41,7 @@ ONNXRUNTIME = Backend(
     cpu_arrays="numpy",
     needs=("onnxruntime|onnxruntime-gpu", "onnxscript"),
     runs_with=("onnxruntime|onnxruntime-gpu",),
+    reads_onnx=True,
     missing=missing_cuda_provider,
     fallback_note={"fp16": _CONVERTS, "bf16": _CONVERTS})
 
@@ -51,6 +52,7 @@ OPENVINO = Backend(
     cpu_arrays="numpy",
     needs=("openvino", "onnxscript"),
     runs_with=("openvino",),
+    reads_onnx=True,
     fallback_note={
         "bf16": "this CPU has no bfloat16 instructions, OpenVINO would run float32",
         "fp16": "OpenVINO's CPU plugin would run float32"})
@@ -82,5 +84,6 @@ TORCHSCRIPT = Backend(
 BACKENDS = {b.name: b for b in (
     TENSORRT, ONNXRUNTIME, OPENVINO, AOTINDUCTOR, EAGER, TORCHSCRIPT)}
 
-# "auto" and "all" choose from these
+# "auto" and "all" choose from these, for a module and for an ONNX file
 PROGRAM_BACKENDS = tuple(name for name, b in BACKENDS.items() if not b.scripts)
+FILE_BACKENDS = tuple(name for name, b in BACKENDS.items() if b.reads_onnx)
