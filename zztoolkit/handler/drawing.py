@@ -73,9 +73,9 @@ def _draw_box(ax: Any, place: tuple[int, int], text: str, share: float):
     ax.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if share > 0.6 else "black")
 
 def _draw_arrow(ax: Any, start: tuple[int, int], end: tuple[int, int]):
-    places = (start[0] + _WIDTH / 2, start[1]), (end[0] - _WIDTH / 2, end[1])
-    bend = 0.0 if start[1] == end[1] and end[0] == start[0] + 1 else 0.25
-    if end[1] > start[1]:       # a line below
-        places, bend = ((start[0], start[1] + _HEIGHT / 2), (end[0], end[1] - _HEIGHT / 2)), 0.0
+    is_below = end[1] > start[1]
+    x, y = (0.0, _HEIGHT / 2) if is_below else (_WIDTH / 2, 0.0)     # from the middle of a box
+    is_next = start[1] == end[1] and end[0] == start[0] + 1
+    bend = 0.0 if is_next or is_below else 0.25
     arrow = {"arrowstyle": "->", "color": "0.4", "connectionstyle": f"arc3,rad={-bend}"}
-    ax.annotate("", places[1], places[0], arrowprops=arrow)
+    ax.annotate("", (end[0] - x, end[1] - y), (start[0] + x, start[1] + y), arrowprops=arrow)
