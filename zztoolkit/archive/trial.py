@@ -20,7 +20,7 @@ from .plan import chain_input, measure_handler
 from .rules import built_in_handlers
 from ..errors import InputError, RequestError, ToolkitError
 from ..handler.handler import Handler
-from ..handler.pipeline import Pipeline
+from ..pipeline.pipeline import Pipeline
 from ..handler.torchserve import handler_of, load_service
 from ..handler.wire import encode_request, TEXT
 from ..handler.worker import check_initialized

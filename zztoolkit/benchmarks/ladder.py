@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,24 @@ from ..archive.packing import pack
 from .demo import handler_module, HANDLERS
 from .ladder_result import Ladder, Side, Turn
 from .peer_kinds import Job, our_handler, PEERS
-from .peers import installed_peers, Peer
+from .peers import go_on, halt, installed_peers, Peer
 from ..compile.artifact import Artifact
 from ..compile.compiler import compile_model
 from ..errors import ToolkitError
-from ..measure.bottleneck import NOISE_CORES
+from ..measure.bottleneck import least_disturbed
 from ..measure.connections import Target
 from ..measure.levels import measure_level, Setup
 from ..measure.profile import closed_loop, LoadProfile
 from ..measure.resources import ResourceMonitor
+from ..measure.servers import choose_servers
 from zztoolkit.samples import (
     efficientnet_lite0, imagenet_labels, large_photographs, lite_weights, sample_photo,
 )
 from ..serving.endpoint import Endpoint
 from ..serving.rollout import deploy
+from ..serving.server import DEFAULT_SERVER, make_server, Server, SERVERS
 from ..serving.torchserve.config import free_ports
-from ..serving.torchserve.server import LocalServer
-from ..system import usable_cores
+from ..system import installed, usable_cores
 
 # %% auto #0
 __all__ = []
@@ -90,11 +90,15 @@ class Ceiling:
 # %% ../../nbs/benchmarks/07_ladder.ipynb #rung
 @dataclass(frozen=True)
 class Rung:
-    "A way to serve the network over TorchServe"
+    "A way to serve the network"
     handler: str                # a file of this repository's handlers
     config: Mapping[str, Any] = field(default_factory=dict)     # of the archive, besides a worker for every core
     more_workers: int = 0       # than cores, each with one thread
     precision: str = "fp32"
+    server: str = DEFAULT_SERVER
+
+    @property
+    def kind(self) -> str: return "rung" if self.server == DEFAULT_SERVER else "server"
 
 TUNED = {"batchSize": 4, "maxBatchDelay": 2}
 RUNGS = {
@@ -103,6 +107,14 @@ RUNGS = {
     "chain": Rung("imagenet_classifier"),
     "tuned": Rung("imagenet_classifier", TUNED, precision="int8"),
 }
+
+def default_rungs(
+    servers: Sequence[str] | None = None,   # default: those that are installed
+) -> dict[str, Rung]:
+    "Return the steps on TorchServe, and the last of them on our other servers"
+    names, _ = choose_servers(servers)
+    others = [name for name in names if name != DEFAULT_SERVER]
+    return RUNGS | {f"tuned on {n}": replace(RUNGS["tuned"], server=n) for n in others}
 
 # %% ../../nbs/benchmarks/07_ladder.ipynb #serve-rung
 def artifact_of(precision: str, photos: Sequence[Path]) -> Artifact:
@@ -113,7 +125,7 @@ def artifact_of(precision: str, photos: Sequence[Path]) -> Artifact:
     inputs = torch.from_numpy(chain.batch(photos).items)
     return compile_model(net, inputs[:8], precision=("fp32", precision), inputs=inputs)
 
-def serve_rung(server: LocalServer, name: str, rung: Rung, artifacts: Mapping[str, Artifact], cores: int) -> Endpoint:
+def serve_rung(server: Server, name: str, rung: Rung, artifacts: Mapping[str, Artifact], cores: int) -> Endpoint:
     "Pack a rung and deploy it; `compiled_classifier` imports the stock handler, so it takes that file with it"
     stock = HANDLERS / "stock_classifier.py"
     model: Any = lite_weights() if rung.handler == stock.stem else artifacts[rung.precision]
@@ -170,11 +182,16 @@ class _Contenders:
         ceiling = stack.enter_context(Ceiling(self.artifact, self.photos, TUNED["batchSize"], self.cores))
         for name in ("chain alone", "chain + model"):
             yield (name, "ceiling"), partial(ceiling.turn, name)
-        server = stack.enter_context(LocalServer())
+        servers = {r.server: make_server(r.server) for r in self.rungs.values()}
         for name, rung in self.rungs.items():
             self.progress(f"serve {name}")
+            server = servers[rung.server]
+            if not server.running: stack.enter_context(server)
+            elif rung.kind == "server": go_on(_keeper(server))
             endpoint = serve_rung(server, name, rung, self.artifacts, self.cores)
-            yield (name, "rung"), partial(self.rung_turn, endpoint)
+            turn = self.rung_turn if rung.kind == "rung" else self.server_turn
+            if rung.kind == "server": _halt_until_turn(stack, server)
+            yield (name, rung.kind), partial(turn, endpoint)
         for kind in ("stock", "ours"):
             for name in peers:
                 label = name if kind == "stock" else f"{name}, ours"
@@ -195,10 +212,26 @@ class _Contenders:
         bodies = [(b, "application/octet-stream") for b in self.bodies]
         return _measure(self, endpoint, seconds, bodies)
 
+    def server_turn(self, endpoint: Endpoint, seconds: float) -> Turn:
+        "Measure a server that is halted between its turns"
+        go_on(_keeper(endpoint.server))
+        try: return self.rung_turn(endpoint, seconds)
+        finally: halt(_keeper(endpoint.server))
+
     def peer_turn(self, peer: Peer, seconds: float) -> Turn:
         peer.go_on()
         try: return _measure(self, peer, seconds, list(map(peer.kind.body, self.bodies)), peer.target)
         finally: peer.halt()
+
+def _keeper(server: Server) -> int:
+    "Return the id of the process that keeps a server"
+    assert server.process
+    return server.process.pid
+
+def _halt_until_turn(stack: ExitStack, server: Server):
+    "Halt all processes of a server; they go on in its turns, and before it is stopped"
+    halt(_keeper(server))
+    stack.callback(go_on, _keeper(server))
 
 # %% ../../nbs/benchmarks/07_ladder.ipynb #measure
 Body = tuple[bytes, str]        # and its content type
@@ -215,7 +248,7 @@ def ladder(
     seconds: float = 5,                      # of a turn
     clients: int = 0,                        # of a closed loop; default: four for each core
     peers: Sequence[str] | None = None,      # default: those that are installed
-    rungs: Mapping[str, Rung] = RUNGS,       # by name; one of them "tuned"
+    rungs: Mapping[str, Rung] | None = None, # by name, one of them "tuned"; default: all
     progress: Callable[[str], None] = lambda line: None,
 ) -> Ladder:
     "Start every contender, measure them in turns, and compare. Raise `ToolkitError` if one does not respond"
@@ -223,6 +256,7 @@ def ladder(
     names = installed_peers() if peers is None else list(peers)
     photos, cores = list(photos) or large_photographs(progress), usable_cores()
     load = closed_loop(clients or 4 * cores)
+    rungs = rungs or default_rungs()
     progress("compile")
     artifacts = {p: artifact_of(p, photos) for p in {r.precision for r in rungs.values()}}
     contenders = _Contenders(photos, artifacts, cores, load, rungs, progress)
@@ -249,20 +283,13 @@ def _measure_in_turns(
     for r in range(rounds):
         for n, (key, turn) in enumerate(contenders.items(), 1):
             progress(f"round {r + 1} of {rounds}, {n} of {len(contenders)}: {key[0]}")
-            turns[key].append(_measure_undisturbed(turn, seconds))
+            turns[key].append(least_disturbed(partial(turn, seconds), lambda t: t.others))
     return turns
-
-def _measure_undisturbed(turn: Callable[[float], Turn], seconds: float, tries: int = 3) -> Turn:
-    "Repeat a turn until unrelated processes used little; return the least disturbed one"
-    taken: list[Turn] = []
-    for _ in range(tries):
-        taken.append(turn(seconds))
-        if taken[-1].others < NOISE_CORES: break
-    return min(taken, key=lambda t: t.others)
 
 # %% ../../nbs/benchmarks/07_ladder.ipynb #about
 def _about(photos: Sequence[Path], artifact: Artifact, cores: int, run: Mapping[str, Any]) -> dict[str, Any]:
-    peers = [f"{name} {_version(PEERS[name].package)}" for name in installed_peers()]
+    peers = [f"{name} {installed(PEERS[name].package)}" for name in installed_peers()]
+    servers = {name: installed(kind.package) for name, kind in SERVERS.items()}
     return {
         "measured": time.strftime("%Y-%m-%d", time.gmtime()),
         "cores": cores,
@@ -270,8 +297,8 @@ def _about(photos: Sequence[Path], artifact: Artifact, cores: int, run: Mapping[
         **run,
         "photographs": _describe_photos(photos),
         "model": f"EfficientNet-Lite0 on {artifact.backend}, fp32, and {artifact.precision} where tuned",
-        "torch": version("torch"),
-        "TorchServe": version("torchserve"),
+        "torch": installed("torch"),
+        "servers": ", ".join(f"{name} {v}" for name, v in servers.items() if v),
         "peers": ", ".join(peers) or "none installed",
     }
 
@@ -283,12 +310,7 @@ def _describe_photos(photos: Sequence[Path]) -> str:
     megabytes = sum(p.stat().st_size for p in photos) / len(photos) / 1e6
     return f"{len(photos)} of {sizes[0]:.0f} to {sizes[-1]:.0f} megapixels, {megabytes:.1f} MB each on average"
 
-# %% ../../nbs/benchmarks/07_ladder.ipynb #versions
-def _version(package: str) -> str:
-    "Return the version of a package, '' for one in an environment of its own"
-    try: return version(package)
-    except ImportError: return ""
-
+# %% ../../nbs/benchmarks/07_ladder.ipynb #processor
 def _processor() -> str:
     "Return the name of the processor"
     info = Path("/proc/cpuinfo")

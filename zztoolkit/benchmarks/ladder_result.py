@@ -14,8 +14,9 @@ from typing import Any, TYPE_CHECKING
 from ..display import figure, Table
 from ..measure.bottleneck import NOISE_CORES, other_processes_cores
 from ..measure.levels import LoadLevel
-from ..measure.plots import STAGE_COLOURS
+from ..measure.plots import draw_medians, STAGE_COLOURS
 from ..measure.records import load_record, save_record
+from ..serving.server import DEFAULT_SERVER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +56,8 @@ class Turn:
 class Side:
     "A contender: one way to serve, or a ceiling"
     name: str
-    kind: str               # ceiling, rung, stock (another server), ours (another server with our chain and artifact)
+    kind: str               # ceiling, rung (on TorchServe), server (the tuned rung on another of
+                            # our servers), stock (a peer), ours (a peer with our chain and artifact)
     turns: tuple[Turn, ...] = ()
 
     def median(self, field: str) -> float:
@@ -83,8 +85,13 @@ class Ladder:
         "Return the fastest contender of a kind, None if there is none"
         return max(self.of(kind), key=lambda s: s.median("rate"), default=None)
 
+    @property
+    def tuned(self) -> Side:
+        "The tuned rung on the fastest of our servers"
+        return max([self["tuned"], *self.of("server")], key=lambda s: s.median("rate"))
+
     def last_line(self) -> str:
-        "Return the ratios of the tuned rung to the others in one line"
+        "Return the ratios of the tuned rung, on its fastest server, to the others in one line"
         return _last_line(self)
 
     @property
@@ -122,14 +129,15 @@ def _ladder_of(record: Mapping[str, Any]) -> Ladder:
 
 # %% ../../nbs/benchmarks/07_ladder_result.ipynb #last-line
 def _last_line(ladder: Ladder) -> str:
-    by_name = {s.name: s for s in ladder.sides}
-    tuned, peers = by_name["tuned"], {"best-peer": ladder.best("ours"), "best-stock-peer": ladder.best("stock")}
+    by_name, tuned = {s.name: s for s in ladder.sides}, ladder.tuned
+    peers = {"best-peer": ladder.best("ours"), "best-stock-peer": ladder.best("stock")}
     parts = []
     if "stock" in by_name: parts.append(f"tuned/stock={ratio(tuned, by_name['stock']):.2f}")
     parts.append(f"tuned/ceiling={ratio(tuned, by_name['chain + model']):.2f}")
     for label, peer in peers.items():
         if peer: parts.append(f"tuned/{label}={ratio(tuned, peer):.2f} ({peer.name})")
-    return " ".join(parts)
+    server = tuned.name.removeprefix("tuned on ") if tuned.kind == "server" else DEFAULT_SERVER
+    return " ".join([*parts, f"tuned={server}"])
 
 # %% ../../nbs/benchmarks/07_ladder_result.ipynb #ladder-table
 _COLUMNS = ("", "rate /s", "of the ceiling", "p50 ms", "p99 ms", "errors",
@@ -137,6 +145,7 @@ _COLUMNS = ("", "rate /s", "of the ceiling", "p50 ms", "p99 ms", "errors",
 _KINDS = {
     "ceiling": "in process, no server",
     "rung": "TorchServe",
+    "server": "the tuned archive on our other servers",
     "stock": "other servers, the stock way",
     "ours": "other servers, with our chain and artifact",
 }
@@ -177,26 +186,17 @@ def _head(ladder: Ladder) -> str:
     return ", ".join(f"{k} {v}" for k, v in ladder.about.items())
 
 # %% ../../nbs/benchmarks/07_ladder_result.ipynb #draw-rates
-_COLOURS = {"ceiling": "#bdbdbd", "rung": "#1e88e5", "stock": "#ffb74d", "ours": "#81c784"}
+_COLOURS = {"ceiling": "#bdbdbd", "rung": "#1e88e5", "server": "#5e35b1", "stock": "#ffb74d", "ours": "#81c784"}
 
 def _draw_rates(ladder: Ladder, ax: Any):
-    names = [s.name for s in ladder.sides]
-    rates = [s.median("rate") for s in ladder.sides]
-    lowest = [rate - min(t.rate for t in s.turns) for rate, s in zip(rates, ladder.sides)]
-    highest = [max(t.rate for t in s.turns) - rate for rate, s in zip(rates, ladder.sides)]
-    places = range(len(names))
-    ax.barh(places, rates, color=[_COLOURS[s.kind] for s in ladder.sides], height=0.7)
-    ax.errorbar(rates, places, xerr=[lowest, highest], fmt="none", ecolor="#555555", elinewidth=1)
+    runs = {s.name: [t.rate for t in s.turns] for s in ladder.sides}
+    colours = [_COLOURS[s.kind] for s in ladder.sides]
+    draw_medians(ax, runs, colours, "requests a second: medians, and the rounds' range")
     ax.axvline(ladder["chain + model"].median("rate"), color="#757575", ls=":", lw=1)
-    for place, rate in zip(places, rates):
-        colour = "white" if rate > 0.12 * max(rates) else "black"
-        ax.text(0.3, place, f" {rate:.1f}", va="center", color=colour, fontsize=9)
-    ax.set(title="requests a second: medians, and the rounds' range", yticks=places, yticklabels=names)
-    ax.invert_yaxis()
 
 # %% ../../nbs/benchmarks/07_ladder_result.ipynb #draw-stages
 def _draw_stages(ladder: Ladder, ax: Any):
-    rungs = ladder.of("rung")
+    rungs = [*ladder.of("rung"), *ladder.of("server")]
     places, left = range(len(rungs)), [0.0] * len(rungs)
     for name, colour in STAGE_COLOURS.items():
         widths = [max(0.0, statistics.median(t.stages.get(name, 0.0) for t in s.turns)) for s in rungs]

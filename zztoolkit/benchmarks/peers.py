@@ -103,11 +103,11 @@ class Peer:
 
     def halt(self):
         "Stop all processes, if the peer survives that"
-        if self.kind.may_halt: _signal(self.process.pid, signal.SIGSTOP)
+        if self.kind.may_halt: halt(self.process.pid)
 
     def go_on(self):
         "Continue halted processes"
-        if self.kind.may_halt: _signal(self.process.pid, signal.SIGCONT)
+        if self.kind.may_halt: go_on(self.process.pid)
 
 # %% ../../nbs/benchmarks/06a_peers.ipynb #start
 def _start(peer: Peer) -> subprocess.Popen:
@@ -139,6 +139,14 @@ def _processes(pid: int) -> list[psutil.Process]:
 def _session_of(pid: int) -> int:
     try: return os.getsid(pid)
     except OSError: return 0
+
+def halt(pid: int):
+    "Stop all processes of a session"
+    _signal(pid, signal.SIGSTOP)
+
+def go_on(pid: int):
+    "Continue the halted processes of a session"
+    _signal(pid, signal.SIGCONT)
 
 def _signal(pid: int, number: int):
     for p in _processes(pid):

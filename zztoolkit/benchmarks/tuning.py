@@ -113,7 +113,7 @@ def main(say: Say = partial(print, flush=True)):
     of = space(mar)
     with tempfile.TemporaryDirectory() as work, LocalServer() as server:
         bodies = read_payloads(sample_photo())
-        runner = TrialRunner(server, mar, bodies, CLIENTS, SLO, SECONDS, Path(work), patience=PATIENCE)
+        runner = TrialRunner({server.name: server}, mar, bodies, CLIENTS, SLO, SECONDS, Path(work), patience=PATIENCE)
         say(f"EfficientNet-Lite0, {CLIENTS} clients, p99 within {1000 * SLO:g} ms, {of.cores} cores: "
             f"{len(of.settings)} settings one by one")
         result, costs = grid(runner, of, home / "grid.json", say)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tempfile, typer
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -110,6 +110,7 @@ def tune(
     folder: Annotated[Optional[Path], shared_option(TUNE["folder"])] = None,
     knob: Annotated[Optional[list[str]], shared_option(TUNE["knob"])] = None,
     artifact: Annotated[Optional[list[Path]], shared_option(TUNE["artifact"])] = None,
+    server: Annotated[Optional[str], shared_option(TUNE["server"])] = None,
     seconds: Annotated[float, shared_option(TUNE["seconds"])] = TUNE["seconds"].default,
     store: Annotated[Optional[Path], typer.Option(
         help="folder for the archive with the best setting [default: --folder]",
@@ -118,9 +119,10 @@ def tune(
     save: Annotated[Optional[Path], shared_option(TUNE["save"])] = None,
     picture: Annotated[Optional[Path], PICTURE] = None,
 ):
-    "Find the workers, threads, batches and backend with the highest throughput; Ctrl-C ends the search early"
+    "Find the server, workers, threads, batches and backend with the highest throughput; Ctrl-C ends the search early"
     from zztoolkit.archive.mar import open_mar
     from zztoolkit.display import Steps
+    from zztoolkit.measure.servers import parse_servers
     from zztoolkit.measure.tuning.space import parse_parameter
     from zztoolkit.measure.tuning.tuner import tune as search
     _check_inputs(inputs)
@@ -132,6 +134,7 @@ def tune(
         mar or running, inputs, concurrency, slo, trials, memory, folder,
         [parse_parameter(k) for k in knob or []], artifact or [],
         seconds=seconds, progress=steps.update,
+        servers=parse_servers(server) if server else (),
     )
     steps.done("tuned")
     _show_result(result, save, picture)
@@ -149,21 +152,33 @@ def _keep_archive(result: Any, source: Any, store: Path):
     with tempfile.TemporaryDirectory() as work:
         is_endpoint = hasattr(source, "archive")
         mar = source.archive(work) if is_endpoint else source
-        typer.echo(f"with the best setting: {result.write(mar, store)}")
+        best = result.write(mar, store)
+    typer.echo(f"with the best setting, for zz serve --server {result.best_server}: {best}")
 
 # %% ../../nbs/cli/06_measuring.ipynb #ladder-command
 @command
 def ladder(
-    rounds: Annotated[int, typer.Option(
-        "--rounds", "-r", min=1, help="in each, every contender has a turn",
-    )] = 5,
+    archive: Annotated[Optional[Path], typer.Argument(
+        help="a .mar to measure on every server [default: this project's own ladder]",
+    )] = None,
+    inputs: Annotated[Optional[list[Path]], typer.Argument(
+        help="with an archive, what to send: a folder, or files",
+    )] = None,
+    server: Annotated[Optional[str], typer.Option(
+        help="servers to measure, e.g. torchserve,mosec; with an archive, the first is the "
+             "reference [default: those that are installed]",
+    )] = None,
+    rounds: Annotated[Optional[int], typer.Option(
+        "--rounds", "-r", min=1,
+        help="in each, every contender has a turn [default: 3 with an archive, else 5]",
+    )] = None,
     seconds: Annotated[float, typer.Option(
         "--seconds", "-s", min=4, help="duration of a turn",
     )] = 5,
-    clients: Annotated[int, typer.Option(
-        "--clients", "-c", min=0,
+    clients: Annotated[Optional[int], typer.Option(
+        "--clients", "-c", min=1,
         help="concurrent (closed-loop) clients [default: four for each core]",
-    )] = 0,
+    )] = None,
     photos: Annotated[Optional[Path], typer.Option(
         help="folder of images [default: Debian's, of 4 to 16 megapixels]",
     )] = None,
@@ -182,16 +197,26 @@ def ladder(
     save: Annotated[Optional[Path], shared_option(BENCH["save"])] = None,
     picture: Annotated[Optional[Path], PICTURE] = None,
 ):
-    "Benchmark stock TorchServe, each step to a tuned service, the ceiling and other servers, in turns"
-    from zztoolkit.benchmarks.ladder import RUNGS, ladder as climb, paces as variants
+    """Measure an archive on every installed server, in turns
+
+    Without an archive: stock TorchServe, each step to a tuned service, the ceiling and peers.
+    """
+    from zztoolkit.measure.servers import parse_servers
+    names = parse_servers(server) if server else None
+    if archive:
+        own = {"--photos": photos, "--peer": peer, "--no-peers": no_peers, "--paces": paces}
+        _reject_options(own, "has no meaning with an archive")
+        _compare(archive, inputs or [], names, clients, rounds, seconds, save, picture)
+        return
+    from zztoolkit.benchmarks.ladder import default_rungs, ladder as climb, paces as variants
     from zztoolkit.display import Steps
     from zztoolkit.system import usable_cores
     images = _images(photos) if photos else ()
     steps = Steps()
     steps("climb")
     peers = [] if no_peers or paces else peer or None
-    rungs = variants(usable_cores()) if paces else RUNGS
-    result = climb(images, rounds, seconds, clients, peers, rungs, steps.update)
+    rungs = variants(usable_cores()) if paces else default_rungs(names)
+    result = climb(images, rounds or 5, seconds, clients or 0, peers, rungs, steps.update)
     steps.done("measured")
     _show_result(result, save, picture)
 
@@ -201,3 +226,27 @@ def _images(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if found: return found
     raise ToolkitError(f"no images in {folder}", do="give a folder of .jpg or .png files")
+
+# %% ../../nbs/cli/06_measuring.ipynb #compare-servers
+def _reject_options(options: dict[str, Any], why: str):
+    "Raise `ToolkitError` for the first option that is given"
+    for name, value in options.items():
+        if value: raise ToolkitError(f"{name} {why}")
+
+def _compare(
+    archive: Path, inputs: list[Path], servers: Optional[Sequence[str]], clients: Optional[int],
+    rounds: Optional[int], seconds: float, save: Optional[Path], picture: Optional[Path],
+):
+    "Measure an archive on several servers, and show the comparison"
+    from zztoolkit.display import Steps
+    from zztoolkit.measure.servers import compare_servers
+    if not inputs:
+        raise ToolkitError("nothing to send", do=f"zz ladder {archive} images/")
+    for path in inputs: _check_inputs(path)
+    steps = Steps()
+    steps("measure")
+    result = compare_servers(
+        archive, inputs[0] if len(inputs) == 1 else inputs, servers, clients, rounds or 3,
+        seconds, progress=steps.update)
+    steps.done("measured")
+    _show_result(result, save, picture)

@@ -1,4 +1,3 @@
-from .graph import Stage as Stage
 from .handler import Handler as Handler
 from .inputs import (
     as_array as as_array,
@@ -8,7 +7,6 @@ from .inputs import (
     stack_inputs as stack_inputs,
 )
 from .local import LocalHandler as LocalHandler
-from .pipeline import LocalPipeline as LocalPipeline, Pipeline as Pipeline
 from .rows import run_concatenated as run_concatenated
 from .wire import (
     decode_request as decode_request,

@@ -5,9 +5,10 @@
 # %% ../../nbs/measure/08_bottleneck.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
+from typing import TypeVar
 
 from .gpu import busiest_jpeg_engine
 from .levels import LoadLevel, OUTSIDE, Setup
@@ -60,6 +61,21 @@ def other_processes_cores(level: LoadLevel) -> float:
 
 def _describe_stage(level: LoadLevel, stage: str) -> str:
     return f"{stage} is {level.stages.get(stage, 0):.1f} ms of {level.total.mean:.1f}"
+
+# %% ../../nbs/measure/08_bottleneck.ipynb #least-disturbed
+T = TypeVar("T")
+
+def least_disturbed(
+    measure: Callable[[], T],
+    others: Callable[[T], float],   # cores that other processes used, of a measurement
+    tries: int = 3,
+) -> T:
+    "Measure again until other processes use little; return the least disturbed measurement"
+    taken: list[T] = []
+    while len(taken) < tries:
+        taken.append(measure())
+        if others(taken[-1]) < NOISE_CORES: break
+    return min(taken, key=others)
 
 # %% ../../nbs/measure/08_bottleneck.ipynb #sender
 def is_sender_busy(level: LoadLevel) -> bool:

@@ -15,7 +15,7 @@ from ..serving.mosec.frames import from_frame, to_frame
 from ..serving.torchserve.grpc import encode_grpc_request, GRPC_METHOD
 
 # %% auto #0
-__all__ = ['Target']
+__all__ = []
 
 # %% ../../nbs/measure/02_connections.ipynb #target
 @dataclass(frozen=True)

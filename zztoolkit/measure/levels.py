@@ -19,7 +19,7 @@ from ..serving.endpoint import Endpoint
 from ..serving.torchserve.metrics import ModelMetrics
 
 # %% auto #0
-__all__ = ['LoadLevel']
+__all__ = []
 
 # %% ../../nbs/measure/07_levels.ipynb #parse
 def parse_duration(
@@ -260,9 +260,11 @@ def _measure_windows(
     is_enough: Stop,
     progress: Callable[[str], None],
 ) -> tuple[list[_Reading], list[Window]]:
-    "Measure windows until they are steady or the time is over"
+    "Measure one window at least, and more until they are steady or the time is over"
     readings, windows = [measured.read()], list[Window]()
-    while not is_steady(windows) and not is_enough(windows) and readings[-1].at + length <= end:
+    def is_over() -> bool: return readings[-1].at + length > end
+
+    while not windows or not (is_steady(windows) or is_enough(windows) or is_over()):
         readings.append(measured.next_reading(readings[-1].at + length))
         start, stop = readings[-2].at, readings[-1].at
         w = summarize_window(measured.load.responses(), start, stop)

@@ -5,6 +5,8 @@
 # %% ../../nbs/measure/09_plots.ipynb #imports
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -80,3 +82,24 @@ def draw_timeline(b: Benchmark, ax: Any):
     ax.set(title=f"busy cores, {b.knee.load}", xlabel="seconds", ylim=(0, b.setup.cores))
     if any("gpu" in s for s in timeline): _draw_gpu(timeline, ax.twinx())
     ax.legend(loc="center right", frameon=False)
+
+# %% ../../nbs/measure/09_plots.ipynb #draw-medians
+def draw_medians(
+    ax: Any,
+    runs: Mapping[str, Sequence[float]],    # values of each contender
+    colours: Sequence[str],                 # of each
+    title: str,
+):
+    "Draw a bar for each contender: the median of its values, with their range"
+    medians = [statistics.median(values) for values in runs.values()]
+    below = [m - min(values) for m, values in zip(medians, runs.values())]
+    above = [max(values) - m for m, values in zip(medians, runs.values())]
+    places = range(len(medians))
+    ax.barh(places, medians, color=colours, height=0.7)
+    ranges = [below, above]
+    ax.errorbar(medians, places, xerr=ranges, fmt="none", ecolor="#555555", elinewidth=1)
+    for place, median in zip(places, medians):
+        colour = "white" if median > 0.12 * max(medians) else "black"
+        ax.text(0, place, f"  {median:.1f}", va="center", color=colour, fontsize=9)
+    ax.set(title=title, yticks=places, yticklabels=list(runs))
+    ax.invert_yaxis()

@@ -27,6 +27,12 @@ def _list_inputs(inputs: Any) -> Sequence[Any]:
     files = sorted(Path(inputs).iterdir())
     return [p for p in files if p.is_file() and not p.name.startswith(".")]
 
+def label_inputs(inputs: Any) -> list[str]:
+    "Return a name for each input: of its file, or its place in the list"
+    def label(place: int, x: Any) -> str:
+        return x.name if isinstance(x, Path) else f"input {place}"
+    return [label(place, x) for place, x in enumerate(_list_inputs(inputs), 1)]
+
 def read_payloads(
     inputs: Any, # a folder, or one input or a list of inputs of `Endpoint.predict`
 ) -> list[tuple[bytes, str]]: # bodies with their content types, sent in turn

@@ -67,6 +67,18 @@ class _ProcessUsage:
             memory = p.memory_info().rss
         return self._cpu.get(p.pid, 0.0), memory
 
+# %% ../../nbs/measure/06_resources.ipynb #proportional-memory
+def proportional_memory(pids: Iterable[int]) -> float: # MiB
+    "Return the memory of processes together; what several share counts once (PSS)"
+    return sum(map(_read_pss, pids)) / 2**20
+
+def _read_pss(pid: int) -> int:
+    import psutil
+    with suppress(psutil.Error):
+        memory = psutil.Process(pid).memory_full_info()
+        return getattr(memory, "pss", memory.uss)     # only Linux tells what is shared
+    return 0
+
 # %% ../../nbs/measure/06_resources.ipynb #resource-monitor
 class ResourceMonitor:
     "Samples CPU and memory of process groups, and the GPUs, in a thread while it is entered"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..measure.levels import parse_duration
+from ..measure.servers import parse_servers
 from ..measure.tuning.space import parse_parameter
 from ..measure.tuning.tuner import parse_memory
 from ..serving.server import DEFAULT_SERVER, server_kind, SERVERS
@@ -129,6 +130,8 @@ TUNE = by_name(
            "may be repeated", parse_with(parse_parameter), action="append"),
     Option("--artifact -a", "folder of another artifact of the model to try; may be repeated",
            action="append", in_notebook=" (or a variable of the notebook)"),
+    Option("--server", "servers to try, e.g. torchserve,mosec (default: the service's own)",
+           parse_with(parse_servers)),
     Option("--seconds -s", "maximum duration of a measurement", positive, 6),
     Option("--apply", "apply the best setting to the service, without a failed request",
            action="store_true"),

@@ -116,6 +116,7 @@ def run_benchmark(endpoint: Endpoint, inputs: Any, args: argparse.Namespace) -> 
 # %% ../../nbs/notebook/04_magics.ipynb #run-tuning
 def run_tuning(
     endpoint: Endpoint, inputs: Any, artifacts: list[Any], args: argparse.Namespace,
+    find: Callable[[str], Server],      # returns the notebook's server of a name
 ) -> TuneResult:
     "Tune an endpoint with the options of `%tune`, show the result and return it"
     from IPython.display import display
@@ -124,9 +125,10 @@ def run_tuning(
     result = tune(
         endpoint, inputs, args.concurrency, args.slo, args.trials, args.memory, args.folder,
         args.knob, artifacts, seconds=args.seconds, progress=steps.update,
+        servers=args.server or (),
     )
     if args.save: result.save(args.save)
-    if args.apply: result.apply(endpoint, args.store, steps)
+    if args.apply: result.apply(endpoint, args.store, steps, find(result.best_server))
     steps.done("tuned, and the best setting serves" if args.apply else "tuned")
     display(result.show())
     return result
@@ -160,6 +162,8 @@ class MeasureMagics(Magics):
     shell: Any
     servers: Servers
 
+    def _server(self, name: str) -> Server: raise NotImplementedError
+
     @arguments(MODEL, *BENCH.values())
     @line_magic
     def bench(self, line: str) -> Benchmark:
@@ -175,7 +179,10 @@ class MeasureMagics(Magics):
         args, user = parse_line(self.tune, line), self.shell.user_ns
         endpoint = find_endpoint(self.servers, args.name)
         artifacts = [variable_or_text(user, a) for a in args.artifact]
-        return run_tuning(endpoint, variable_or_text(user, args.inputs), artifacts, args)
+        inputs = variable_or_text(user, args.inputs)
+        result = run_tuning(endpoint, inputs, artifacts, args, self._server)
+        if args.apply: user[args.name] = find_endpoint(self.servers, args.name)
+        return result
 
 # %% ../../nbs/notebook/04_magics.ipynb #serve-magics
 @magics_class

@@ -32,6 +32,7 @@ from ...serving.torchserve.config import from_torchserve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from zztoolkit.serving.server import Server
 
 # %% auto #0
 __all__ = []
@@ -145,6 +146,12 @@ class TuneResult(TrialSet):
     requested_trials: int = 0
     artifacts: Mapping[str, str] = field(default_factory=dict)   # folders of extra ones, by name
     measured: str = ""               # day and time, UTC
+    servers: tuple[str, ...] = ()    # that were tried, the default first; (): not recorded
+
+    @property
+    def best_server(self) -> str:
+        "Name of the server of the best setting; '' if it was not recorded"
+        return self.best.setting.get("server", next(iter(self.servers), ""))
 
     def __str__(self) -> str:
         parts = [describe_request(self), str(trial_table(self))]
@@ -185,15 +192,23 @@ class TuneResult(TrialSet):
         endpoint: Endpoint,              # the service that was tuned
         store: str | Path | None = None, # for the archive; default: the project's model_store
         progress: Callable[[str], None] = lambda step: None,
+        server: Server | None = None,    # to serve it on; default: the service's own
     ) -> Endpoint:
-        "Put the best setting on the running service as a new version, without a failed request"
-        return apply_best(self, endpoint, Path(store or default_store()), progress)
+        """Put the best setting on the running service as a new version, without a failed request.
+
+        Raise `ToolkitError` if it was found on another kind of server than `server`. On another
+        server than its own the model is served there, and then removed from its own.
+        """
+        target = server or endpoint.server
+        check_server(self, endpoint.name, target)
+        return apply_best(self, endpoint, target, Path(store or default_store()), progress)
 
 # %% ../../../nbs/measure/tuning/05_result.ipynb #remarks
 def describe_request(r: TuneResult) -> str:
     "Return what was tuned, in a line"
     settings = f"{len(r.trials)} of {len(r.space.settings)} settings"
-    parts = [f"{r.name}: {settings} at {r.clients} clients"]
+    where = f" on {' and '.join(r.servers)}" if r.servers else ""
+    parts = [f"{r.name}{where}: {settings} at {r.clients} clients"]
     if r.slo: parts.append(f"p99 within {1000 * r.slo:g} ms")
     if r.memory: parts.append(f"memory within {r.memory:.0f} MiB")
     return ", ".join(parts)
@@ -241,17 +256,29 @@ def write_best(
     return with_config(mar, store, version, artifacts, **to_config(setting))
 
 # %% ../../../nbs/measure/tuning/05_result.ipynb #apply-best
+def check_server(r: TuneResult, name: str, server: Server):
+    "Raise `ToolkitError` if the best setting is of another kind of server"
+    if r.best_server in ("", server.name): return
+    raise ToolkitError(
+        f"the best setting is for {r.best_server}",
+        found=f"{server.title} would serve it",
+        do=f"zz serve {name}.mar --server {r.best_server}, with the archive that `write` makes")
+
 def apply_best(
-    r: TuneResult, endpoint: Endpoint, store: Path, progress: Callable[[str], None],
+    r: TuneResult, endpoint: Endpoint, server: Server, store: Path, progress: Callable[[str], None],
 ) -> Endpoint:
-    if r.is_default(r.best):
+    moves = server is not endpoint.server
+    if r.is_default(r.best) and not moves:
         progress("– its setting is the best already")
         return endpoint
     with temporary_folder("zz-tune-") as work:
         progress("pack it with the best setting")
-        version = next_version(endpoint.server, endpoint.name)
+        server.start()
+        version = next_version(server, endpoint.name)
         mar = r.write(endpoint.archive(Path(work, "own")), Path(work, "best"), version)
-        return deploy(endpoint.server, mar, progress, serving=lambda: mar.move_to(store))
+        served = deploy(server, mar, progress, serving=lambda: mar.move_to(store))
+    if moves: endpoint.remove()
+    return served
 
 # %% ../../../nbs/measure/tuning/05_result.ipynb #build-result
 _OLD_RESULT = {"tried": "trials", "swept": "sweep", "asked": "requested_trials"}
@@ -265,13 +292,15 @@ def _build_trial(d: Mapping[str, Any]) -> Trial:
 def _build_space(d: Mapping[str, Any]) -> SearchSpace:
     rows = d["parameters"] if "parameters" in d else d["knobs"]
     values: Setting = from_torchserve({row["name"]: tuple(row["values"]) for row in rows})
-    parameters = tuple(Parameter(name, v) for name, v in values.items())
+    having = {row["name"]: tuple(row.get("servers", ())) for row in rows}
+    parameters = tuple(Parameter(name, v, having.get(name, ())) for name, v in values.items())
     return SearchSpace(parameters, from_torchserve(d["default"]), d["cores"])
 
 def build_result(d: Mapping[str, Any]) -> TuneResult:
     "Build a result from its JSON, of this version or an earlier one"
     fields = rename_keys(dict(d), _OLD_RESULT)
     return TuneResult(**fields | {
+        "servers": tuple(fields.get("servers", ())),
         "space": _build_space(d["space"]),
         "trials": tuple(map(_build_trial, fields["trials"])),
         "sweep": tuple(map(_build_trial, fields["sweep"]))})

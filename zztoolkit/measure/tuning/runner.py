@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ...archive.reconfigure import with_config
 from ...compile.artifact import Artifact
 from ...errors import ToolkitError
 from ..benchmarking import describe_setup
-from ..bottleneck import NOISE_CORES
+from ..bottleneck import least_disturbed, NOISE_CORES
 from ..levels import LoadLevel, measure_level, Window
 from ..profile import closed_loop
 from .space import to_config
@@ -66,8 +67,8 @@ Progress = Callable[[str], None]
 
 @dataclass
 class TrialRunner:
-    "Tries settings of one archive, one after the other, on one server"
-    server: Server
+    "Tries settings of one archive, one after the other, on a server each time"
+    servers: Mapping[str, Server]         # by name; the first is the default
     mar: Mar
     bodies: Sequence[tuple[bytes, str]]
     clients: int
@@ -80,11 +81,12 @@ class TrialRunner:
 
     def serve(self, s: Mapping[str, Any]) -> Endpoint:
         "Serve the archive with this setting instead of the last one. Raise `ToolkitError`"
-        self.server.start()
-        for name in self.server.models(): self.server.endpoint(name).remove()
+        _remove_models(self.servers.values())
+        server = self.servers[s.get("server", next(iter(self.servers)))]
+        server.start()
         artifacts = needed_artifacts(self.artifacts, s)
         mar = with_config(self.mar, self.work, artifacts=artifacts, **to_config(s))
-        return deploy(self.server, mar)
+        return deploy(server, mar)
 
     def measure(self,
         endpoint: Endpoint,
@@ -94,12 +96,9 @@ class TrialRunner:
         prune: Prune = lambda window: "",
     ) -> Trial:
         "Measure a setting; up to three times while other processes take cores"
+        measure = partial(_measure_once, self, endpoint, s, clients, progress, prune)
         tries = 3 if self.patience else 1
-        results: list[tuple[Trial, LoadLevel]] = []
-        while len(results) < tries:
-            results.append(_measure_once(self, endpoint, s, clients, progress, prune))
-            if results[-1][0].other_cores <= NOISE_CORES: break
-        trial, self.level = min(results, key=lambda r: r[0].other_cores)
+        trial, self.level = least_disturbed(measure, lambda r: r[0].other_cores, tries)
         return trial
 
     def attempt(self, s: Mapping[str, Any], best: float, progress: Progress) -> Trial:
@@ -110,6 +109,11 @@ class TrialRunner:
             return Trial(dict(s), "failed", _describe_error(e), clients=self.clients)
 
 # %% ../../../nbs/measure/tuning/04_runner.ipynb #measure-once
+def _remove_models(servers: Iterable[Server]):
+    "Remove all models from the servers that run"
+    endpoints = [s.endpoint(name) for s in servers if s.running for name in s.models()]
+    for endpoint in endpoints: endpoint.remove()
+
 def _measure_once(
     runner: TrialRunner,
     endpoint: Endpoint,

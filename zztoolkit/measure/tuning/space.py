@@ -35,6 +35,7 @@ class Parameter:
     "Key of the configuration, and its values worth trying; the first one is the default"
     name: str
     values: tuple[Any, ...]
+    servers: tuple[str, ...] = ()       # that have it; default: all
 
     @property
     def ordered(self) -> bool: return all(map(_is_number, self.values))
@@ -44,6 +45,8 @@ class Parameter:
 
     @property
     def unit(self) -> str: return _UNITS.get(self.name, "")
+
+    def exists_on(self, server: str) -> bool: return not self.servers or server in self.servers
 
     def including(self, value: Any) -> Parameter:
         "Return the parameter with this value among its own"
@@ -94,8 +97,11 @@ class SearchSpace:
     cores: int
 
     def normalize(self, s: Mapping[str, Any]) -> Setting:
-        "Return a setting without a batch delay that has no effect"
+        "Return a setting without what has no effect: batch delays of 1, what its server lacks"
+        server = s.get("server", "")
         setting = {p.name: s[p.name] for p in self.parameters}
+        lacking = [p for p in self.parameters if server and not p.exists_on(server)]
+        setting |= {p.name: p.values[0] for p in lacking}
         delays = next((p.values for p in self.parameters if p.name == "max_batch_delay"), ())
         if delays and s.get("batch_size") == 1: setting["max_batch_delay"] = delays[0]
         return setting
@@ -124,6 +130,9 @@ def _steps(highest: int) -> tuple[int, ...]:
     steps = (n for k in range(20) for n in (2**k, 3 * 2**k // 2))
     return tuple(sorted({n for n in steps if 0 < n <= highest} | {highest}))
 
+def _is_on_any(p: Parameter, servers: Sequence[str]) -> bool:
+    return not servers or any(map(p.exists_on, servers))
+
 def _default_setting(config: Mapping[str, Any]) -> Setting:
     full = CONFIG_DEFAULTS | to_torchserve_keys(config)
     setting = from_torchserve(full) | {"threads": worker_threads(full)}
@@ -139,6 +148,7 @@ def build_space(
     cores: int = 0,                 # default: the usable ones
     backends: Sequence[str] = (),   # folders of artifacts in the archive
     gpu: bool = False,              # whether the chain can run on one
+    servers: Sequence[str] = (),    # to try; the first is the default
     parameters: Sequence[Parameter] = (),   # more, or replacements of those with their name
 ) -> SearchSpace:
     """Return what is worth trying.
@@ -149,7 +159,8 @@ def build_space(
     cores = cores or usable_cores()
     batches = tuple(2**k for k in range(11) if 2**k <= min(batch_max, clients))
     delays = tuple(d for d in (0, 2, 5, 10, 20) if not slo or d <= 250 * slo)
-    usual = [
+    usual = [Parameter("server", tuple(servers))] if len(servers) > 1 else []
+    usual += [
         Parameter("workers", _steps(max(1, min(2 * cores, clients)))),
         Parameter("threads", _steps(cores)),
         Parameter("batch_size", batches),
@@ -157,7 +168,7 @@ def build_space(
     if len(backends) > 1:
         usual.append(Parameter("artifact", tuple(sorted(backends, key="artifact".__ne__))))
     if gpu: usual.append(Parameter("device", ("cpu", "cuda")))
-    by_name = {p.name: p for p in (*usual, *parameters)}
+    by_name = {p.name: p for p in (*usual, *parameters) if _is_on_any(p, servers)}
     given = DEFAULTS | from_torchserve(config)
     first = {name: given.get(name, p.values[0]) for name, p in by_name.items()}
     default = first | _default_setting(config)
@@ -168,4 +179,5 @@ def build_space(
 def to_config(setting: Mapping[str, Any]) -> dict[str, Any]:
     "Return a setting as the archive's configuration"
     workers = {"max_workers": setting["workers"]} if "workers" in setting else {}
-    return dict(setting) | workers
+    config = {name: value for name, value in setting.items() if name != "server"}
+    return config | workers

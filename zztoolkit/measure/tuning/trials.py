@@ -139,3 +139,10 @@ def warm_start(
         if split not in best or score < best[split][0]: best[split] = (score, s)
     ranked = sorted(best.values(), key=lambda pair: pair[0])
     return [s for _, s in ranked[:n]]
+
+# %% ../../../nbs/measure/tuning/02_trials.ipynb #on-each-server
+def on_each_server(space: SearchSpace, settings: Sequence[Setting]) -> list[Setting]:
+    "Return the settings on every server, most promising first; costs do not tell servers apart"
+    servers = next((p.values for p in space.parameters if p.name == "server"), ())
+    if not servers: return list(settings)
+    return [space.normalize(s | {"server": name}) for s in settings for name in servers]

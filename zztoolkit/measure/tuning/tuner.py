@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib, math, re, time, zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -20,15 +20,16 @@ from ...folders import temporary_folder
 from ...handler.local import artifact_folder
 from ..levels import parse_duration
 from ..profile import read_payloads
+from ..servers import require_servers
 from .result import TuneResult
 from .runner import format_minutes, longest, TrialRunner
 from .search import open_study, run_search, Search
 from .space import build_space, Parameter, SearchSpace, Setting
-from .trials import best_trials, estimate_costs, Trial, warm_start
+from .trials import best_trials, estimate_costs, on_each_server, Trial, warm_start
 from ...serving.endpoint import Endpoint
 from ...serving.failures import one_line_interrupts
 from ...serving.torchserve.config import from_torchserve
-from ...serving.server import DEFAULT_SERVER, make_server
+from ...serving.server import DEFAULT_SERVER, make_server, Server
 
 if TYPE_CHECKING:
     import optuna
@@ -97,6 +98,7 @@ class _Request:
     memory: float       # MiB; 0: no limit
     seconds: float      # of a measurement
     artifacts: Mapping[str, Artifact]
+    servers: Sequence[str]
 
     def search_space(self,
         config: Mapping[str, Any], parameters: Sequence[Parameter],
@@ -108,6 +110,7 @@ class _Request:
             config, min(largest, default=32), self.clients, self.slo,
             backends=[*own, *self.artifacts],
             gpu=_has_chain(self.mar) and _has_cuda(),
+            servers=self.servers,
             parameters=parameters)
 
     def identify(self, space: SearchSpace) -> dict[str, Any]:
@@ -119,6 +122,7 @@ class _Request:
             "slo": self.slo,
             "memory": self.memory,
             "seconds": self.seconds,
+            "servers": list(self.servers),
             "parameters": {p.name: list(p.values) for p in space.parameters},
             "cores": space.cores}
 
@@ -189,7 +193,7 @@ class _Run:
         s = default.setting
         workers, threads, batch = (s.get(k, 1) for k in ("workers", "threads", "batch_size"))
         costs = estimate_costs(level, workers, threads, batch, clients, space.cores)
-        return warm_start(space, costs, clients, self.search.memory)
+        return on_each_server(space, warm_start(space, costs, clients, self.search.memory))
 
     def _sweep(self, setting: Mapping[str, Any]):
         "Measure a setting at the loads at which it was not measured yet"
@@ -239,9 +243,22 @@ def _open_target(what: Endpoint | Mar | str | Path, work: Path) -> tuple[Mar, di
     mar = what.verify() if isinstance(what, Mar) else open_mar(what)
     return mar, from_torchserve(mar.config)
 
-def _new_server(what: Endpoint | Mar | str | Path) -> Any:
-    "Return a server like the one of a service; settings are tried on it"
-    return make_server(what.server.name if isinstance(what, Endpoint) else DEFAULT_SERVER)
+def _choose_servers(what: Endpoint | Mar | str | Path, names: Sequence[str]) -> tuple[str, ...]:
+    "Return the servers to try settings on, the service's own first. Raise `ToolkitError`"
+    own = what.server.name if isinstance(what, Endpoint) else DEFAULT_SERVER
+    chosen = require_servers(names or [own])
+    return tuple(sorted(chosen, key=own.__ne__))
+
+def _limit_to_servers(p: Parameter, servers: Mapping[str, Server]) -> Parameter:
+    "Return a parameter of those servers that have it. Raise `ToolkitError` if none has"
+    lacking = [s for s in servers.values() if p.name in s.limits]
+    if not lacking: return p
+    having = tuple(name for name, s in servers.items() if s not in lacking)
+    if having: return replace(p, servers=having)
+    raise ToolkitError(
+        f"{p.name} makes no difference on {lacking[0].title}",
+        found=lacking[0].limits[p.name],
+        do="leave it out, or try another server: --server mosec")
 
 def _default_loads(clients: int) -> list[int]:
     return sorted({max(1, clients // 4), max(1, clients // 2), clients, 2 * clients})
@@ -258,8 +275,13 @@ def _run_until_interrupted(run: _Run):
         if not _is_interrupt(e): raise
         if not run.search.trials: raise KeyboardInterrupt from None
 
-def _check_request(concurrency: int, trials: int, seconds: float):
+def _check_request(
+    concurrency: int, trials: int, seconds: float, parameters: Sequence[Parameter],
+):
     check_whole(concurrency=concurrency, trials=trials)
+    if "server" in [p.name for p in parameters]:
+        do = 'name the servers: servers=("torchserve", "mosec"), or --server torchserve,mosec'
+        raise ToolkitError("the server is not a key of the configuration", do=do)
     if 0 < seconds < math.inf: return
     raise ToolkitError("seconds must be more than 0", found=repr(seconds))
 
@@ -281,6 +303,7 @@ def tune(
     patience: float = 5,                     # longest wait for idle cores, in seconds; 0: measure
                                              # once, whatever other processes do
     progress: Callable[[str], None] = lambda line: None,
+    servers: Sequence[str] = (),             # to try settings on; default: the service's own
 ) -> TuneResult:
     """Find the setting with the highest rate within the objective and the limit.
 
@@ -289,7 +312,8 @@ def tune(
     With the defaults this takes up to about 10 minutes (`longest` computes it), longer while other
     processes take the cores; `progress` reports how much is left.
     """
-    _check_request(concurrency, trials, seconds)
+    _check_request(concurrency, trials, seconds, parameters)
+    names = _choose_servers(what, servers)
     objective = parse_duration(slo) if slo else 0.0
     limit = parse_memory(memory) if memory else 0.0
     bodies = read_payloads(inputs)
@@ -297,14 +321,16 @@ def tune(
     with temporary_folder("zz-tune-") as work, ExitStack() as stack:
         mar, config = _open_target(what, Path(work))
         extra = _extra_artifacts(mar, artifacts)
-        request = _Request(mar, bodies, concurrency, objective, limit, seconds, extra)
+        started = {name: make_server(name) for name in names}
+        parameters = [_limit_to_servers(p, started) for p in parameters]
+        request = _Request(mar, bodies, concurrency, objective, limit, seconds, extra, names)
         space = request.search_space(config, parameters)
         study = open_study(_make_folder(Path(folder or work)))
         _claim(study, Path(folder or work), request.identify(space))
-        search, server = Search(space, study, objective, limit), _new_server(what)
-        stack.callback(server.stop)
+        search = Search(space, study, objective, limit)
+        for server in started.values(): stack.callback(server.stop)
         runner = TrialRunner(
-            server, mar, bodies, concurrency, objective, seconds,
+            started, mar, bodies, concurrency, objective, seconds,
             Path(work, "trial"), extra, patience)
         run = _Run(search, runner, trials, loads, progress)
         _run_until_interrupted(run)
@@ -313,5 +339,6 @@ def tune(
             name=mar.name,
             digest=mar.digest,
             requested_trials=trials,
+            servers=names,
             artifacts={name: str(a.path) for name, a in extra.items()},
             measured=time.strftime("%Y-%m-%d %H:%M", time.gmtime()))
