@@ -1,11 +1,13 @@
 "Clients that others wrote, unmodified, against the gateway of a notebook's server."
 from __future__ import annotations
 
-import base64, gzip, json, socket, struct, threading
+import base64, gzip, json, os, socket, struct, threading
 
-import httpx, numpy as np, pytest
+import grpc, httpx, ml_dtypes, numpy as np, pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from hypothesis import given, HealthCheck, settings, strategies as st
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
@@ -37,10 +39,10 @@ def gateway(server):
 
 @pytest.fixture(scope="module")
 def clients(gateway):
-    http, grpc = httpclient.InferenceServerClient(gateway.url.removeprefix("http://")), grpcclient.InferenceServerClient(gateway.grpc_address)
-    yield {"http": (httpclient, http), "grpc": (grpcclient, grpc)}
+    http, rpc = httpclient.InferenceServerClient(gateway.url.removeprefix("http://")), grpcclient.InferenceServerClient(gateway.grpc_address)
+    yield {"http": (httpclient, http), "grpc": (grpcclient, rpc)}
     http.close()
-    grpc.close()
+    rpc.close()
 
 @pytest.fixture(params=["http", "grpc"])
 def client(request, clients, gateway):
@@ -70,6 +72,11 @@ def echo(server, tmp_path_factory):
 
 def as_bytes(values) -> np.ndarray: return np.array(values, dtype=object)
 
+def as_dict(answer) -> dict | list:
+    "The same of both clients: gRPC's is a message"
+    from google.protobuf.json_format import MessageToDict
+    return answer if isinstance(answer, (dict, list)) else MessageToDict(answer, preserving_proto_field_name=True)
+
 def responses(result) -> list: return [json.loads(x) for x in result.as_numpy("response")]
 
 def version(n: int) -> str: return ECHO.replace("VERSION", str(n))
@@ -94,6 +101,18 @@ def test_the_models_own_outputs(client, classifier, lite0, chain, photos):
     with pytest.raises(InferenceServerException, match="without response and status"): ask(["output0", "response"])
     with pytest.raises(InferenceServerException, match="row 0: InputError: .* dimension 2 must be 224"): ask(["output0"], np.zeros((2, 3, 5, 224), "f4"))
 
+def test_bfloat16_is_what_float32_would_be(client, classifier, chain, photos):
+    halves = chain.batch(photos[:2]).items.astype(ml_dtypes.bfloat16)
+    outputs = [client.module.InferRequestedOutput("output0")]
+    scores = [client("classifier", "inputs", x, datatype, outputs=outputs).as_numpy("output0") for x, datatype in ((halves, "BF16"), (halves.astype("f4"), "FP32"))]
+    np.testing.assert_array_equal(*scores)
+
+@pytest.mark.parametrize("megabytes", [3, 20])
+def test_a_body_arrives_as_it_was_sent(client, echo, megabytes):
+    "Larger than a chunk, and larger than a piece"
+    raw = b"\xff" + os.urandom(megabytes << 20)
+    assert client("echo", "request", as_bytes([raw]), "BYTES").as_numpy("response")[0] == raw
+
 def test_one_broken_image_of_three(client, classifier, photos):
     good = [p.read_bytes() for p in photos[:2]]
     result = client("classifier", "request", as_bytes([good[0], good[1][:2000], good[1]]), "BYTES")
@@ -115,6 +134,35 @@ def test_metadata_are_the_artifacts(client, classifier, lite0, gateway):
     assert own["name"] == spec.name and own["datatype"] == "FP32" and sizes == [n if isinstance(n, int) else -1 for n in spec.shape]
     assert request["datatype"] == "BYTES" and about["versions"] == [classifier.status.version]
     assert client.client.is_server_live(**given) and client.client.is_server_ready(**given) and client.client.is_model_ready("classifier", **given)
+
+def test_metadata_say_what_goes_together(call, classifier):
+    about = call("GET", "/v2/models/classifier").json()
+    assert [x["parameters"] for x in about["inputs"]] == [{"alternative": "the model's own inputs"}, {"alternative": "request", "content": "an encoded image"}]
+    assert [x.get("parameters") for x in about["outputs"]] == [{"only_for": "the model's own inputs"}, None, None]
+
+def test_the_configuration(client, classifier, lite0, gateway):
+    "Of the artifact and its server, as Triton has it: without the batch's axis"
+    config = as_dict(client.client.get_model_config("classifier", headers=dict(gateway.headers)))
+    config = config.get("config", config)
+    own, request = config["input"]
+    [spec], status = lite0.inputs, classifier.status
+    assert own["name"] == spec.name and own["data_type"] == "TYPE_FP32" and list(map(int, own["dims"])) == list(spec.shape[1:])
+    assert request["data_type"] == "TYPE_STRING" and own["optional"] and request["optional"]
+    assert config["max_batch_size"] == status.batch_size and config["instance_group"][0]["count"] == status.workers
+    assert int(config["dynamic_batching"]["max_queue_delay_microseconds"]) == 1000 * status.max_batch_delay
+
+def test_the_repository_is_listed_and_not_changed(client, classifier, echo, gateway):
+    given = {"headers": dict(gateway.headers)}
+    index = as_dict(client.client.get_model_repository_index(**given))
+    rows = index if isinstance(index, list) else index["models"]
+    assert {"classifier", "echo"} <= {m["name"] for m in rows} and all(m["state"] == "READY" for m in rows if m["name"] == "echo")
+    for change in (client.client.load_model, client.client.unload_model):
+        with pytest.raises(InferenceServerException, match="does not (un)?load models; deploy them") as e: change("echo", **given)
+        assert e.value.status() in ("501", "StatusCode.UNIMPLEMENTED")
+
+def test_what_is_not_spoken_says_so(clients, gateway):
+    with pytest.raises(InferenceServerException) as e: clients["grpc"][1].get_inference_statistics("echo", headers=dict(gateway.headers))
+    assert e.value.status() == "StatusCode.UNIMPLEMENTED"
 
 @pytest.mark.parametrize("model, wanted", [("nowhere", "no such model"), ("classifier", "has no version 99")])
 def test_what_is_not_there(client, classifier, model, wanted):
@@ -164,7 +212,9 @@ def test_more_rows_than_the_queue_holds(client, server, echo):
 def test_a_request_in_json(call, echo):
     tensor = {"name": "x", "datatype": "BYTES", "shape": [2], "data": ['{"a": 1}', "hello"]}
     body = {"id": "seven", "inputs": [tensor], "outputs": [{"name": "response"}]}
-    for options in ({"json": body}, {"content": gzip.compress(json.dumps(body).encode()), "headers": {"Content-Encoding": "gzip"}}):
+    text, packed = json.dumps(body).encode(), {"Content-Encoding": "gzip"}
+    two = gzip.compress(text[:40]) + gzip.compress(text[40:])       # a file of two members, as some clients write it
+    for options in ({"json": body}, {"content": gzip.compress(text), "headers": packed}, {"content": two, "headers": packed}):
         r = call("POST", "/v2/models/echo/infer", **options)
         assert r.status_code == 200, r.text
         [output] = r.json()["outputs"]
@@ -241,6 +291,24 @@ def test_typed_contents(clients, gateway, echo):
     answer = stub.ModelInfer(message, metadata=list(gateway.headers.items()))
     assert answer.raw_output_contents[0] == struct.pack("<I", 3) + b"one" + struct.pack("<I", len(x := b'{"got": {"two": 2}, "version": 1}')) + x
 
+# gRPC's health service
+
+def test_health(gateway, classifier):
+    "Without a token, as a probe asks"
+    with grpc.insecure_channel(gateway.grpc_address) as channel:
+        health = HealthStub(channel)
+        for name in ("", "inference.GRPCInferenceService", "classifier"): assert health.Check(HealthCheckRequest(service=name)).status == HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as e: health.Check(HealthCheckRequest(service="nowhere"))
+        assert e.value.code() == grpc.StatusCode.NOT_FOUND
+
+def test_a_watcher_hears_of_the_end_and_does_not_delay_it(server, classifier):
+    with Gateway(server) as gateway, grpc.insecure_channel(gateway.grpc_address) as channel:
+        watching = HealthStub(channel).Watch(HealthCheckRequest(service="classifier"))
+        statuses = [next(watching).status]
+        gateway.stop()
+        statuses += [r.status for r in watching]
+    assert statuses == [HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING]
+
 # TensorFlow Serving's REST
 
 def test_instances_and_inputs(call, echo):
@@ -298,17 +366,17 @@ def test_in_front_of_mosec(tmp_path):
         file.write_text(version(n))
         deploy(server, pack("echo", file, version=str(n), store=tmp_path))
     with make_server("mosec", Settings()) as server, Gateway(server) as gateway:
-        serve(1)
         http = httpx.Client(base_url=gateway.url, headers=gateway.headers, trust_env=False, timeout=30)
-        wait_until(lambda: http.get("/v2/models/echo/ready").status_code == 200)
+        assert http.get("/v2/models/echo").status_code == 404
+        serve(1)
         assert http.post("/v1/models/echo:predict", json={"instances": [{"a": 1}]}).json() == {"predictions": [{"got": {"a": 1}, "version": 1}]}
         serve(2)
-        wait_until(lambda: http.get("/v2/models/echo").json()["versions"] == ["2"])
         with grpcclient.InferenceServerClient(gateway.grpc_address) as client:
             tensor = grpcclient.InferInput("request", [2], "BYTES")
             tensor.set_data_from_numpy(as_bytes([b"bad", b"{}"]))
             result = client.infer("echo", [tensor], model_version="2", headers=dict(gateway.headers))
         assert result.as_numpy("status").tolist() == [400, 200] and responses(result)[1]["version"] == 2
+        wait_until(lambda: http.get("/v2/models/echo").json()["versions"] == ["2"])
         assert http.get("/v2", headers={"authorization": "Bearer wrong"}).status_code == 401
         http.close()
 

@@ -5,9 +5,11 @@ import json, subprocess, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx, numpy as np, pytest
+import grpc, httpx, numpy as np, pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from tritonclient.utils import InferenceServerException
 
 from conftest import missing
@@ -39,6 +41,12 @@ def grpc_client(pod: Pod) -> grpcclient.InferenceServerClient:
     if pod.tls: (pod.log.parent / "ca.crt").write_bytes(pod.certificate)
     return grpcclient.InferenceServerClient(f"127.0.0.1:{pod.ports[0]}", **certificate)
 
+def health(pod: Pod, name: str = "") -> int:
+    "As a probe asks: without a token"
+    address = f"127.0.0.1:{pod.ports[0]}"
+    with grpc.secure_channel(address, grpc.ssl_channel_credentials(pod.certificate)) if pod.tls else grpc.insecure_channel(address) as channel:
+        return HealthStub(channel).Check(HealthCheckRequest(service=name), timeout=10).status
+
 def ask(client, module, bodies: list[dict]) -> list[dict]:
     tensor = module.InferInput("request", [len(bodies)], "BYTES")
     tensor.set_data_from_numpy(np.array([json.dumps(b).encode() for b in bodies], dtype=object))
@@ -62,6 +70,13 @@ def test_http_passes_the_proxy(pod, home):
         assert http.post("/predictions/echo", json={"x": 1}).json() == {"x": 1}
         assert http.get("/v2/models/nowhere").status_code == 404
 
+def test_health_needs_no_token(pod):
+    assert health(pod) == health(pod, "echo") == HealthCheckResponse.SERVING
+    with pytest.raises(grpc.RpcError) as e: health(pod, "nowhere")
+    assert e.value.code() == grpc.StatusCode.NOT_FOUND
+    scheme = "https" if pod.tls else "http"
+    assert httpx.post(f"{scheme}://127.0.0.1:{pod.ports[0]}/grpc.health.v1.Health/Check", content=b"{}", verify=False, trust_env=False).status_code == 401
+
 def test_the_models_name_counts_whatever_the_protocol(pod):
     def count() -> float:
         lines = [line for line in pod.get("/metrics").text.splitlines() if line.startswith('zz_request_seconds_count{model_name="echo"}')]
@@ -71,6 +86,12 @@ def test_the_models_name_counts_whatever_the_protocol(pod):
         http.post("/v1/models/echo:predict", json={"instances": [{"x": 1}]})
         http.post("/v2/models/echo/infer", json={"inputs": [{"name": "request", "datatype": "BYTES", "shape": [1], "data": ["{}"]}]})
     wait_until(lambda: count() == before + 2, 5)
+    with grpc_client(pod) as client:
+        assert ask(client, grpcclient, [{"x": 1}]) == [{"x": 1}]
+        with pytest.raises(InferenceServerException): client.infer("echo", [], headers=dict(HEADERS))      # an error does not count
+        assert ask(client, grpcclient, [{"x": 2}]) == [{"x": 2}]
+    wait_until(lambda: count() >= before + 4, 5)
+    assert count() == before + 4
 
 def test_a_drain_loses_no_call(pod):
     "Calls over gRPC go on until the pod accepts no more; what is in flight then is answered. The pod is gone afterwards"
@@ -78,8 +99,9 @@ def test_a_drain_loses_no_call(pod):
         assert ask(client, grpcclient, [{"k": 0}])
         pod.process.terminate()
         accepted = time.monotonic() + 1.4
+        wait_until(lambda: health(pod) == health(pod, "echo") == HealthCheckResponse.NOT_SERVING, 1.2)
         n = 0
         while time.monotonic() < accepted: n += len(ask(client, grpcclient, [{"k": n}]))
         slow = [pool.submit(ask, client, grpcclient, [{"sleep": 2, "k": k}]) for k in range(2)]     # in flight when the door closes
-        assert [s.result()[0]["k"] for s in slow] == [0, 1] and n > 50
+        assert [s.result()[0]["k"] for s in slow] == [0, 1] and n > 10
     assert pod.process.wait(40) == 0 and "every request was answered" in pod.said()

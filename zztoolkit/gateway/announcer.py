@@ -20,10 +20,13 @@ log = logging.getLogger(__name__)
 EVERY = 0.2     # seconds between two looks at a server
 
 class Announcer:
-    "Announces the models of a server, at once and whenever they change, until it is stopped"
+    """Announces the models of a server, again and again, until it is stopped.
+
+    A model that a request asks for, and that was there before it, is in the second announcement
+    after the request at the latest: the look for the first may have begun earlier.
+    """
     def __init__(self, server: Server, announce: Callable[[list[ModelDescription]], None]):
         self.server, self.announce = server, announce
-        self.announced: list[ModelDescription] = []
         self._known: dict[str, Known] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -37,12 +40,9 @@ class Announcer:
         if self._thread.is_alive(): self._thread.join(2)
 
     def look(self):
-        "Announce the models if they differ from those before"
+        "Announce the models that are there"
         found = [self._read(name) for name in self.server.models()]
-        models = [m for m in found if m]
-        if models == self.announced: return
-        self.announce(models)
-        self.announced = models
+        self.announce([m for m in found if m])
 
     def _run(self):
         while not self._stop.wait(EVERY):

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import asyncio, json
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 from urllib.parse import quote
 
 from ..errors import RequestError
 from ..handler.wire import JSON
+from .connections import Connections
 from .rows import message_of, Reply, Row
-
-if TYPE_CHECKING:
-    import aiohttp
 
 # %% auto #0
 __all__ = []
@@ -37,10 +35,10 @@ def raise_first(replies: Sequence[Reply], what: str = "row"):
         raise_if_failed(reply, f"{what} {i}: " if len(replies) > 1 else "")
 
 # %% ../../nbs/gateway/04_backend.ipynb #reply
-def _as_reply(status: int, content_type: str, body: bytes) -> Reply:
+def _as_reply(reply: Reply) -> Reply:
     "Return a response; TorchServe's 400 for a wrong token becomes the 401 that clients expect"
-    if status == 400 and b"InvalidKeyException" in body: status = 401
-    return Reply(status, content_type, body)
+    is_wrong_token = reply.status == 400 and b"InvalidKeyException" in reply.body
+    return replace(reply, status=401) if is_wrong_token else reply
 
 def _no_reply(status: int, kind: str, message: str) -> Reply:
     body = json.dumps({"code": status, "type": kind, "message": message})
@@ -53,8 +51,6 @@ def _path(model: str, version: str) -> str:
     return "/".join(["/predictions", *(quote(name, safe="") for name in names)])
 
 # %% ../../nbs/gateway/04_backend.ipynb #backend
-MOST_CONNECTIONS = 256
-
 class Backend:
     "The server's inference API: `/predictions/MODEL`"
     def __init__(
@@ -65,22 +61,11 @@ class Backend:
         renew: Callable[[], Awaitable[str]] | None = None,      # as `Access.renew`
     ):
         self.url, self.timeout, self.at_once, self.renew = url, timeout, at_once, renew
-        self._http: aiohttp.ClientSession | None = None
-
-    @property
-    def http(self) -> aiohttp.ClientSession:
-        "Connections, opened in the loop that uses them"
-        if self._http is None:
-            import aiohttp
-            connector = aiohttp.TCPConnector(limit=MOST_CONNECTIONS)
-            timeout = aiohttp.ClientTimeout(total=self.timeout)
-            self._http = aiohttp.ClientSession(
-                connector=connector, timeout=timeout, trust_env=False)
-        return self._http
+        self.connections = Connections(url)
 
     async def close(self):
         "Close the connections"
-        if self._http: await self._http.close()
+        self.connections.close()
 
     async def predict(self, model: str, version: str, row: Row, token: str = "") -> Reply:
         "Send one row, with the server's key; once more if that has been renewed meanwhile"
@@ -90,17 +75,15 @@ class Backend:
         return await self._send(model, version, row, renewed) if renewed else reply
 
     async def _send(self, model: str, version: str, row: Row, token: str) -> Reply:
-        import aiohttp
         headers = {"Content-Type": row.content_type}
         if token: headers["Authorization"] = token
-        url = self.url + _path(model, version)
-        try:
-            async with self.http.post(url, data=row.body, headers=headers) as r:
-                return _as_reply(r.status, r.headers.get("Content-Type", ""), await r.read())
+        path = _path(model, version)
+        try: reply = await self.connections.post(path, row.body, headers, self.timeout)
         except asyncio.TimeoutError:
             return _no_reply(504, "GatewayTimeout", "no response in time")
-        except aiohttp.ClientError:
+        except OSError:
             return _no_reply(502, "BadGateway", "the server closed the connection")
+        return _as_reply(reply)
 
     async def predict_all(
         self, model: str, version: str, rows: Sequence[Row], token: str = ""

@@ -24,7 +24,7 @@ from ..system import environment_without_secrets
 __all__ = ['Gateway']
 
 # %% ../../nbs/gateway/10_gateway.ipynb #require-packages
-PACKAGES = ("aiohttp", "grpc", "starlette", "tritonclient", "uvicorn", "uvloop")
+PACKAGES = ("grpc", "grpc_health", "httptools", "starlette", "tritonclient", "uvicorn", "uvloop")
 
 def require_packages():
     "Raise `ToolkitError` if a package that the gateway needs is not installed"
@@ -81,18 +81,11 @@ def rows_at_once(queue: int) -> int:
     "Return how many rows of one request wait in a model's queue at a time: at most half of it"
     return max(1, min(64, queue // 2))
 
-# %% ../../nbs/gateway/10_gateway.ipynb #gateway
-class Gateway:
-    """Standard protocols in front of a server of this process: `with Gateway(server) as g: g.url`.
-
-    Open Inference Protocol v2 over HTTP (`url`) and gRPC (`grpc_address`), and TensorFlow
-    Serving's REST (`url`). Callers show `token`, in `headers`. It listens on the loopback
-    interface, and ends with this process.
-    """
+# %% ../../nbs/gateway/10_gateway.ipynb #gateway-address
+class GatewayAddress:
+    "Where the gateway of a server listens, and what its callers show"
     def __init__(self, server: Server):
         self.server, self.token = server, secrets.token_urlsafe(24)
-        self.process: GatewayProcess | None = None
-        self._announcer: Announcer | None = None
         self.http_port = self.grpc_port = 0
 
     @property
@@ -111,6 +104,31 @@ class Gateway:
         "What a client sends with each request; gRPC takes it as metadata, in lower case"
         return {"authorization": f"Bearer {self.token}"}
 
+    def plan(self) -> Plan:
+        "Return what the gateway's process is to do"
+        server, settings = self.server, self.server.settings
+        plan = Plan(
+            "", self.http_port, self.grpc_port, settings.response_timeout + 5,
+            settings.max_request_size, settings.drain_timeout,
+            at_once=rows_at_once(settings.job_queue_size), token=self.token)
+        url, key = server.open_http()
+        if not isinstance(server, LocalServer): return replace(plan, inference=url, key=key)
+        management = server.management.url      # where it renews the key by itself
+        return replace(plan, inference=url, management=management, folder=str(server.folder))
+
+# %% ../../nbs/gateway/10_gateway.ipynb #gateway
+class Gateway(GatewayAddress):
+    """Standard protocols in front of a server of this process: `with Gateway(server) as g: g.url`.
+
+    Open Inference Protocol v2 over HTTP (`url`) and gRPC (`grpc_address`), and TensorFlow
+    Serving's REST (`url`). Callers show `token`, in `headers`. It listens on the loopback
+    interface, and ends with this process.
+    """
+    def __init__(self, server: Server):
+        super().__init__(server)
+        self.process: GatewayProcess | None = None
+        self._announcer: Announcer | None = None
+
     @property
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
 
@@ -120,7 +138,7 @@ class Gateway:
         require_packages()
         self.http_port, self.grpc_port = free_ports(2)
         self.token_file.write_text(self.token)      # in a folder that only this user can enter
-        self.process = GatewayProcess(_plan(self))
+        self.process = GatewayProcess(self.plan())
         atexit.register(self.stop)
         self.server.before_stop.append(self.stop)
         try:
@@ -151,16 +169,3 @@ class Gateway:
     def __repr__(self) -> str:
         if not self.running: return "Gateway, stopped"
         return f"Gateway on {self.url} (HTTP) and {self.grpc_address} (gRPC); .headers hold its token"
-
-# %% ../../nbs/gateway/10_gateway.ipynb #plan
-def _plan(gateway: Gateway) -> Plan:
-    server = gateway.server
-    settings = server.settings
-    plan = Plan(
-        "", gateway.http_port, gateway.grpc_port, settings.response_timeout + 5,
-        settings.max_request_size, settings.drain_timeout,
-        at_once=rows_at_once(settings.job_queue_size), token=gateway.token)
-    url, key = server.open_http()
-    if not isinstance(server, LocalServer): return replace(plan, inference=url, key=key)
-    management = server.management.url      # where it renews the key by itself
-    return replace(plan, inference=url, management=management, folder=str(server.folder))

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from ..archive.rules import is_name
 from .backend import Backend, BackendError, raise_first, raise_if_failed
 from .inference import Inference, Outputs
-from .models import ANY_AGE, Catalog, ModelDescription
+from .models import ANY_AGE, Catalog, ModelDescription, TRUSTED_FOR
 from .rows import own_tensors_of, rows_of, tensors_of, wants_own_outputs
 
 # %% auto #0
@@ -35,6 +36,24 @@ class Service:
         if version in model.versions: return model
         known = ", ".join(model.versions)
         raise BackendError(404, f"{name} has no version {version[:40]}; it has {known}")
+
+# %% ../../nbs/gateway/05_infer.ipynb #repository
+async def repository_index(service: Service, only_ready: bool = False) -> list[dict]:
+    "Return the versions of all models, as Triton's extension of the protocol lists them"
+    catalog = service.catalog
+    found = [await catalog.find(name, TRUSTED_FOR) for name in await catalog.names()]
+    return [_index_entry(model, version) for model in found if model
+            for version in model.versions if model.ready or not only_ready]
+
+def _index_entry(model: ModelDescription, version: str) -> dict:
+    about = {"name": model.name, "version": version}
+    if model.ready: return about | {"state": "READY", "reason": ""}
+    return about | {"state": "UNAVAILABLE", "reason": "no worker is ready"}
+
+def reject_control(verb: str) -> NoReturn:
+    "Reject to load or unload a model: that is no business of its callers"
+    raise BackendError(
+        501, f"the gateway does not {verb} models; deploy them with %%serve, or a pod's archives")
 
 # %% ../../nbs/gateway/05_infer.ipynb #infer
 async def infer(service: Service, inference: Inference, token: str) -> Outputs:

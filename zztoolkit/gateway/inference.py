@@ -35,6 +35,15 @@ class Outputs:
     tensors: tuple[Tensor, ...]
     id: str = ""
 
+# %% ../../nbs/gateway/02_inference.ipynb #read-object
+def read_object(body: bytes) -> dict:
+    "Return the JSON object of a body. Raise `RequestError`"
+    try: value = json.loads(body)
+    except (ValueError, RecursionError) as e:
+        raise RequestError(f"the body is not JSON: {e}") from None
+    if isinstance(value, dict): return value
+    raise RequestError("the body must be a JSON object")
+
 # %% ../../nbs/gateway/02_inference.ipynb #split-body
 LENGTH = "Inference-Header-Content-Length"      # of the JSON, when raw tensors follow it
 
@@ -45,11 +54,7 @@ def _split_body(body: bytes, length: str | None) -> tuple[dict, memoryview]:
         if not length.isdecimal() or len(length) > 18 or int(length) > size:
             raise RequestError(f"{LENGTH} is {length[:20]!r}, the body has {size} bytes")
         size = int(length)
-    try: head = json.loads(body[:size])
-    except (ValueError, RecursionError) as e:
-        raise RequestError(f"the body is not JSON: {e}") from None
-    if isinstance(head, dict): return head, memoryview(body)[size:]     # a view: nothing is copied
-    raise RequestError("the body must be a JSON object")
+    return read_object(body[:size]), memoryview(body)[size:]    # a view: nothing is copied
 
 # %% ../../nbs/gateway/02_inference.ipynb #fields
 def _objects(head: dict, name: str) -> list[dict]:

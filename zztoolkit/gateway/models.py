@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio, time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ class ModelDescription:
     versions: tuple[str, ...]
     ready: bool                         # whether a worker of the default version is
     about: Mapping[str, Any]            # what its handler reports: `Handler.describe_handle`
+    workers: int = 1
+    batch_size: int = 1
+    max_batch_delay: int = 0            # milliseconds
 
     @property
     def takes_images(self) -> bool: return bool(self.about.get("takes_images"))
@@ -43,10 +47,22 @@ class ModelDescription:
         "The model's own outputs, likewise"
         return self.about.get("outputs", ())
 
+    @property
+    def platform(self) -> str:
+        "What it runs on: zztoolkit_onnxruntime_fp32"
+        words = "zztoolkit", self.about.get("backend"), self.about.get("precision")
+        return "_".join(filter(None, words))
+
 # %% ../../nbs/gateway/02a_models.ipynb #metadata
-def _tensor_metadata(spec: Mapping[str, Any]) -> dict:
+def tensor_metadata(spec: Mapping[str, Any]) -> dict:
+    "Return the protocol's metadata of one of the model's own tensors"
     sizes = [n if isinstance(n, int) else -1 for n in spec["shape"]]
     return {"name": spec["name"], "datatype": datatype_of(spec["dtype"]), "shape": sizes}
+
+def _content(model: ModelDescription) -> str:
+    "Return what an element of `request` is"
+    if model.takes_images: return "an encoded image"
+    return "a record as JSON" if model.takes_records else "JSON, text or bytes"
 
 REQUEST = {"name": "request", "datatype": "BYTES", "shape": [-1]}
 RESPONSE = [{"name": "response", "datatype": "BYTES", "shape": [-1]},
@@ -57,14 +73,19 @@ def metadata_of(model: ModelDescription) -> dict:
 
     Its inputs are alternatives: `request` (an encoded image, JSON or text for each row), or all
     the others together, which are the model's own. So are its outputs: `response` and `status`
-    of the handler, or the model's own, for requests of its own inputs.
+    of the handler, or the model's own, for requests of its own inputs. The tensors' parameters
+    say so to clients over HTTP; gRPC's metadata have none.
     """
-    about = model.about
-    platform = "_".join(filter(None, ("zztoolkit", about.get("backend"), about.get("precision"))))
+    own_input = {"parameters": {"alternative": "the model's own inputs"}}
+    own_output = {"parameters": {"only_for": "the model's own inputs"}}
+    request = {"alternative": "request"} if model.inputs else {}
+    request["content"] = _content(model)
     return {
-        "name": model.name, "versions": list(model.versions), "platform": platform,
-        "inputs": [*map(_tensor_metadata, model.inputs), REQUEST],
-        "outputs": [*map(_tensor_metadata, model.outputs), *RESPONSE]}
+        "name": model.name, "versions": list(model.versions), "platform": model.platform,
+        "inputs": [
+            *(tensor_metadata(x) | own_input for x in model.inputs),
+            REQUEST | {"parameters": request}],
+        "outputs": [*(tensor_metadata(x) | own_output for x in model.outputs), *RESPONSE]}
 
 # %% ../../nbs/gateway/02a_models.ipynb #catalog
 TRUSTED_FOR = 1.0       # seconds; then a description is read again
@@ -84,18 +105,31 @@ async def are_ready(catalog: Catalog) -> bool:
     found = [await catalog.find(name, TRUSTED_FOR) for name in await catalog.names()]
     return catalog.is_complete and all(m.ready for m in found if m)
 
+# %% ../../nbs/gateway/02a_models.ipynb #given-catalog
 class GivenCatalog:
-    "Models that the gateway's owner names: a pod does once all are ready"
-    def __init__(self):
+    "Models that the gateway's owner announces: a pod does once all are ready"
+    def __init__(
+        self,
+        lag: int = 0,       # announcements after which one is certain to name a model of now
+        patience: float = 5,    # seconds for each of them
+    ):
+        self.lag, self.patience = lag, patience
         self.models: dict[str, ModelDescription] = {}
         self.is_complete = False
+        self._next = asyncio.Event()        # the next announcement
 
     def replace(self, models: Sequence[dict]):
         "Know these models, and no others"
         self.models = {m["name"]: ModelDescription(**m) for m in models}
         self.is_complete = True
+        self._next.set()
+        self._next = asyncio.Event()
 
     async def find(self, name: str, max_age: float = ANY_AGE) -> ModelDescription | None:
+        for _ in range(self.lag):
+            if name in self.models and max_age > 0: break
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._next.wait(), self.patience)
         return self.models.get(name)
 
     async def names(self) -> list[str]: return list(self.models)
@@ -127,7 +161,9 @@ def read_model(server: Models, name: str, known: Known | None = None) -> Known |
     workers = status.version, ready, *status.pids
     if known and known.workers == workers: about = known.model.about
     else: about = _describe(server, name) if ready else {}
-    model = ModelDescription(name, status.version, versions, ready, about)
+    model = ModelDescription(
+        name, status.version, versions, ready, about,
+        status.workers, status.batch_size, status.max_batch_delay)
     return Known(model, workers, time.monotonic())
 
 def _describe(server: Models, name: str) -> Mapping[str, Any]:

@@ -47,7 +47,7 @@ class Plan:
 # %% ../../nbs/gateway/09_process.ipynb #service
 def _open(plan: Plan) -> tuple[Service, Access]:
     "Return the service of a plan, and who may call it"
-    catalog: Catalog = GivenCatalog()
+    catalog: Catalog = GivenCatalog(lag=2 if plan.token else 0)     # see `Announcer`
     access: Access = BehindProxy()
     if plan.management:
         api = ManagementClient(Path(plan.folder), plan.management, timeout=30)
@@ -62,7 +62,8 @@ def _open(plan: Plan) -> tuple[Service, Access]:
 def _follow(catalog: Catalog, loop: asyncio.AbstractEventLoop, closed: asyncio.Event):
     "Take lists of models from standard input, until that is closed"
     for line in sys.stdin.buffer:
-        if isinstance(catalog, GivenCatalog): catalog.replace(json.loads(line))
+        if isinstance(catalog, GivenCatalog):
+            loop.call_soon_threadsafe(catalog.replace, json.loads(line))
     loop.call_soon_threadsafe(closed.set)
 
 def _start_following(catalog: Catalog) -> asyncio.Event:
@@ -75,10 +76,12 @@ def _start_following(catalog: Catalog) -> asyncio.Event:
 # %% ../../nbs/gateway/09_process.ipynb #http
 def _http_server(plan: Plan, service: Service, access: Access) -> uvicorn.Server:
     import uvicorn
+    from zztoolkit.gateway.whole_bodies import Connection
     routes = [*rest_routes(service, access), *tfserving_routes(service, access)]
     return uvicorn.Server(uvicorn.Config(
-        make_app(routes), host="127.0.0.1", port=plan.http_port, log_level="warning",
-        access_log=False, lifespan="off", timeout_keep_alive=90,
+        make_app(routes), host="127.0.0.1", port=plan.http_port, http=Connection, ws="none",
+        log_level="warning", access_log=False, lifespan="off", proxy_headers=False,
+        timeout_keep_alive=90,
         timeout_graceful_shutdown=int(plan.drain_timeout)))
 
 # %% ../../nbs/gateway/09_process.ipynb #serve
@@ -86,9 +89,10 @@ UP = b"up\n"        # on standard output, when both ports are open
 
 async def _serve(plan: Plan):
     "Serve HTTP and gRPC until standard input is closed; then finish the requests in flight"
+    from zztoolkit.gateway.health import Health
     service, access = _open(plan)
-    http = _http_server(plan, service, access)
-    grpc = await start_grpc(service, access, f"127.0.0.1:{plan.grpc_port}")
+    http, health = _http_server(plan, service, access), Health(service)
+    grpc = await start_grpc(service, access, health, f"127.0.0.1:{plan.grpc_port}")
     serving = asyncio.create_task(http.serve())
     while not http.started and not serving.done(): await asyncio.sleep(0.01)
     if serving.done(): return await serving     # its port is taken; it has said so
@@ -96,6 +100,7 @@ async def _serve(plan: Plan):
     sys.stdout.buffer.flush()
     closed = asyncio.create_task(_start_following(service.catalog).wait())
     await asyncio.wait((serving, closed), return_when=asyncio.FIRST_COMPLETED)
+    health.close()
     http.should_exit = True
     await asyncio.gather(serving, grpc.stop(plan.drain_timeout))
     await service.backend.close()

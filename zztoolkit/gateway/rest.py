@@ -5,7 +5,7 @@
 # %% ../../nbs/gateway/06_rest.ipynb #imports
 from __future__ import annotations
 
-import json, logging, zlib
+import asyncio, gzip, io, json, logging, zlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from typing import Any, TYPE_CHECKING
@@ -13,8 +13,9 @@ from typing import Any, TYPE_CHECKING
 from .. import __version__
 from .access import Access
 from .backend import BackendError
-from .infer import infer, Service
-from .inference import LENGTH, read_inference, write_outputs
+from .config import config_of
+from .infer import infer, reject_control, repository_index, Service
+from .inference import LENGTH, read_inference, read_object, write_outputs
 from .models import are_ready, metadata_of, TRUSTED_FOR
 from ..errors import RequestError, ToolkitError
 from ..handler.wire import BYTES, JSON
@@ -47,17 +48,29 @@ async def read_unpacked(request: Request, limit: int) -> bytes:
     body = await read_body(request, limit)
     if body is None: raise _too_large(limit)
     encoding = request.headers.get("content-encoding", "identity").lower()
-    return body if encoding == "identity" else _unpack(body, encoding, limit)
+    if encoding == "identity": return body
+    return await asyncio.to_thread(_unpack, body, encoding, limit)
+
+def _gunzip(body: bytes, size: int) -> bytes:
+    "Return up to `size` bytes of a gzip file, of one member or several"
+    return gzip.GzipFile(fileobj=io.BytesIO(body)).read(size)
+
+def _inflate(body: bytes, size: int) -> bytes:
+    unpacker = zlib.decompressobj()
+    plain = unpacker.decompress(body, size)
+    if len(plain) < size and not unpacker.eof: raise EOFError
+    return plain
+
+_UNPACKERS = {"gzip": _gunzip, "deflate": _inflate}
 
 def _unpack(body: bytes, encoding: str, limit: int) -> bytes:
-    windows = {"gzip": 31, "deflate": 15}
-    if encoding not in windows:
+    if encoding not in _UNPACKERS:
         raise BackendError(415, f"unknown Content-Encoding {encoding[:40]!r}")
-    unpacker = zlib.decompressobj(windows[encoding])
-    try: plain = unpacker.decompress(body, limit + 1)
-    except zlib.error as e: raise RequestError(f"the body is not {encoding}: {e}") from None
+    try: plain = _UNPACKERS[encoding](body, limit + 1)
+    except EOFError: raise RequestError(f"the {encoding} body is cut off") from None
+    except (OSError, zlib.error) as e:
+        raise RequestError(f"the body is not {encoding}: {e}") from None
     if len(plain) > limit: raise _too_large(limit)
-    if not unpacker.eof: raise RequestError(f"the {encoding} body is cut off")
     return plain
 
 def _too_large(limit: int) -> BackendError:
@@ -126,6 +139,18 @@ class Rest:
         if size is None: return Response(body, media_type=JSON)
         return Response(body, headers={LENGTH: str(size)}, media_type=BYTES)
 
+    async def config(self, request: Request, token: str) -> Response:
+        return json_response(config_of(await self._model(request)))
+
+    async def index(self, request: Request, token: str) -> Response:
+        "List the models, as Triton lists its repository"
+        body = await read_unpacked(request, self.service.max_request_size)
+        wanted = read_object(body or b"{}")
+        return json_response(await repository_index(self.service, wanted.get("ready") is True))
+
+    async def control(self, request: Request, token: str) -> Response:
+        reject_control(request.path_params["verb"])
+
     async def _model(self, request: Request) -> Any:
         path = request.path_params
         return await self.service.find(path["model"], path.get("version", ""), TRUSTED_FOR)
@@ -144,4 +169,7 @@ def rest_routes(service: Service, access: Access) -> list[Route]:
         get("/v2/health/live", rest.live), get("/v2/health/ready", rest.ready),
         *(get(path, rest.model) for path in of_model),
         *(get(f"{path}/ready", rest.model_ready) for path in of_model),
+        *(get(f"{path}/config", rest.config) for path in of_model),
+        post("/v2/repository/index", rest.index),
+        post("/v2/repository/models/{model}/{verb}", rest.control),
         *(post(f"{path}/infer", rest.infer) for path in of_model)]

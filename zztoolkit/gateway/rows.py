@@ -23,7 +23,7 @@ __all__ = []
 @dataclass(frozen=True)
 class Row:
     "One request to a handler"
-    body: bytes
+    body: bytes | memoryview
     content_type: str
 
 @dataclass(frozen=True)
@@ -54,22 +54,29 @@ def _is_json(body: bytes) -> bool:
     except (ValueError, RecursionError): return False
     return True
 
-def content_type_of(body: bytes, model: ModelDescription, given: Any = None) -> str:
+def _checked(content_type: str) -> str:
+    "Return a sender's content type. Raise `RequestError` for one that cannot stand in a header"
+    if content_type.isascii() and content_type.isprintable(): return content_type
+    raise RequestError(f"not a content type: {content_type[:60]!r}")
+
+def content_type_of(
+    body: bytes | memoryview, model: ModelDescription, given: Any = None
+) -> str:
     "Return a body's content type: its sender's, else by its model and its bytes"
-    if isinstance(given, str) and "/" in given: return given
+    if isinstance(given, str) and "/" in given: return _checked(given)
     if model.takes_images: return BYTES
-    if model.takes_records or _is_json(body): return JSON
-    try: body.decode()
+    if model.takes_records or _is_json(bytes(body)): return JSON
+    try: str(body, "utf-8")
     except UnicodeDecodeError: return BYTES
     return TEXT
 
 # %% ../../nbs/gateway/03_rows.ipynb #from-base64
-def read_base64(text: bytes | str) -> bytes:
+def read_base64(text: bytes | memoryview | str) -> bytes:
     "Decode base64. Raise `RequestError`"
     try: return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as e: raise RequestError(f"not base64: {e}") from None
 
-def _bytes_row(x: bytes, tensor: Tensor, model: ModelDescription) -> Row:
+def _bytes_row(x: bytes | memoryview, tensor: Tensor, model: ModelDescription) -> Row:
     kind = tensor.parameters.get("content_type")
     if kind == "base64": return Row(body := read_base64(x), content_type_of(body, model))
     return Row(x, content_type_of(x, model, kind))

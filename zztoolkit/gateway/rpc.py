@@ -10,14 +10,16 @@ from typing import Any, TYPE_CHECKING
 
 from .. import __version__
 from .access import Access
-from .infer import infer, Service
+from .config import config_message
+from .infer import infer, reject_control, repository_index, Service
 from .inference import Inference, Outputs
-from .models import are_ready, metadata_of, TRUSTED_FOR
+from .models import are_ready, metadata_of, ModelDescription, TRUSTED_FOR
 from .tensors import raw_of, Tensor, tensor_from_json, tensor_from_raw
 from ..errors import RequestError, ToolkitError
 
 if TYPE_CHECKING:
     import grpc
+    from zztoolkit.gateway.health import Health
 
 # %% auto #0
 __all__ = []
@@ -27,7 +29,7 @@ CODES = {
     400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
     408: "DEADLINE_EXCEEDED", 413: "RESOURCE_EXHAUSTED", 415: "INVALID_ARGUMENT",
     422: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 502: "UNAVAILABLE", 503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED", 507: "UNAVAILABLE"}
+    501: "UNIMPLEMENTED", 504: "DEADLINE_EXCEEDED", 507: "UNAVAILABLE"}
 
 def code_of(status: int) -> grpc.StatusCode:
     "Return gRPC's code of an HTTP status"
@@ -89,6 +91,16 @@ def write_message(outputs: Outputs) -> Any:
         message.raw_output_contents.append(raw_of(t))
     return message
 
+# %% ../../nbs/gateway/08_rpc.ipynb #write-metadata
+def write_metadata(model: ModelDescription) -> Any:
+    "Return a ModelMetadataResponse, whose tensors have no parameters"
+    from tritonclient.grpc.service_pb2 import ModelMetadataResponse
+    def without(tensors: list[dict]) -> list[dict]:
+        return [{k: v for k, v in t.items() if k != "parameters"} for t in tensors]
+    about = metadata_of(model)
+    return ModelMetadataResponse(
+        **about | {"inputs": without(about["inputs"]), "outputs": without(about["outputs"])})
+
 # %% ../../nbs/gateway/08_rpc.ipynb #call
 async def _call(access: Access, context: Any, work: Callable[[str], Any]) -> Any:
     "Check the caller, and do the work; its errors become gRPC's"
@@ -99,6 +111,8 @@ async def _call(access: Access, context: Any, work: Callable[[str], Any]) -> Any
     except ToolkitError as e: await context.abort(grpc.StatusCode.UNAVAILABLE, e.problem)
 
 # %% ../../nbs/gateway/08_rpc.ipynb #servicer
+MODEL = "zz-model"      # header of a good response; a pod's proxy counts by it, and removes it
+
 def make_servicer(service: Service, access: Access) -> Any:
     "Return the service of tritonclient's stubs"
     from tritonclient.grpc import service_pb2 as pb
@@ -128,20 +142,45 @@ def make_servicer(service: Service, access: Access) -> Any:
         async def ModelMetadata(self, request, context):
             async def work(token):
                 model = await service.find(request.name, request.version, TRUSTED_FOR)
-                return pb.ModelMetadataResponse(**metadata_of(model))
+                return write_metadata(model)
+            return await _call(access, context, work)
+
+        async def ModelConfig(self, request, context):
+            async def work(token):
+                model = await service.find(request.name, request.version, TRUSTED_FOR)
+                return pb.ModelConfigResponse(config=config_message(model))
             return await _call(access, context, work)
 
         async def ModelInfer(self, request, context):
             async def work(token):
-                return write_message(await infer(service, read_message(request), token))
+                outputs = await infer(service, read_message(request), token)
+                await context.send_initial_metadata(((MODEL, outputs.model),))
+                return write_message(outputs)
+            return await _call(access, context, work)
+
+        async def RepositoryIndex(self, request, context):
+            async def work(token):
+                index = await repository_index(service, request.ready)
+                return pb.RepositoryIndexResponse(models=index)
+            return await _call(access, context, work)
+
+        async def RepositoryModelLoad(self, request, context):
+            async def work(token): reject_control("load")
+            return await _call(access, context, work)
+
+        async def RepositoryModelUnload(self, request, context):
+            async def work(token): reject_control("unload")
             return await _call(access, context, work)
 
     return Servicer()
 
 # %% ../../nbs/gateway/08_rpc.ipynb #start-grpc
-async def start_grpc(service: Service, access: Access, address: str) -> Any:
+async def start_grpc(
+    service: Service, access: Access, health: Health, address: str
+) -> Any:
     "Start a gRPC server on an address in this loop, and return it"
     import grpc
+    from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
     from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
     options = [
         ("grpc.max_receive_message_length", service.max_request_size),
@@ -149,6 +188,7 @@ async def start_grpc(service: Service, access: Access, address: str) -> Any:
         ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options)
     add_GRPCInferenceServiceServicer_to_server(make_servicer(service, access), server)
+    add_HealthServicer_to_server(health, server)
     server.add_insecure_port(address)
     await server.start()
     return server

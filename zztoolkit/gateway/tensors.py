@@ -25,13 +25,15 @@ class Tensor:
     "Named tensor of a request or a response"
     name: str
     datatype: str           # the protocol's word: BYTES, FP32, INT64
-    array: np.ndarray       # of Python bytes for BYTES
+    array: np.ndarray       # of `bytes`, or views of a request's body, for BYTES
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 # %% ../../nbs/gateway/01_tensors.ipynb #dtype
 def numpy_dtype(datatype: Any) -> Any:
-    "Return NumPy's dtype of a datatype. Raise `RequestError` for an unknown one"
+    "Return NumPy's dtype of a datatype: float32 of BF16. Raise `RequestError` for an unknown one"
+    import numpy as np
     from tritonclient.utils import triton_to_np_dtype
+    if datatype == "BF16": return np.float32
     dtype = triton_to_np_dtype(datatype) if isinstance(datatype, str) else None
     if dtype is not None: return dtype
     raise RequestError(f"no such datatype: {str(datatype)[:40]!r}; use FP32, INT64, BYTES …")
@@ -54,6 +56,24 @@ def _reshape(name: str, flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     raise RequestError(
         f"{name}: shape {list(shape)} has {math.prod(shape)} elements, the data {len(flat)}")
 
+# %% ../../nbs/gateway/01_tensors.ipynb #bfloat16
+def _from_bfloat16(raw: bytes | memoryview) -> np.ndarray:
+    "Return bfloat16 numbers, which NumPy lacks, as float32: they are its upper half"
+    import numpy as np
+    return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+# %% ../../nbs/gateway/01_tensors.ipynb #elements
+def _split_elements(name: str, raw: memoryview) -> np.ndarray:
+    "Return the elements of BYTES as views, so that no image is copied"
+    import numpy as np
+    elements, at = [], 0
+    while at < len(raw):
+        start = at + 4
+        at = start + int.from_bytes(raw[at:start], "little")
+        if at > len(raw): raise RequestError(f"{name}: broken BYTES: an element is cut off")
+        elements.append(raw[start:at])
+    return np.fromiter(elements, object, len(elements))
+
 # %% ../../nbs/gateway/01_tensors.ipynb #from-raw
 def tensor_from_raw(
     name: str,
@@ -63,28 +83,21 @@ def tensor_from_raw(
     parameters: Mapping[str, Any] | None = None,
 ) -> Tensor:
     "Return a tensor from its bytes. Raise `RequestError` if they do not fit"
-    import numpy as np
     dtype, sizes = numpy_dtype(datatype), check_shape(name, shape)
-    flat = _split_elements(name, raw) if datatype == "BYTES" else None
-    if flat is None:
-        try: flat = np.frombuffer(raw, dtype)
-        except ValueError as e: raise RequestError(f"{name}: not raw {datatype}: {e}") from None
+    try: flat = _flat_array(name, datatype, dtype, raw)
+    except ValueError as e: raise RequestError(f"{name}: not raw {datatype}: {e}") from None
     return Tensor(name, datatype, _reshape(name, flat, sizes), parameters or {})
 
-def _split_elements(name: str, raw: bytes | memoryview) -> np.ndarray:
-    import struct
-    from tritonclient.utils import deserialize_bytes_tensor
-    try: return deserialize_bytes_tensor(raw)
-    except struct.error:
-        raise RequestError(f"{name}: broken BYTES: an element is cut off") from None
+def _flat_array(name: str, datatype: str, dtype: Any, raw: bytes | memoryview) -> np.ndarray:
+    import numpy as np
+    if datatype == "BYTES": return _split_elements(name, memoryview(raw))
+    return _from_bfloat16(raw) if datatype == "BF16" else np.frombuffer(raw, dtype)
 
 # %% ../../nbs/gateway/01_tensors.ipynb #to-raw
 def raw_of(tensor: Tensor) -> bytes:
     "Return a tensor as bytes"
-    import numpy as np
-    if tensor.datatype != "BYTES": return np.ascontiguousarray(tensor.array).tobytes()
-    from tritonclient.utils import serialize_byte_tensor
-    return serialize_byte_tensor(tensor.array).item() if tensor.array.size else b""
+    if tensor.datatype != "BYTES": return tensor.array.tobytes()
+    return b"".join(part for x in tensor.array.flat for part in (len(x).to_bytes(4, "little"), x))
 
 # %% ../../nbs/gateway/01_tensors.ipynb #from-json
 def tensor_from_json(name: str, datatype: str, shape: Sequence[int], data: Any,
@@ -113,6 +126,6 @@ def json_of(tensor: Tensor) -> list:
     "Return a tensor's elements as a flat list. Raise `RequestError` for bytes that are not text"
     flat = tensor.array.ravel().tolist()
     if tensor.datatype != "BYTES": return flat
-    try: return [x.decode() for x in flat]
+    try: return [str(x, "utf-8") for x in flat]
     except UnicodeDecodeError:
         raise RequestError(f"{tensor.name} is not text: ask for it with binary_data") from None
