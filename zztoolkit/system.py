@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib, fcntl, importlib.metadata, os, re, shutil, signal, sys, time, uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,9 +29,16 @@ _SECRET_NAME = (r"(?i).*(KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDEN
                 r"CONNECTION_STRING|_PWD|_PAT)S?\d*(_.*)?")
 _SECRET_VALUE = r"\w+://[^/\s:@]*:[^/\s@]+@"     # a user's password in an address
 
+_passed: set[str] = set()     # that their owner gives to every process
+
+def pass_variables(names: Iterable[str]):
+    "Have `environment_without_secrets` keep these variables, even if they look like secrets"
+    _passed.update(names)
+
 def environment_without_secrets() -> dict[str, str]:
     "Return `os.environ` without variables whose name suggests a secret, or whose value is an address with a password"
     def is_secret(name: str, value: str) -> bool:
+        if name in _passed: return False
         return bool(re.fullmatch(_SECRET_NAME, name) or re.search(_SECRET_VALUE, value))
     return {k: v for k, v in os.environ.items() if not is_secret(k, v)}
 

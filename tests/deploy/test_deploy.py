@@ -6,9 +6,10 @@ import httpx, jsonschema, promql_parser, pytest, yaml
 
 from support.alerts import ALERTS, PODS, rule_tests
 from conftest import ROOT, missing
-from support.pods import Pod, wait_until
+from support.pods import SERVER, Pod, wait_until
 from support.watching import Prometheus, serve_text
-from zztoolkit.deploy.checks import _check_archives, check, newest_minors, schema_errors
+from zztoolkit.deploy.checks import _check_archives, _check_server, check, newest_minors, schema_errors
+from zztoolkit.deploy.image import dockerfile
 from zztoolkit.deploy.helm import Release, helm, objects_in
 from zztoolkit.deploy.releasing import apply, diff
 from zztoolkit.deploy.rendering import render, archive_set_digest
@@ -16,10 +17,12 @@ from zztoolkit.deploy.values import stored_name
 from zztoolkit.archive.packing import pack
 from zztoolkit.archive.reconfigure import with_config
 from zztoolkit.errors import ToolkitError
+from zztoolkit.folders import temporary_folder
 from zztoolkit.system import sha256
 from zztoolkit.deploy.dashboard import dashboard_json, panels
 from zztoolkit.serving.torchserve.config import free_ports
 from zztoolkit.archive.signing import new_key, sign
+from zztoolkit.serving.server import SERVERS
 
 CHART, HERE = ROOT / "zztoolkit" / "deploy" / "chart", ROOT / "tests" / "support"
 DIGEST, OTHER = "sha256:" + "0123456789abcdef" * 4, "sha256:" + "fedcba9876543210" * 4
@@ -27,6 +30,7 @@ MODELS = [dict(name="classifier", version=v, file=f"classifier-{v}-{c * 12}.mar"
 BASE = dict(image=dict(repository="registry.example/zz", digest=DIGEST), models=MODELS[:1], auth=dict(existingSecret="shop-tokens"))
 CASES = dict(
     cpu={},
+    mosec=dict(server=dict(kind="mosec")),
     gpu=dict(gpu=dict(count=1, products=["NVIDIA-A100-SXM4-80GB"]), strategy=dict(maxUnavailable=1, maxSurge=0), podDisruptionBudget=dict(maxUnavailable="25%")),
     mig=dict(gpu=dict(count=1, resource="nvidia.com/mig-1g.10gb", runtimeClassName="nvidia"), topologySpread=dict(whenUnsatisfiable="DoNotSchedule")),
     hpa=dict(autoscaling=dict(kind="hpa")),
@@ -173,6 +177,8 @@ def test_handlers_see_the_environment_that_the_values_name(tmp_path):
     ({"models": [MODELS[0] | {"sha256": "abc"}]}, "models.0.sha256"),
     ({"models": [MODELS[0] | {"file": "../../etc/x.mar"}]}, "models.0.file"),
     ({"models": []}, "zz deploy render"),
+    ({"server": {"kind": "mosec"}, "models": MODELS}, "mosec serves one version of a model"),
+    ({"server": {"kind": "nosuch"}}, "server.kind"),
     ({"replicas": "two"}, "Expected: integer, given: string"),
     ({"image": {"digest": "latest"}}, "image.digest"),
     ({"auth": {"existingSecret": ""}}, "one token a line"),
@@ -292,6 +298,30 @@ def test_rollout_and_rollback(two_versions, tmp_path):
     assert ambiguous.returncode == 1 and "more than one archive" in ambiguous.stderr
     alone = zz("deploy", "apply", cwd=tmp_path, env=os.environ | {"KUBECONFIG": str(tmp_path / "none")})
     assert alone.returncode == 1 and "no Kubernetes cluster answers" in alone.stderr and "Traceback" not in alone.stderr
+
+def test_a_release_of_another_server(two_versions, tmp_path):
+    "What depends on the server, and nothing else; one version of a model; and an image of the same server"
+    (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
+    rendered = lambda to, *mars, **kw: render([m.path for m in mars], tmp_path / to, image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml", **kw)
+    usual, other = rendered("usual", two_versions[0]), rendered("other", two_versions[0], server="mosec")
+    servers = [server_of(r.objects()) for r in (usual, other)]
+    assert [{*a["args"]} - {*b["args"]} for a, b in (servers, servers[::-1])] == [{"--server=torchserve"}, {"--server=mosec"}]
+    memory = [int(s["resources"]["limits"]["memory"].removesuffix("Mi")) for s in servers]
+    assert memory[0] - memory[1] == 1024        # Java's heap
+    for s in servers: del s["args"], s["resources"]
+    assert servers[0] == servers[1]
+    with pytest.raises(ToolkitError, match="one version of a model"): rendered("two", *two_versions, server="mosec")
+    (other.folder / "container").mkdir()
+    (other.folder / "container" / "Dockerfile").write_text(dockerfile("mosec"))
+    [same] = _check_server(other)
+    (other.folder / "container" / "Dockerfile").write_text(dockerfile())
+    [differs] = _check_server(other)
+    assert same.ok and not differs.ok and "--server mosec" in differs.remedy and "java" not in dockerfile("mosec").lower().replace("javascript", "")
+
+def test_the_chart_knows_the_servers():
+    "All that pods can run, and no other"
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert {*schema["properties"]["server"]["properties"]["kind"]["enum"]} == {*SERVERS}
 
 def test_a_failed_render_changes_nothing(two_versions, tmp_path):
     release = render([two_versions[0].path], tmp_path / "deploy", examples={"counting": {"n": 1}}, build=False)
@@ -420,15 +450,19 @@ def operands(e) -> list:
     if kind == "BinaryExpr" and re.search(r"(^| )(>|<|==|>=|<=|and|or|unless)( |$)", str(e.op)): return operands(e.lhs) + operands(e.rhs)
     return [e]
 
-def test_every_query_finds_data(classifier_mar, photo, tmp_path):
+@pytest.fixture
+def work():
+    "A folder whose path is short enough for any server's sockets"
+    with temporary_folder("zz-work-") as folder: yield folder
+
+def test_every_query_finds_data(classifier_mar, photo, work, tmp_path):
     "What was rendered, run: the chart's own command line under load, a worker killed, and a real Prometheus with the chart's rules: every panel's and every alert's query has values"
     mar = with_config(classifier_mar, tmp_path, minWorkers=2, batchSize=4, maxBatchDelay=5, threads=1)
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\nfullnameOverride: film-zztoolkit\nmonitoring: {rules: {enabled: true}}\nserver: {endpointWaitSeconds: 0}\n")
-    objects = (release := render([mar.path], tmp_path / "deploy", name="film", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml")).objects("shop")
+    objects = (release := render([mar.path], tmp_path / "deploy", name="film", image=f"zz@{DIGEST}", values=tmp_path / "ours.yaml", server=SERVER)).objects("shop")
     file, spec = rules_of(objects, tmp_path)
     (tmp_path / "tokens").write_text(token := "0123456789abcdef-shop")
-    (tmp_path / "work").mkdir()
-    here = {"/models": release.folder / "archives", "--host=0.0.0.0": "--host=127.0.0.1", "--work=/work": f"--work={tmp_path}/work", "--tokens=/etc/zztoolkit/tokens/tokens": f"--tokens={tmp_path}/tokens"}
+    here = {"/models": release.folder / "archives", "--host=0.0.0.0": "--host=127.0.0.1", "--work=/work": f"--work={work}", "--tokens=/etc/zztoolkit/tokens/tokens": f"--tokens={tmp_path}/tokens"}
     cluster, over_at = serve_text((HERE / "cluster.prom").read_text(), tmp_path), threading.Event()
     headers, body = {"Content-Type": "application/octet-stream", "Authorization": f"Bearer {token}"}, photo.read_bytes()
 

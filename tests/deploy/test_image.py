@@ -1,4 +1,4 @@
-"""The image, run as a cluster would: as 10001, on a read-only root, without capabilities. `make image` builds it and runs this.
+"""The image, run as a cluster would: as 10001, on a read-only root, without capabilities. `make image` builds it and runs this, `make image SERVER=mosec` another server's.
 
 Needs Debian's podman and runc, and root.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx, pytest
 
 from conftest import missing
-from support.pods import echo, wait_until
+from support.pods import SERVER, echo, wait_until
 from zztoolkit.system import sha256
 from zztoolkit.serving.torchserve.config import free_ports
 from zztoolkit.archive.signing import new_key, sign
@@ -83,6 +83,14 @@ def test_predicts_and_stops(home):
             podman("stop", c.id)
             assert [r.result().status_code for r in long] == [200, 200]
         assert c.state()["ExitCode"] == 0 and "every request was answered" in c.logs()
+
+def test_java_is_there_where_it_is_needed(home):
+    "And TorchServe's frontend, which runs on it; `ts` itself loads handlers for every server"
+    look = "command -v java; ls /opt/zztoolkit/lib/python*/site-packages/ts/frontend/model-server.jar; ls /opt/zztoolkit/lib/python*/site-packages/ts/service.py; echo server $ZZ_SERVER"
+    said = podman("run", "--rm", "--entrypoint", "sh", IMAGE, "-c", look, check=False)
+    has_java = SERVER == "torchserve"
+    assert f"server {SERVER}" in said and "ts/service.py\n" in said
+    assert [("bin/java\n" in said), ("No such file" not in said)] == [has_java] * 2, said
 
 def test_told_to_stop_while_it_starts(home):
     "SIGTERM before Python has loaded anything: it ends at once, not at the end of the grace period"

@@ -3,10 +3,10 @@ import json, os, re, shutil, socket, subprocess, sys, tempfile, threading, time,
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil, pytest
+import httpx, psutil, pytest
 
 from conftest import missing
-from support.pods import ECHO, Pod, echo, wait_until
+from support.pods import ECHO, Pod, echo, swap, wait_until
 from zztoolkit.errors import ToolkitError
 from zztoolkit.system import sha256
 from zztoolkit.deploy.image import dockerfile, entrypoint
@@ -153,10 +153,10 @@ def test_a_pod_from_start_to_end(store, tmp_path):
 
 def rotated(ask, tokens: Path):
     "Both count while the file lists both, then the new one alone; nothing fails in between"
-    tokens.write_text(f"{OLD}\n{NEW}\n")
+    swap(tokens, f"{OLD}\n{NEW}\n")
     wait_until(lambda: ask(NEW, x=1).status_code == 200, 5)
     assert ask(OLD, x=1).status_code == 200
-    tokens.write_text(NEW)
+    swap(tokens, NEW)
     wait_until(lambda: ask(OLD, x=1).status_code == 401, 5)
     assert ask(NEW, x=1).status_code == 200
 
@@ -347,3 +347,89 @@ def test_java_that_dies_and_drain_without_a_front(store, tmp_path):
             assert [r.result() for r in long] == [200, 200]
         assert pod.process.wait(20) == 0
         assert second.process.wait(10) == 1 and "TorchServe ended by itself\nexit code -9" in second.said()
+
+# Another server in the pod: the same from outside.
+
+SECRETS = {"MY_API_KEY": "hush-hush-hush", "SHOP_TOKEN": "7", "ZZ_ENV": "SHOP_TOKEN"}
+
+@pytest.fixture(scope="module", params=["mosec"])
+def other(request, store, tmp_path_factory):
+    "A pod with another server, the gateway and tokens, started with secrets in its environment"
+    home = tmp_path_factory.mktemp(request.param)
+    (home / "tokens").write_text(OLD)
+    args = ("--server", request.param, "--models", "shop=echo.mar", "--keys", store.parent / "release.pub", "--tokens", home / "tokens", "--gateway", "--endpoint-wait", "1")
+    with Pod(home / "log", store, *args, env=SECRETS) as pod: yield pod.wait_ready()
+
+def test_another_server_predicts_and_rejects(other):
+    "Under the name it is given, with the right token alone; not without the proxy; and of no other model"
+    ask = lambda token, name="shop": other.predict({"x": 1}, token, name)
+    assert ask(OLD).json() == {"x": 1} and [ask(t).status_code for t in (NEW, "")] == [401] * 2
+    assert ask(OLD, "absent").status_code == 404
+    inside = other.http.post(other.url(1, "/predictions/shop"), json={"x": 1})
+    assert inside.status_code == 400 and "Token" in inside.text
+    assert not [p for p in other.family() if "java" in p.name()] and other.get("/livez").status_code == 200
+
+def test_another_server_behind_the_gateway(other):
+    text = {"name": "request", "datatype": "BYTES", "shape": [1], "data": ['{"x": 1}']}
+    ask = lambda token: other.http.post(other.url(0, "/v2/models/shop/infer"), json={"inputs": [text]}, headers={"Authorization": f"Bearer {token}"})
+    assert json.loads(ask(OLD).json()["outputs"][0]["data"][0]) == {"x": 1} and ask(NEW).status_code == 401
+
+def test_another_server_keeps_secrets(other):
+    "Handlers see the variables that are named, though the name looks like a secret; no file says a key, no process shows one"
+    names = other.predict({"who": True}, OLD, "shop").json()["names"]
+    assert "SHOP_TOKEN" in names and not {"MY_API_KEY", "ZZ_ENV", "ZZ_TOKENS"} & {*names}
+    family = [psutil.Process(other.process.pid), *other.family()]
+    assert not [p.name() for p in family if b"hush" in Path(f"/proc/{p.pid}/environ").read_bytes()]
+    assert "hush" not in other.said() and not [*other.tmp.rglob("token")]
+    files = [f for f in other.tmp.rglob("*") if f.is_file()]
+    assert files and not [f for f in files if OLD in f.read_text(errors="replace")]
+
+def test_another_server_counts_under_the_same_names(other):
+    "What alerts and the dashboard ask for, on both ports; and the handler's own stages, under the name that it is served by"
+    other.predict({"x": 1}, OLD, "shop")
+    own, server = other.get("/metrics").text, lambda: other.get("/metrics", 3).text
+    assert 'zz_ready_workers{model_name="shop",model_version="1.0"} 1' in own and 'zz_wanted_workers{model_name="shop",model_version="1.0"} 1' in own
+    assert re.search(r'zz_request_seconds_count\{model_name="shop"\} [1-9]', own) and 'signed_by="release.pub"' in own
+    for name in ("ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"):
+        assert f'{name}{{model_name="shop",model_version="1.0"}}' in server()
+    assert re.search(r'zz_stage_seconds_count\{model_name="shop",stage="inference"\} [1-9]', server())
+    before = float(re.search(r'ts_inference_requests_total\{model_name="shop",.*\} (\S+)', server())[1])
+    other.predict({"x": 1}, OLD, "shop")
+    assert float(re.search(r'ts_inference_requests_total\{model_name="shop",.*\} (\S+)', server())[1]) == before + 1
+
+def test_another_server_whose_worker_dies(other):
+    "It is replaced, and its end is counted"
+    [worker] = other.workers()
+    worker.kill()
+    wait_until(lambda: 'zz_worker_exits_total{code="137"} 1' in other.get("/metrics").text)
+    assert other.predict({"x": 1}, OLD, "shop").json() == {"x": 1}      # it waits for the next worker
+    wait_until(lambda: other.ready and "exit code 137" in other.said())
+
+def test_another_server_drains(other):
+    "Last, since it ends the pod. SIGTERM under load: every request is answered, whoever still comes is served, exit 0"
+    statuses, over = [], threading.Event()
+    def press():
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            while not over.is_set(): statuses.append(http.post(other.url(0, "/predictions/shop"), json={"sleep": 0.01}, headers={"Authorization": f"Bearer {OLD}"}).status_code)
+    clients = [threading.Thread(target=press) for _ in range(4)]
+    for c in clients: c.start()
+    wait_until(lambda: len(statuses) > 20)
+    with ThreadPoolExecutor(2) as pool:
+        long = [pool.submit(other.predict, {"sleep": 1}, OLD, "shop") for _ in range(2)]
+        wait_until(lambda: int(re.search(r"zz_requests_in_flight (\d+)", other.get("/metrics").text)[1]) >= 2)
+        other.process.terminate()
+        wait_until(lambda: other.get("/readyz").status_code == 503, 2)
+        time.sleep(0.5)         # the endpoints look away
+        over.set()
+        for c in clients: c.join()
+        assert [r.result().status_code for r in long] == [200, 200]
+    assert {*statuses} == {200} and other.process.wait(30) == 0 and "every request was answered" in other.said()
+    assert not [*other.tmp.glob("zztoolkit-*")]
+
+def test_another_server_refuses_a_broken_archive(tmp_path):
+    "The pod ends, and its last words are the handler's own traceback"
+    if not Path("/usr/sbin/haproxy").exists(): missing("no haproxy: apt install haproxy")
+    echo(tmp_path / "store", source=ECHO + "    def initialize(self, context):\n        if '/models/' in os.getcwd(): raise KeyError('labels')\n        super().initialize(context)\n")
+    with Pod(tmp_path / "log", tmp_path / "store", "--server", "mosec") as pod: assert pod.process.wait(60) == 1
+    last = pod.said().rpartition("does not load")[2]
+    assert "echo version 1.0 does not load" in pod.said() and "KeyError: 'labels'" in last and "still serves" not in last

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx, numpy as np
 
-from support.pods import Pod
+from support.pods import SERVER, Pod
 from zztoolkit.deploy.helm import helm, objects_in
 from zztoolkit.deploy.values import chart_folder
 from zztoolkit.measure.connections import Target
@@ -77,9 +77,9 @@ _RETRIES = """  retries 3
 def of_the_chart() -> tuple[list[str], int]:
     "How the chart's pods begin and end: the options of their command line that say so, and the grace period"
     models = [dict(name="echo", version="1.0", file="echo.mar", sha256="0" * 64)]
-    objects = objects_in(helm("template", "zz", str(chart_folder()), "--set-json", f"models={json.dumps(models)}", "--set", "auth.enabled=false"))
+    objects = objects_in(helm("template", "zz", str(chart_folder()), "--set-json", f"models={json.dumps(models)}", "--set", f"auth.enabled=false,server.kind={SERVER}"))
     pod = next(o for o in objects if o["kind"] == "Deployment")["spec"]["template"]["spec"]
-    said = [a for a in pod["containers"][0]["args"] if a.startswith(("--endpoint-wait", "--drain-timeout", "--startup-timeout", "--job-queue-size", "--max-request-size"))]
+    said = [a for a in pod["containers"][0]["args"] if a.startswith(("--server", "--endpoint-wait", "--drain-timeout", "--startup-timeout", "--job-queue-size", "--max-request-size"))]
     return said, pod["terminationGracePeriodSeconds"]
 
 class Cluster:

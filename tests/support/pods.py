@@ -10,6 +10,8 @@ from zztoolkit.archive.mar import Mar
 from zztoolkit.archive.packing import pack
 from zztoolkit.serving.torchserve.config import free_ports
 
+SERVER = os.environ.get("SERVER", "torchserve")     # that the pods of some suites run: make faults SERVER=mosec
+
 ECHO = """
 import os, time
 from zztoolkit import Handler
@@ -32,8 +34,14 @@ def echo(store: Path, name: str = "echo", source: str = ECHO, version: str = "1.
 
 def wait_until(condition, timeout: float = 30):
     end = time.monotonic() + timeout
-    while not condition() and time.monotonic() < end: time.sleep(0.05)
-    assert condition()
+    while not (is_met := condition()) and time.monotonic() < end: time.sleep(0.05)
+    assert is_met
+
+def swap(file: Path, text: str):
+    "Replace a file at once, as kubelet replaces a Secret: nobody reads half of it"
+    new = file.with_name(file.name + ".new")
+    new.write_text(text)
+    new.replace(file)
 
 class Pod:
     "One `zz run`; `netns` is the network namespace it lives in, `host` where it is reached"
@@ -71,7 +79,12 @@ class Pod:
 
     def java(self) -> psutil.Process: return next(p for p in self.family() if "java" in p.name())
 
-    def workers(self) -> list[psutil.Process]: return [p for p in self.family() if any("model_service_worker" in a for a in p.cmdline()) and "python" in p.exe()]
+    def workers(self) -> list[psutil.Process]:
+        "TorchServe's name themselves; mosec's are forked by guards, and those by one supervisor"
+        family = self.family()
+        forked = {p.pid: p.ppid() for p in family if any("mosec.process" in a for a in p.cmdline())}
+        of_mosec = {pid for pid, guard in forked.items() if forked.get(guard) in forked}
+        return [p for p in family if p.pid in of_mosec or any("model_service_worker" in a for a in p.cmdline()) and "python" in p.exe()]
 
     def __enter__(self) -> Pod: return self
 

@@ -60,6 +60,13 @@ def render(
         "--keys", "-k",
         help="public key, or folder of them: every archive must be signed with one",
     )] = None,
+    server: Annotated[str, typer.Option(
+        help="that runs the models, in pods and in their image: torchserve, mosec or ray",
+    )] = "torchserve",
+    kuberay: Annotated[bool, typer.Option(
+        "--kuberay",
+        help="write a RayService too: a Ray cluster of several pods, which KubeRay runs",
+    )] = False,
 ):
     "Write a container build and a Helm chart for archives"
     from zztoolkit.deploy.rendering import render as write
@@ -67,9 +74,12 @@ def render(
     examples = {model: Path(file) for model, file in pairs.items()}
     release = write(
         archives, to, name, image, values, examples, build, package or [], models_image, keys,
-        lambda step: typer.echo(f"{step} …", err=True),
+        lambda step: typer.echo(f"{step} …", err=True), "ray" if kuberay else server,
     )
     typer.echo(str(release))
+    if kuberay:
+        from zztoolkit.deploy.kuberay import write_ray_service
+        typer.echo(f"{write_ray_service(release)} has the RayService, and how it is applied")
     for line in _next_steps(release, to): typer.echo(line)
 
 # %% ../../nbs/cli/08_deploying.ipynb #next-steps

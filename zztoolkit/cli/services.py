@@ -24,7 +24,7 @@ def serve(
         min=1, max=65_531,
         help="of the inference API; management, metrics and gRPC use the next four",
     )] = 8080,
-    server: Annotated[str, typer.Option(help="that runs them: torchserve or mosec")] = "torchserve",
+    server: Annotated[str, typer.Option(help="that runs them: torchserve, mosec or ray")] = "torchserve",
     gateway: Annotated[bool, typer.Option(
         "--gateway",
         help="speak the Open Inference Protocol (HTTP, gRPC) and TensorFlow Serving's REST, too",
@@ -139,8 +139,8 @@ Config = Annotated[Optional[Path], _env(
 Keys = Annotated[Optional[Path], _env("ZZ_KEYS", _KEYS)]
 Tokens = Annotated[Optional[Path], _env("ZZ_TOKENS", _TOKENS)]
 Tls = Annotated[Optional[Path], _env("ZZ_TLS", _TLS)]
-TokenAuth = Annotated[bool, _env("ZZ_TOKEN_AUTH", "TorchServe's own tokens, without --tokens")]
-Front = Annotated[bool, _env("ZZ_FRONT", "HAProxy in front of TorchServe")]
+TokenAuth = Annotated[bool, _env("ZZ_TOKEN_AUTH", "the server's own tokens, without --tokens")]
+Front = Annotated[bool, _env("ZZ_FRONT", "HAProxy in front of the server")]
 Host = Annotated[str, _env("ZZ_HOST", _HOST)]
 PortList = Annotated[str, _env("ZZ_PORTS", "front, inference, management, metrics, probes")]
 Work = Annotated[Optional[Path], _env("ZZ_WORK", _WORK)]
@@ -152,6 +152,7 @@ MaxRequestSize = Annotated[int, _env("ZZ_MAX_REQUEST_SIZE", "bytes", min=1)]
 JobQueueSize = Annotated[int, _env(
     "ZZ_JOB_QUEUE_SIZE", "requests that wait for one model", min=1)]
 Variables = Annotated[str, _env("ZZ_ENV", _VARIABLES)]
+ServerName = Annotated[str, _env("ZZ_SERVER", "that runs the models: torchserve, mosec or ray")]
 WithGateway = Annotated[bool, typer.Option(
     "--gateway/--no-gateway",
     envvar="ZZ_GATEWAY",
@@ -180,6 +181,7 @@ def run(
     job_queue_size: JobQueueSize = 100,
     env: Variables = "",
     gateway: WithGateway = False,
+    server: ServerName = "torchserve",
 ):
     """Run a pod: verify the archives, serve them, and drain on SIGTERM
 
@@ -196,7 +198,7 @@ def run(
     forget_environment(names)
     pod = PodConfig(
         store, parse_models(models), keys, tokens, tls, token_auth, front, host,
-        pod_ports, work, endpoint_wait, settings, names, gateway,
+        pod_ports, work, endpoint_wait, settings, names, gateway, server,
     )
     raise typer.Exit(run_pod(pod))
 
@@ -211,8 +213,11 @@ def image(
         "--package", "-p",
         help="that handlers import; may be repeated",
     )] = None,
+    server: Annotated[str, typer.Option(
+        help="that runs the models: torchserve, or mosec or ray, whose images have no Java",
+    )] = "torchserve",
 ):
     "Write a pod's build context: Dockerfile, hash-locked requirements, and this toolkit's wheel"
     from zztoolkit.deploy.image import write_image_context
-    context = write_image_context(folder, archives or [], extra or [])
+    context = write_image_context(folder, archives or [], extra or [], server)
     typer.echo(f"podman build -t NAME {shlex.quote(str(context))}")

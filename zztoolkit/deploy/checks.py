@@ -5,6 +5,7 @@
 # %% ../../nbs/deploy/12_checks.ipynb #imports
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .helm import describe_model, find_helm, helm, Release
 from .rendering import image_reference
 from ..diagnosis import Check, Report
 from ..errors import ToolkitError
+from ..serving.server import DEFAULT_SERVER
 from ..system import installed
 
 # %% auto #0
@@ -113,11 +115,25 @@ def _check_image(release: Release) -> Check:
     remedy = "--image NAME@sha256:DIGEST, once it is built"
     return Check("image", is_pinned, image_reference(image) + warning, remedy)
 
+# %% ../../nbs/deploy/12_checks.ipynb #server
+def _check_server(release: Release) -> Iterator[Check]:
+    "Compare the server that pods start with the one that their image was written for"
+    file = release.folder / "container" / "Dockerfile"
+    if not file.is_file(): return
+    kind, own = release.section("server").get("kind", DEFAULT_SERVER), _server_of(file.read_text())
+    detail = f"{kind}, in pods and in their image"
+    if own != kind: detail = f"pods start {kind}, and their image was written for {own}"
+    yield Check("server", own == kind, detail, f"zz deploy render it again with --server {kind}", required=True)
+
+def _server_of(dockerfile: str) -> str:
+    found = re.search(r"\bZZ_SERVER=(\w+)", dockerfile)
+    return found[1] if found else DEFAULT_SERVER
+
 # %% ../../nbs/deploy/12_checks.ipynb #check
 def check(release: Release) -> Report:
     "Report whether a rendered folder can be applied. Raise `ToolkitError` without helm"
     find_helm()
     chart = _check_chart(release)
-    checks = [_check_archives(release), *_check_signatures(release), chart]
+    checks = [_check_archives(release), *_check_signatures(release), *_check_server(release), chart]
     if chart.ok: checks.append(_check_objects(release))
     return Report([*checks, _check_examples(release), _check_image(release)])

@@ -42,7 +42,7 @@ def _ratio(total: str, count: str, by: str = "", where: str = "", scale: str = "
     return f"{_rate(total, by, where)} / {_rate(count, by, where)}{scale}"
 
 def _mean_latency(metric: str, by: str = "") -> str:
-    "Return seconds of a mean request, of a counter of TorchServe in microseconds"
+    "Return seconds of a mean request, of a counter in microseconds, under TorchServe's name"
     return _ratio(metric, "ts_inference_requests_total", by, scale=" / 1e6")
 
 def _mean_stage(stage: str) -> str:
@@ -87,7 +87,7 @@ def _time_panels() -> list[Panel]:
     exits = f"sum by (pod, code) (increase(zz_worker_exits_total{{{_OF}}}[15m]))"
     return [
         Panel("Stages, mean", "s", {"queue": queue, **stages, "the rest": rest}, stacked=True, width=12,
-              about="a request takes as long as its batch; the rest is TorchServe, and the way to the worker and back"),
+              about="a request takes as long as its batch; the rest is the server, and the way to the worker and back"),
         Panel("Stages, 99th percentile of batches", "s",
               {"{{stage}}": _quantile(0.99, "zz_stage_seconds_bucket", "stage")}, width=12),
         Panel("Requests in a batch", "short", {"{{model_name}}": batch_size},

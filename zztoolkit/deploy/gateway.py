@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from .pod_config import allowed_environment, PodConfig
 from ..gateway.gateway import GatewayProcess, require_packages, rows_at_once
-from ..gateway.models import read_model
+from ..gateway.models import ModelDescription, Models, read_model
 from ..gateway.process import Plan
-from ..serving.torchserve.api import ManagementClient
 from ..serving.torchserve.config import free_ports
-from ..serving.torchserve.models import ManagedModels
 
 # %% auto #0
 __all__ = []
@@ -24,6 +24,7 @@ class PodGateway:
     def __init__(self, pod: PodConfig):
         require_packages()
         self.process: GatewayProcess | None = None
+        self.models: list[ModelDescription] = []    # that are announced
         http, grpc = free_ports(2)
         self.ports = http, grpc
         settings = pod.settings
@@ -40,11 +41,17 @@ class PodGateway:
     @property
     def is_running(self) -> bool: return self.process is not None and self.process.poll() is None
 
-    def announce(self, management: ManagementClient, names: Sequence[str]):
+    def announce(self, models: Models, names: Sequence[str]):
         "Describe the ready models of the pod to it. Raise `ToolkitError` or `OSError`"
-        found = [read_model(ManagedModels(management), name) for name in names]
+        found = [read_model(models, name) for name in names]
         assert self.process
-        self.process.announce([known.model for known in found if known])
+        self.models = [known.model for known in found if known]
+        self.process.announce(self.models)
+
+    def drain(self):
+        "Report that nothing is ready, so that callers look elsewhere; requests are still served"
+        if not self.process: return
+        with suppress(OSError): self.process.announce([replace(m, ready=False) for m in self.models])
 
     def stop(self):
         "Finish the requests in flight, and end"

@@ -15,6 +15,7 @@ from ..archive.signing import signature_of
 from .pod_config import usual_pattern
 from .wheel import own_wheel, pip
 from ..errors import ToolkitError
+from ..serving.server import DEFAULT_SERVER, server_kind
 from ..system import sha256
 
 # %% auto #0
@@ -62,12 +63,13 @@ def _lock_line(package: dict) -> str:
         do="install it from a package index")
 
 # %% ../../nbs/deploy/08_image.ipynb #needed-extras
-def needed_extras(mars: Sequence[Mar]) -> list[str]:
-    "Return this toolkit's extras that the archives' backends and devices need"
+def needed_extras(mars: Sequence[Mar], server: str = DEFAULT_SERVER) -> list[str]:
+    "Return this toolkit's extras that the archives' backends and devices need, and the server"
     artifacts = [a for m in mars for a in m.artifacts.values()]
     backends = {a.get("backend") or a["engine"] for a in artifacts} & {"openvino", "tensorrt"}
     devices = {"gpu"} if any(a["device"] == "cuda" for a in artifacts) else set()
-    return sorted(backends | devices | {"gateway"})
+    servers = {server} - {DEFAULT_SERVER}
+    return sorted(backends | devices | servers | {"gateway"})
 
 def _with_extras(wheel: Path, extras: Sequence[str]) -> str:
     return f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
@@ -77,8 +79,10 @@ def write_image_context(
     folder: Path,                    # created, or its files replaced
     archives: Sequence[Path] = (),   # to bake in; none: the pod mounts them
     extra: Sequence[str] = (),       # packages that handlers import, as pip takes them
+    server: str = DEFAULT_SERVER,    # that runs the models
 ) -> Path: # the folder
-    "Write what `podman build` (or docker) needs"
+    "Write what `podman build` (or docker) needs. Raise `ToolkitError` for an unknown server"
+    server_kind(server)
     if folder.is_file():
         raise ToolkitError(
             f"{folder} is a file",
@@ -88,10 +92,10 @@ def write_image_context(
     for old in (*folder.glob("*.whl"), *models.iterdir()): old.unlink()
     mars = [open_mar(a) for a in archives]
     _copy_archives(mars, models)
-    wheel = _with_extras(own_wheel(folder), needed_extras(mars))
+    wheel = _with_extras(own_wheel(folder), needed_extras(mars, server))
     lines = lock_requirements(wheel, *extra)
     (folder / "requirements.lock").write_text("\n".join(lines) + "\n")
-    (folder / "Dockerfile").write_text(dockerfile())
+    (folder / "Dockerfile").write_text(dockerfile(server))
     script = folder / "entrypoint.sh"
     script.write_text(entrypoint())
     script.chmod(0o644)
@@ -107,9 +111,19 @@ def _copy_archives(mars: Sequence[Mar], folder: Path):
     for file in folder.iterdir(): file.chmod(0o644)
 
 # %% ../../nbs/deploy/08_image.ipynb #dockerfile
-def dockerfile() -> str:
-    "Return the Dockerfile, for the Python that runs here"
-    return _container_file("Dockerfile").replace("{python}", "{}.{}".format(*sys.version_info))
+_FRONTEND = "/opt/zztoolkit/lib/python{python}/site-packages/ts/frontend"    # TorchServe's, in Java
+
+def dockerfile(server: str = DEFAULT_SERVER) -> str:
+    "Return the Dockerfile, for the Python that runs here; without Java where the server needs none"
+    has_java = server == DEFAULT_SERVER
+    words = {
+        "{java}": "default-jre-headless " if has_java else "",
+        "{tidy}": "" if has_java else f" && rm -r {_FRONTEND}",
+        "{server}": server,
+        "{python}": "{}.{}".format(*sys.version_info)}
+    text = _container_file("Dockerfile")
+    for word, value in words.items(): text = text.replace(word, value)
+    return text
 
 def entrypoint() -> str:
     "Return the script that an image starts with"

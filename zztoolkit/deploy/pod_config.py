@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..archive.rules import check_name
 from ..errors import ToolkitError
+from ..serving.server import DEFAULT_SERVER, server_kind
 from ..serving.torchserve.config import Settings
 from ..system import environment_without_secrets
 
@@ -74,15 +75,16 @@ class PodConfig:
     keys: Path | None = None           # public keys, one of which must have signed every archive
     tokens: Path | None = None         # file of the tokens that callers show to the proxy
     tls: Path | None = None            # folder of tls.crt and tls.key: the proxy speaks HTTPS
-    token_auth: bool = True            # TorchServe's own tokens, if `tokens` is None
-    front: bool = True                 # a proxy in front of TorchServe
+    token_auth: bool = True            # the model server's own tokens, if `tokens` is None
+    front: bool = True                 # a proxy in front of the model server
     host: str = "127.0.0.1"            # address of the ports that may be reached from outside
     ports: Ports = Ports()
-    work: Path | None = None           # folder for TorchServe's files, emptied at the start; None: a temporary one
+    work: Path | None = None           # folder for the server's files, emptied at the start; None: a temporary one
     endpoint_wait: float = 10          # seconds after SIGTERM in which new requests are accepted
     settings: Settings = Settings(drain_timeout=30)
     env: Sequence[str] = ()            # names of further environment variables for handlers
     gateway: bool = False              # the Open Inference Protocol and TensorFlow Serving's REST, too
+    server: str = DEFAULT_SERVER       # that runs the models, of `SERVERS`
 
     def __post_init__(self):
         if not self.front and (self.tokens or self.tls):
@@ -92,17 +94,26 @@ class PodConfig:
                 do="leave one of them out")
         if self.gateway and not self.front:
             raise ToolkitError("the gateway needs the proxy", found="--gateway with --no-front")
+        self._check_server()
         if not self.store.is_dir():
             raise ToolkitError(f"{self.store} is not a folder", do="give the folder of the archives")
 
+    def _check_server(self):
+        server_kind(self.server)
+        if self.front or self.server == DEFAULT_SERVER: return
+        raise ToolkitError(
+            f"{self.server} needs the proxy, which lets requests finish",
+            found="--no-front",
+            do="leave it out, or --server torchserve")
+
     @property
     def own_tokens(self) -> bool:
-        "Whether callers show TorchServe's own keys"
+        "Whether callers show the model server's own keys"
         return self.token_auth and not self.tokens
 
     @property
     def hidden_key(self) -> bool:
-        "Whether the proxy shows TorchServe a key that callers never see"
+        "Whether the proxy shows the model server a key that callers never see"
         return self.front and not self.own_tokens
 
 # %% ../../nbs/deploy/01_pod_config.ipynb #allowed-environment

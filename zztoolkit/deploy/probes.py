@@ -5,21 +5,19 @@
 # %% ../../nbs/deploy/05a_probes.ipynb #imports
 from __future__ import annotations
 
-import json, threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from .pages import Page, Pages
 from .proxy import count_requests, Proxy
 from .server import Server
 from ..errors import ToolkitError
-from ..serving.torchserve.config import read_exit_codes
 
 # %% auto #0
 __all__ = []
@@ -44,7 +42,7 @@ _VERSION = ("model_name", "model_version")
 def _server_metrics(server: Server) -> Iterator[Metric]:
     in_service = server.was_ready and not server.is_draining
     archives = {(a.name, a.mar.version, a.mar.digest, a.signed_by): 1 for a in server.archives}
-    exits = Counter(read_exit_codes(server.folder / "exits").values())
+    exits = Counter(server.model_server.exits().values())
     yield _gauge("zz_draining", "1 from SIGTERM on", (), {(): server.is_draining})
     yield _gauge("zz_in_service", "1 from the first time it was ready to SIGTERM", (), {(): in_service})
     yield _gauge("zz_model_info", "archives that are served", (*_VERSION, "digest", "signed_by"), archives)
@@ -69,7 +67,7 @@ def _proxy_metrics(proxy: Proxy) -> Iterator[Metric]:
 
 # %% ../../nbs/deploy/05a_probes.ipynb #collector
 class ServerCollector:
-    "Metrics of a pod that TorchServe lacks, collected when Prometheus asks"
+    "Metrics of a pod that its model server lacks, collected when Prometheus asks"
     def __init__(self, server: Server): self.server = server
 
     def collect(self) -> Iterator[Metric]:
@@ -87,49 +85,16 @@ def metrics(server: Server) -> str:
     return generate_latest(registry).decode()
 
 # %% ../../nbs/deploy/05a_probes.ipynb #responder
-Response = tuple[int, str]      # status and text
 PATHS = ("/livez", "/readyz", "/metrics")
 
-def _respond(server: Server, path: str) -> Response:
+def _respond(server: Server, path: str) -> Page:
     "Return the response to a GET"
     if path == "/metrics": return 200, metrics(server)
     if path not in PATHS: return 404, " ".join(PATHS) + "\n"
     is_well = server.is_live if path == "/livez" else server.is_ready
     return (200, "yes\n") if is_well else (503, "no\n")
 
-class _Responder(BaseHTTPRequestHandler):
-    timeout = 10        # seconds that a client may send nothing
-    server_of_pod: Server
-
-    def do_GET(self):
-        status, text = _respond(self.server_of_pod, self.path.partition("?")[0])
-        self._send(status, text, "text/plain; version=0.0.4; charset=utf-8")
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None):
-        "Respond in JSON to an invalid request; the message may quote what the client sent"
-        phrase, about = self.responses.get(code, ("Error", ""))
-        body = {"code": code, "type": phrase.replace(" ", ""), "message": message or explain or about}
-        self.close_connection = True
-        self._send(code, json.dumps(body) + "\n", "application/json")
-
-    def _send(self, status: int, text: str, kind: str):
-        body = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_): pass
-
 # %% ../../nbs/deploy/05a_probes.ipynb #probes
-@contextmanager
-def serve_probes(server: Server, host: str, port: int) -> Iterator[None]:
+def serve_probes(server: Server, host: str, port: int) -> Pages:
     "Respond to `/livez`, `/readyz` and `/metrics` inside the block"
-    responder = type("Responder", (_Responder,), {"server_of_pod": server})
-    http = ThreadingHTTPServer((host, port), responder)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    try: yield
-    finally:
-        http.shutdown()
-        http.server_close()
+    return Pages(host, port, partial(_respond, server))

@@ -89,9 +89,12 @@ backend torchserve
   server torchserve 127.0.0.1:{target}
 {backends}"""
 
-# The gateway's paths: /v2 of the Open Inference Protocol, /v1/models of TensorFlow Serving, and gRPC.
+# The gateway's paths: /v2 of the Open Inference Protocol, /v1/models of TensorFlow Serving, and gRPC,
+# whose good responses name their model.
 _GATEWAY_MODELS = """  http-request set-var(txn.model) path,field(4,/),field(1,:) if { path_beg /v2/models/ }
   http-request set-var(txn.model) path,field(4,/),field(1,:) if { path_beg /v1/models/ }
+  http-response set-var(txn.model) res.hdr(zz-model) if { res.hdr(zz-model) -m found }
+  http-response del-header zz-model
 """
 _GATEWAY_ROUTES = """  acl rpc req.fhdr(content-type) -m beg application/grpc
   use_backend gateway_grpc if rpc
@@ -111,8 +114,9 @@ _ACCESS = """  acl one_header req.fhdr_cnt(authorization) eq 1
   http-request del-header authorization
   http-request del-header describe
 """
-# The same in the words of the gateway's protocols, whose clients read `error`.
-_ACCESS_STANDARD = """  acl standard path /v2
+# The same in the words of the gateway's protocols, whose clients read `error`. A gRPC probe has no token.
+_ACCESS_STANDARD = """  http-request allow if {{ path_beg /grpc.health.v1.Health/ }} {{ req.fhdr(content-type) -m beg application/grpc }}
+  acl standard path /v2
   acl standard path_beg /v2/ /v1/models/
   http-request return status 401 content-type application/json string '{no_token}' hdr WWW-Authenticate Bearer if standard !one_header or standard !bearer or standard !known
 """

@@ -17,12 +17,13 @@ from ..archive.signing import public_keys, signature_of, verify
 from ..archive.store import default_store
 from .helm import Release
 from .image import write_image_context
-from .verifying import check_versions_differ
+from .verifying import check_one_version, check_versions_differ
 from zztoolkit.deploy.values import (
     chart_folder, check_examples, Example, examples_of, find_archive, model_values,
     read_own_values, resources, stored_name, work_size,
 )
 from ..errors import ToolkitError
+from ..serving.server import DEFAULT_SERVER, server_kind
 
 # %% auto #0
 __all__ = ['render']
@@ -133,6 +134,7 @@ class RenderOptions:
     packages: Sequence[str] = ()
     models_image: str = ""
     progress: Callable[[str], None] = lambda step: None
+    server: str = DEFAULT_SERVER    # that runs the models
 
 # %% ../../nbs/deploy/11_rendering.ipynb #values
 def _format_values(options: RenderOptions, mars: Sequence[Mar], models: Sequence[dict]) -> str:
@@ -140,8 +142,8 @@ def _format_values(options: RenderOptions, mars: Sequence[Mar], models: Sequence
     import yaml
     image = options.image or f"{options.name}:{archive_set_digest(models)}"
     values = dict(
-        image=parse_image(image), models=list(models), resources=resources(mars),
-        server={"workSize": work_size(mars)})
+        image=parse_image(image), models=list(models), resources=resources(mars, options.server),
+        server={"kind": options.server, "workSize": work_size(mars)})
     if options.models_image: values["store"] = {"image": options.models_image}
     devices = {a.get("device") for m in mars for a in m.artifacts.values()}
     if "cuda" in devices: values["gpu"] = {"count": 1}
@@ -161,12 +163,15 @@ def render(
     models_image: str = "",                     # built from models.Dockerfile earlier, with its digest
     keys: str | Path | None = None,             # a public key, or a folder of them: every archive must be signed with one
     progress: Callable[[str], None] = lambda step: None,
+    server: str = DEFAULT_SERVER,               # that runs the models
 ) -> Release:
     "Write a container build and a chart for archives. Each is copied and the copy verified first; nothing of it runs"
     to = Path(to)
     stores, trusted = [default_store(), to / "archives"], public_keys(Path(keys)) if keys else []
     originals = [find_archive(a, stores) for a in archives]
     _check_versions(originals)
+    server_kind(server)
+    check_one_version([m.name for m in originals], server)
     check_examples(originals, examples or {})
     if values: read_own_values(Path(values))
     if image: parse_image(image)
@@ -174,7 +179,7 @@ def render(
     _check_name(name)
     options = RenderOptions(
         name, image, Path(values) if values else None, examples or {},
-        not image if build is None else build, packages, models_image, progress)
+        not image if build is None else build, packages, models_image, progress, server)
     with _build_folder(to) as folder:
         mars = [copy_verified(a, stores, folder / str(i), trusted) for i, a in enumerate(archives)]
         _check_versions(mars)
@@ -195,7 +200,8 @@ def _write_release(folder: Path, to: Path, mars: Sequence[Mar], options: RenderO
         shutil.rmtree(mar.path.parent)
     if options.build:
         options.progress("finding the digests of all packages for the container build")
-        write_image_context(folder / "container", [kept / m["file"] for m in models], options.packages)
+        files = [kept / m["file"] for m in models]
+        write_image_context(folder / "container", files, options.packages, options.server)
     (folder / "models.Dockerfile").write_text(_models_dockerfile(kept, models))
     (folder / "values.yaml").write_text(settings)
     if options.values: shutil.copyfile(options.values, folder / "own-values.yaml")
@@ -220,5 +226,5 @@ def _replace(new: Path, to: Path):
     "Replace the earlier release in `to`, except its archives, by the new one"
     for old in to.iterdir():
         if old.name in ("chart", "container"): shutil.rmtree(old)
-        elif old.name in ("values.yaml", "own-values.yaml", "release.json", "models.Dockerfile"): old.unlink()
+        elif old.name in ("values.yaml", "own-values.yaml", "release.json", "models.Dockerfile", "rayservice.yaml"): old.unlink()
     for part in new.iterdir(): part.rename(to / part.name)

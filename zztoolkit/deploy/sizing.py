@@ -169,7 +169,7 @@ def stage_cores(s: ClusterSize, stage: str) -> float:
     return workers * stages.get(stage, 0.0) / handler
 
 def frontend_cores(s: ClusterSize) -> float:
-    "Return the cores that TorchServe's frontends keep busy"
+    "Return the cores that the server's frontends keep busy"
     return s.rate * s.replica.busy.get("frontend", 0.0) / s.replica.rate
 
 # %% ../../nbs/deploy/14_sizing.ipynb #size-cluster
@@ -215,7 +215,7 @@ def _frontend_limit(s: ClusterSize) -> str:
     busy = frontend_cores(s)
     if not busy: return ""
     each = s.replica.rate / s.replica.busy["frontend"]
-    return (f"{busy:,.1f} cores for TorchServe's frontends; one core carries {each:,.0f}/s of such requests, "
+    return (f"{busy:,.1f} cores for the server's frontends; one core carries {each:,.0f}/s of such requests, "
             "and a faster replica needs more of them, not more workers")
 
 # %% ../../nbs/deploy/14_sizing.ipynb #limits-of-growth

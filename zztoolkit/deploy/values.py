@@ -13,6 +13,7 @@ from typing import Any
 from ..archive.mar import Mar, open_mar
 from ..errors import ToolkitError
 from ..handler.wire import encode_request
+from ..serving.server import DEFAULT_SERVER
 
 # %% auto #0
 __all__ = []
@@ -54,7 +55,8 @@ def model_values(mar: Mar) -> dict[str, Any]:
 
 # %% ../../nbs/deploy/09_values.ipynb #resources
 GIB = 1 << 30
-FRONTEND_BYTES = 3 * GIB // 2     # of TorchServe's frontend and the proxy
+FRONTEND_BYTES = 3 * GIB // 2     # of Java or of Ray, the proxy and the supervisor
+MOSEC_BYTES = GIB // 2            # of mosec instead
 WORKER_BYTES = 6 * GIB // 10      # of Python and the libraries of one worker
 
 def worker_threads(mar: Mar) -> int:
@@ -65,9 +67,10 @@ def worker_memory(mar: Mar) -> int:
     "Return the bytes that its workers need, by a rule of thumb"
     return mar.sizes.workers * (WORKER_BYTES + 3 * mar.unpacked_size)
 
-def resources(mars: Sequence[Mar]) -> dict[str, Any]:
+def resources(mars: Sequence[Mar], server: str = DEFAULT_SERVER) -> dict[str, Any]:
     "Return the server's requests, which are its limits too"
-    memory = FRONTEND_BYTES + sum(map(worker_memory, mars))
+    own = MOSEC_BYTES if server == "mosec" else FRONTEND_BYTES
+    memory = own + sum(map(worker_memory, mars))
     half_gibs = math.ceil(2 * memory / GIB)
     size = {"cpu": str(1 + sum(map(worker_threads, mars))), "memory": f"{half_gibs * 512}Mi"}
     return {"requests": size, "limits": dict(size)}

@@ -15,6 +15,7 @@ from ..archive.mar import Mar, open_mar
 from ..archive.signing import public_keys, signature_of, verify
 from .pod_config import PodConfig, ModelRef
 from ..errors import ToolkitError
+from ..serving.server import DEFAULT_SERVER
 
 # %% auto #0
 __all__ = []
@@ -96,3 +97,16 @@ def check_versions_differ(
             "two archives are one version of a model",
             found=", ".join(twice),
             do=do)
+
+# %% ../../nbs/deploy/02_verifying.ipynb #check-one-version
+def check_one_version(
+    names: Sequence[str],   # of the models, one for each archive
+    server: str,            # that runs them
+):
+    "Raise `ToolkitError` if a model has several versions, which TorchServe alone serves in one pod"
+    twice = sorted(name for name, n in Counter(names).items() if n > 1)
+    if not twice or server == DEFAULT_SERVER: return
+    raise ToolkitError(
+        f"{server} serves one version of a model in a pod",
+        found=f"several of {', '.join(twice)}",
+        do=f"a pod, or a release, for each version; or --server {DEFAULT_SERVER}")

@@ -13,20 +13,26 @@ from typing import IO
 
 from ..errors import ToolkitError
 from ..folders import claim, create_owned_folder, Owner, read_claims, sweep
+from ..serving.server import DEFAULT_SERVER
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/deploy/05b_work_folder.ipynb #check-length
 LONGEST_PATH = 84    # bytes: a worker binds FOLDER/tmp/.ts.sock.9000, and a socket's path has 107 at most
+LONGEST_OTHER = 52   # FOLDER/zztoolkit-12345678/versions/100/front/ipc_model.socket of mosec
 
-def _check_length(folder: Path, option: str):
+def longest_path(server: str) -> int:
+    "Return how long the path of a pod's folder may be, in bytes"
+    return LONGEST_PATH if server == DEFAULT_SERVER else LONGEST_OTHER
+
+def _check_length(folder: Path, option: str, longest: int = LONGEST_PATH):
     "Raise `ToolkitError` if the path is too long for sockets: the programs that make them report it late and obscurely"
     size = len(os.fsencode(folder))
-    if size > LONGEST_PATH:
+    if size > longest:
         raise ToolkitError(
             "the path of the work folder is too long",
-            found=f"{size} bytes, at most {LONGEST_PATH}: {folder}",
+            found=f"{size} bytes, at most {longest}: {folder}",
             do=f"give a shorter {option}: it holds sockets, and the kernel limits their paths to 107 bytes")
 
 # %% ../../nbs/deploy/05b_work_folder.ipynb #owners
@@ -78,10 +84,10 @@ def _check_abandoned(folder: Path):
 
 # %% ../../nbs/deploy/05b_work_folder.ipynb #work-folder
 @contextmanager
-def work_folder(work: Path) -> Iterator[Path]:
+def work_folder(work: Path, longest: int = LONGEST_PATH) -> Iterator[Path]:
     "Empty and lock the folder `server` inside `work`. Raise `ToolkitError` if it is in use"
     folder = work.absolute() / "server"
-    _check_length(folder, "--work")
+    _check_length(folder, "--work", longest)
     sweep()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -102,11 +108,15 @@ def _recreate(folder: Path):
 
 # %% ../../nbs/deploy/05b_work_folder.ipynb #pod-folder
 @contextmanager
-def pod_folder(work: Path | None) -> Iterator[Path]:
+def pod_folder(
+    work: Path | None,
+    server: str = DEFAULT_SERVER,   # that runs the models: its sockets lie below
+) -> Iterator[Path]:
     "Return an empty folder that only its owner can enter, and remove it at the end. Raise `ToolkitError`"
-    with work_folder(work) if work else nullcontext(create_owned_folder()) as folder:
+    longest = longest_path(server)
+    with work_folder(work, longest) if work else nullcontext(create_owned_folder()) as folder:
         try:
-            _check_length(folder, "--work" if work else "TMPDIR")
+            _check_length(folder, "--work" if work else "TMPDIR", longest)
             (folder / "store").mkdir()
             yield folder
         finally: shutil.rmtree(folder, ignore_errors=True)

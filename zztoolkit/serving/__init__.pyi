@@ -6,6 +6,7 @@ from .torchserve.running import (
     running_servers as running_servers,
 )
 from .mosec.server import MosecServer as MosecServer
+from .ray.server import RayServer as RayServer
 from .endpoint import Endpoint as Endpoint
 from .failures import PredictionError as PredictionError
 from .rollout import deploy as deploy

@@ -120,13 +120,13 @@ class ServerKind:
     package: str        # on PyPI
     pin: str
     about: str
+    extra: str = ""     # that brings it, with what else it needs
 
     def load(self) -> Callable[..., Server]:
         "Return the adapter. Raise `ToolkitError` if the server is not installed"
         if installed(self.package): return getattr(importlib.import_module(self.module), self.adapter)
-        raise ToolkitError(
-            f"{self.package} is not installed",
-            do=f"pip install {self.package}=={self.pin}")
+        brings = f"'{self.extra}'" if self.extra else f"{self.package}=={self.pin}"
+        raise ToolkitError(f"{self.package} is not installed", do=f"pip install {brings}")
 
 SERVERS = {
     "torchserve": ServerKind(
@@ -134,7 +134,10 @@ SERVERS = {
         "the default; archived upstream"),
     "mosec": ServerKind(
         "zztoolkit.serving.mosec.server", "MosecServer", "mosec", "0.9.8",
-        "one machine, no Java")}
+        "one machine, no Java"),
+    "ray": ServerKind(
+        "zztoolkit.serving.ray.server", "RayServer", "ray", "2.60.0",
+        "what outgrows one machine", "zztoolkit[ray]")}
 DEFAULT_SERVER = "torchserve"
 
 # %% ../../nbs/serving/00_server.ipynb #server-kind
@@ -145,7 +148,7 @@ def server_kind(name: str) -> ServerKind:
 
 # %% ../../nbs/serving/00_server.ipynb #make-server
 def make_server(
-    name: str = DEFAULT_SERVER, # torchserve or mosec
+    name: str = DEFAULT_SERVER, # torchserve, mosec or ray
     settings: Settings | None = None,
 ) -> Server:
     "Return a server that is not yet started. Raise `ToolkitError` for one that is not installed"

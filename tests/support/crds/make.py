@@ -3,9 +3,9 @@
     python tests/crds/make.py      # needs npm and pip
 
 npm (MIT, made from the projects' own CRDs; later versions hold compiled validators instead of schemas):
-@kubernetes-models/prometheus-operator 1.6.3, keda 0.3.1, gateway-api 0.5.1, cert-manager 4.3.1. PyPI: kserve 0.21.0 (Apache-2.0).
+@kubernetes-models/prometheus-operator 1.6.3, keda 0.3.1, gateway-api 0.5.1, cert-manager 4.3.1. PyPI: kserve 0.21.0 (Apache-2.0). GitHub: ray-project/kuberay 1.7.0 (Apache-2.0).
 """
-import ast, json, re, subprocess, sys, tempfile, zipfile
+import ast, json, re, subprocess, sys, tempfile, urllib.request, yaml, zipfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -45,7 +45,20 @@ def from_kserve(tmp: Path):
     write("InferenceService", shut(service | {"apiVersion": {"enum": ["serving.kserve.io/v1beta1"]}, "kind": {"enum": ["InferenceService"]},
                                               "spec": shut(spec | {"predictor": shut(predictor, required=["containers"])}, required=["predictor"])}, required=["spec"]))
 
+RAY_SERVICE = "https://raw.githubusercontent.com/ray-project/kuberay/v1.7.0/helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml"
+
+def from_kuberay(crd: bytes):
+    "A RayService without the status; the templates of pods are left open, since Kubernetes' own schema is for them"
+    newest = next(v for v in yaml.safe_load(crd)["spec"]["versions"] if v["storage"])
+    schema = newest["schema"]["openAPIV3Schema"]
+    schema["properties"] |= {"apiVersion": {"enum": [f"ray.io/{newest['name']}"]}, "kind": {"enum": ["RayService"]}}
+    del schema["properties"]["status"]
+    cluster = schema["properties"]["spec"]["properties"]["rayClusterConfig"]["properties"]
+    for group in (cluster["headGroupSpec"], cluster["workerGroupSpecs"]["items"]): group["properties"]["template"] = {"type": "object"}
+    write("RayService", closed(schema))
+
 if __name__ == "__main__":
     for package, kinds in NPM.items():
         with tempfile.TemporaryDirectory() as tmp: from_npm(package, kinds, Path(tmp))
     with tempfile.TemporaryDirectory() as tmp: from_kserve(Path(tmp))
+    with urllib.request.urlopen(RAY_SERVICE) as r: from_kuberay(r.read())

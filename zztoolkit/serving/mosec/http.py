@@ -5,15 +5,15 @@
 # %% ../../../nbs/serving/mosec/08_http.ipynb #imports
 from __future__ import annotations
 
-import asyncio, hmac, importlib.util, threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TYPE_CHECKING
+import asyncio, re, time, uuid
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from ...errors import ToolkitError
-from ...system import wait_until
-from ..bodies import read_body
-from .frames import BAD_TOKEN, TOO_LARGE
-from .models import to_http
+from ..http import HttpFront, make_app, Post, require_http
+from ..torchserve.worker import error_response, Response
+from .frames import QUEUE_FULL, response_of_frame, to_frame, WORKER_DIED
+from .models import not_found
+from .version import response_of_front, RunningVersion
 
 if TYPE_CHECKING:
     from zztoolkit.serving.mosec.server import MosecServer
@@ -21,66 +21,78 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/serving/mosec/08_http.ipynb #require
-def require_http():
-    "Raise `ToolkitError` if uvicorn or starlette is not installed"
-    if all(map(importlib.util.find_spec, ("uvicorn", "starlette"))): return
-    raise ToolkitError("mosec's HTTP needs uvicorn", do="pip install 'zztoolkit[mosec]'")
+# %% ../../../nbs/serving/mosec/08_http.ipynb #connections
+_HEAD = b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n"
 
-# %% ../../../nbs/serving/mosec/08_http.ipynb #has-token
-def has_token(request: Any, token: str) -> bool:
-    "Return whether a request shows the server's token"
-    given = request.headers.get("authorization", "")
-    return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+async def _read_response(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = re.search(rb"\ncontent-length: *(\d+)", head)
+    return int(head[9:12]), await reader.readexactly(int(length[1]) if length else 0)
 
-# %% ../../../nbs/serving/mosec/08_http.ipynb #app
-def make_app(server: MosecServer) -> Any: # starlette.applications.Starlette
-    "Return the application: a request goes to the version that serves when it arrives"
-    from starlette.applications import Starlette
-    from starlette.responses import Response
-    from starlette.routing import Route
-    pool = ThreadPoolExecutor(256, "zz-mosec-http")
+class Connections:
+    "Connections to the front of one mosec, kept open"
+    def __init__(self, port: int):
+        self.port = port
+        self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def respond(request: Any) -> Any: # httpx.Response
-        if not has_token(request, server.token): return to_http(BAD_TOKEN)
-        body = await read_body(request, server.settings.max_request_size)
-        if body is None: return to_http(TOO_LARGE)
-        name, version = request.path_params["name"], request.path_params.get("version", "")
-        headers = dict(request.headers)
-        kind = headers.pop("content-type", "application/octet-stream")
-        headers.pop("authorization")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(pool, server.post, name, body, kind, headers, version)
+    async def post(self, *parts: bytes) -> tuple[int, bytes]:
+        "Return the status and the body of a response. Raise `OSError` or `EOFError`"
+        reader, writer = await self._take()
+        try:
+            writer.writelines([_HEAD % sum(map(len, parts)), *parts])
+            response = await _read_response(reader)
+        except BaseException:
+            writer.close()
+            raise
+        self.idle.append((reader, writer))
+        return response
 
-    async def predict(request: Any) -> Response:
-        r = await respond(request)
-        return Response(r.content, r.status_code, dict(r.headers))
+    async def _take(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self.idle:
+            reader, writer = self.idle.pop()
+            if not reader.at_eof(): return reader, writer
+            writer.close()
+        return await asyncio.open_connection("127.0.0.1", self.port)
 
-    async def ping(request: Any) -> Response: return Response('{"status": "Healthy"}')
+# %% ../../../nbs/serving/mosec/08_http.ipynb #send
+async def _send(
+    connections: Connections, v: RunningVersion, body: bytes, kind: str, headers: dict[str, str],
+) -> Response | None:
+    "Return the response to one request; None if it was not taken, and may be sent again"
+    head = to_frame(b"", **v.head(kind, headers, id=str(uuid.uuid4())))
+    try: status, answer = await connections.post(body, head)
+    except ConnectionRefusedError: return None
+    except (OSError, EOFError): return WORKER_DIED
+    if status == 200: return response_of_frame(answer)
+    return response_of_front(status, answer.decode(errors="replace"), v.name)
 
-    return Starlette(routes=[
-        Route("/predictions/{name}", predict, methods=["POST", "PUT"]),
-        Route("/predictions/{name}/{version}", predict, methods=["POST", "PUT"]),
-        Route("/ping", ping)])
+# %% ../../../nbs/serving/mosec/08_http.ipynb #make-post
+def make_post(server: MosecServer) -> Post:
+    "Return a function that sends a request to the version that serves when it arrives"
+    connections: WeakKeyDictionary[RunningVersion, Connections] = WeakKeyDictionary()
+
+    async def post(
+        name: str, version: str, body: bytes, kind: str, headers: dict[str, str],
+    ) -> Response:
+        end = time.monotonic() + server.settings.response_timeout
+        while (v := server.find(name, version)) is not None:
+            own = connections.setdefault(v, Connections(v.plan["port"]))
+            with v.counted(): response = await _send(own, v, body, kind, headers)
+            if response is not None: return response
+            if time.monotonic() > end or server.stopping:
+                return error_response(503, QUEUE_FULL.format(name), "ServiceUnavailableException")
+            await asyncio.sleep(0.02)
+        return not_found(name, version if name in server.models() else "")
+    return post
 
 # %% ../../../nbs/serving/mosec/08_http.ipynb #serve-http
 def serve_http(server: MosecServer, port: int):
     "Serve requests on a port of the loopback interface, until the server stops"
-    require_http()
-    import uvicorn
-    config = uvicorn.Config(
-        make_app(server), "127.0.0.1", port, log_level="error", lifespan="off",
-        timeout_keep_alive=90)      # longer than clients keep a connection
-    front = uvicorn.Server(config)
-    thread = threading.Thread(target=front.run, daemon=True)
-    thread.start()
-    wait_until(lambda: front.started or not thread.is_alive(), timeout=10, every=0.01)
-    if not front.started:
-        do = "choose another port, or stop the program that listens there"
-        raise ToolkitError("a port is already in use", found=str(port), do=do)
+    require_http("mosec", "mosec")
+    app = make_app(make_post(server), server.token, server.settings.max_request_size)
+    front = HttpFront(app, port).start()
 
     def stop():
         server.before_stop.remove(stop)
-        front.should_exit = True        # requests in flight are finished first
-        thread.join(server.settings.drain_timeout)
+        front.stop(server.settings.drain_timeout)
     server.before_stop.append(stop)

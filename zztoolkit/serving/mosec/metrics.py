@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -29,7 +29,8 @@ class _Metric:
         child = self.metric.labels(*dimension_values) if dimension_values else self.metric
         getattr(child, self.update)(value)
 
-def _new_metric(name: str, dimensions: Sequence[str], kind: str) -> _Metric:
+def new_metric(name: str, dimensions: Sequence[str], kind: str) -> _Metric:
+    "Return a metric of prometheus-client"
     import prometheus_client as p
     cls, update = {
         "histogram": (p.Histogram, "observe"), "gauge": (p.Gauge, "set"),
@@ -37,7 +38,11 @@ def _new_metric(name: str, dimensions: Sequence[str], kind: str) -> _Metric:
     return _Metric(cls(name, name, dimensions, registry=p.CollectorRegistry()), update)
 
 # %% ../../../nbs/serving/mosec/02a_metrics.ipynb #worker-metrics
-def worker_metrics() -> Any: # ts.metrics.metric_cache_abstract.MetricCacheAbstract
+NewMetric = Callable[[str, Sequence[str], str], Any]    # takes a name, its dimensions, its kind
+
+def worker_metrics(
+    new_metric: NewMetric = new_metric,     # default: of prometheus-client
+) -> Any: # ts.metrics.metric_cache_abstract.MetricCacheAbstract
     "Return a cache of metrics, as a handler's context holds it; those of TorchServe's own file too"
     import ts
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
@@ -50,7 +55,7 @@ def worker_metrics() -> Any: # ts.metrics.metric_cache_abstract.MetricCacheAbstr
             kind = metric_type.value if metric_type else "counter"
             known = self.cache.setdefault(metric_type, {})
             if metric_name not in known:
-                known[metric_name] = _new_metric(metric_name, dimension_names, kind)
+                known[metric_name] = new_metric(metric_name, dimension_names, kind)
             return known[metric_name]
 
     cache = Cache(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
@@ -58,13 +63,13 @@ def worker_metrics() -> Any: # ts.metrics.metric_cache_abstract.MetricCacheAbstr
     return cache
 
 # %% ../../../nbs/serving/mosec/02a_metrics.ipynb #batch-counter
-_SECONDS = "zz_request_seconds"      # of the batches of a worker, summed over their requests
+_SECONDS = "zz_worker_seconds"      # of the batches of a worker, summed over their requests
 
 class BatchCounter:
     "Count the time that requests spend in a worker"
-    def __init__(self, name: str):
+    def __init__(self, name: str, new_metric: NewMetric = new_metric):
         self.name = name
-        self.metric = _new_metric(_SECONDS, ["model_name"], "counter")
+        self.metric = new_metric(_SECONDS, ["model_name"], "counter")
 
     def count(self, requests: int, seconds: float):
         self.metric.add_or_update(requests * seconds, [self.name])

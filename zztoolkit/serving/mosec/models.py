@@ -208,8 +208,8 @@ class Requests(Loading):
         if len(body) > self.settings.max_request_size: return TOO_LARGE
         end = time.monotonic() + self.settings.response_timeout
         while True:
-            v = self._find(name, version)
-            if v is None: return _not_found(name)
+            v = self.find(name, version)
+            if v is None: return not_found(name, version if self._versions.get(name) else "")
             with v.counted():
                 try: r = v.send(body, kind, headers)
                 except RuntimeError: r = None       # its client was closed: it has been replaced
@@ -219,7 +219,8 @@ class Requests(Loading):
                 return error_response(503, message, "ServiceUnavailableException")
             time.sleep(0.02)
 
-    def _find(self, name: str, version: str) -> RunningVersion | None:
+    def find(self, name: str, version: str) -> RunningVersion | None:
+        "Return a version of a model, by default the one that serves; None for an unknown one"
         return self._versions.get(name, {}).get(version) if version else self._serving.get(name)
 
     def describe(self, name: str) -> dict:
@@ -248,5 +249,8 @@ class Requests(Loading):
             responses, seconds = responses + more, seconds + latency
         return build_metrics(name, int(responses), seconds, self.metrics())
 
-def _not_found(name: str) -> Response:
-    return error_response(404, f"Model not found: {name}", "ModelNotFoundException")
+def not_found(name: str, version: str = "") -> Response:
+    "Return TorchServe's error for an unknown model, or for an unknown version of a known one"
+    if not version: return error_response(404, f"Model not found: {name}", "ModelNotFoundException")
+    message = f"Model version: {version} does not exist for model: {name}"
+    return error_response(404, message, "ModelVersionNotFoundException")

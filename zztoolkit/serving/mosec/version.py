@@ -56,17 +56,17 @@ def plan_version(
         "exits": str(folder / "exits")}
 
 # %% ../../../nbs/serving/mosec/05_version.ipynb #reject
-def _of_front(r: httpx.Response, name: str) -> Response | None:
+def response_of_front(status: int, text: str, name: str) -> Response | None:
     """Return a response of mosec's own as TorchServe words it.
 
     None if mosec has not taken the request, because it is about to end.
     """
-    if r.status_code == 503: return None
-    if r.status_code == 413: return TOO_LARGE
-    if r.status_code == 429:
+    if status == 503: return None
+    if status == 413: return TOO_LARGE
+    if status == 429:
         return error_response(503, QUEUE_FULL.format(name), "ServiceUnavailableException")
-    if r.status_code == 408: return WORKER_DIED     # with half of a message, or it has hung
-    return error_response(r.status_code, r.text.strip())
+    if status == 408: return WORKER_DIED     # with half of a message, or it has hung
+    return error_response(status, text.strip())
 
 # %% ../../../nbs/serving/mosec/05_version.ipynb #version
 @dataclass(eq=False)
@@ -113,7 +113,8 @@ class RunningVersion:
         frame = to_frame(body, **self.head(kind, headers, id=str(uuid.uuid4()), **more))
         try: r = self.http.post("/predict", content=frame)
         except httpx.ConnectError: return None
-        return response_of_frame(r.content) if r.status_code == 200 else _of_front(r, self.name)
+        if r.status_code == 200: return response_of_frame(r.content)
+        return response_of_front(r.status_code, r.text, self.name)
 
     def read_totals(self) -> tuple[int, float, int]:
         "Return responses, their seconds, and requests in flight, of all callers"

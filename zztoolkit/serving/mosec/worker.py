@@ -118,7 +118,7 @@ class LaneWorker:
 def load_lanes(plan: dict[str, Any], index: int, count: int = 1) -> list[LaneWorker]:
     "Load the handler of a worker; return a lane for each batch that it takes at once"
     folder, size = Path(plan["model"]), plan["batch_size"]
-    service = load_worker(folder, gpu_of(index), size, worker_metrics())
+    service = load_worker(folder, gpu_of(index), size, worker_metrics(), plan["name"])
     watchdog, counter = Watchdog(plan["timeout"]), BatchCounter(plan["name"])
     services = open_lanes(service, count, watchdog.count_wait)
     return [LaneWorker(s, plan["token"], watchdog, counter) for s in services]

@@ -86,20 +86,24 @@ def _revoke_tokens(api: ManagementClient):
     api.tokens.file.unlink(missing_ok=True)
 
 # %% ../../../nbs/serving/torchserve/03_process.ipynb #kill-java
+def kill_family(process: subprocess.Popen):
+    "Kill a process and everything that it started"
+    import psutil
+    is_running = process.poll() is None
+    family = psutil.Process(process.pid).children(recursive=True) if is_running else []
+    process.kill()
+    process.wait()
+    for child in family:
+        with suppress(psutil.Error): child.kill()
+    wait_until(lambda: not any(map(is_alive, family)), timeout=5, every=0.01)
+
 def kill_java(java: subprocess.Popen):
     """Kill Java and everything that it started, once nothing is in flight.
 
     Java's own shutdown would only wait two seconds and tidy a folder that is deleted anyway.
     """
-    import psutil
-    is_running = java.poll() is None
-    family = psutil.Process(java.pid).children(recursive=True) if is_running else []
-    java.kill()
-    java.wait()
-    for child in family:
-        with suppress(psutil.Error): child.kill()
+    kill_family(java)
     kill_orphans(java)
-    wait_until(lambda: not any(map(is_alive, family)), timeout=5, every=0.01)
 
 # %% ../../../nbs/serving/torchserve/03_process.ipynb #watch
 EXIT_NOT_DRAINED = 75    # exit code of a supervisor that stopped its server with work in flight

@@ -119,8 +119,8 @@ def _reject_fixed_ports(server: LocalServer):
 
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #limits
 LIMITS: Mapping[str, str] = {
-    "scaling under load": "a request that a worker holds may get no response when TorchServe "
-                          "ends the worker because there are too many",
+    "scaling under load": "TorchServe ends a worker that is too many at once: a request that it "
+                          "holds may fail with \"Worker died.\", or get no response",
     "overlap": "a worker gets its next batch when it has answered the last one; two workers "
                "for each accelerator overlap, each with a copy of the model"}
 

@@ -39,12 +39,13 @@ def load_worker(
     gpu: int | None = None,     # of this worker
     batch_size: int = 1,
     metrics: Any = None,        # cache of TorchServe's kind; default: that of its own metrics
+    name: str = "",             # under which it is served; default: the archive's
 ) -> Any: # ts.service.Service
     "Load a handler as a TorchServe worker does: in its folder, which is the first place of imports"
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     model = UnpackedMar(folder).model
-    service = load_service(folder, model["modelName"], model["handler"], batch_size, gpu, metrics)
+    service = load_service(folder, name or model["modelName"], model["handler"], batch_size, gpu, metrics)
     service.set_cl_socket(None)     # of a response that is sent in parts
     return service
 

@@ -67,6 +67,7 @@ volumes:
   args:     # of `zz run`, the image's entry point
     - /models
     - --models={{ include "zz.models" .root }}
+    - --server={{ $v.server.kind }}
     - --host=0.0.0.0      # of the front, the metrics and the probes; inference and management stay on loopback
     - --work=/work
     - --endpoint-wait={{ $v.server.endpointWaitSeconds }}
@@ -104,7 +105,7 @@ volumes:
     - {name: http, containerPort: 8000}     # first, since KServe sends to the first port of its container
     - {name: metrics, containerPort: 8082}
     - {name: supervisor, containerPort: 8083}
-  # Each waits for as long as the supervisor may wait for TorchServe. TorchServe's own /ping says Healthy while models load, and with every worker dead: the supervisor looks at the workers.
+  # Each waits for as long as the supervisor may wait for the server. TorchServe's own /ping says Healthy while models load, and with every worker dead: the supervisor looks at the workers.
   startupProbe: {httpGet: {path: /readyz, port: supervisor}, periodSeconds: 5, failureThreshold: {{ div (add $v.server.startupSeconds 4) 5 }}, timeoutSeconds: 6}
   readinessProbe: {httpGet: {path: /readyz, port: supervisor}, periodSeconds: 5, failureThreshold: 2, timeoutSeconds: 6}
   livenessProbe: {httpGet: {path: /livez, port: supervisor}, periodSeconds: 10, failureThreshold: 6, timeoutSeconds: 6}
