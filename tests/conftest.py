@@ -18,6 +18,8 @@ from zztoolkit.vision.pixels import Normalize
 
 ROOT = Path(__file__).parent.parent
 
+pytest_plugins = ["support.conformance"]
+
 def pytest_addoption(parser):
     parser.addoption("--record", metavar="JSON", help="write what the gpu tests measure to this file")
 

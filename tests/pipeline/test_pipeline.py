@@ -10,7 +10,6 @@ from zztoolkit import compile_model
 from zztoolkit.archive.mar import open_mar
 from zztoolkit.archive.packing import pack
 from zztoolkit.errors import ToolkitError
-from zztoolkit.samples import sample_photo
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.server import make_server
 from zztoolkit.serving.torchserve.config import Settings

@@ -1,5 +1,6 @@
 "Archives on NVIDIA Triton: what TorchServe says of a request, Triton says of it in the same bytes."
 import json, threading, time
+from functools import partial
 from pathlib import Path
 
 import httpx, pandas as pd, pytest
@@ -16,6 +17,8 @@ from zztoolkit.features.ops.scale import Normalize
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.triton.repository import write_model
 from zztoolkit.system import wait_until
+
+on_triton = partial(pytest.mark.behaviour, server="triton")     # rows of the table of test_conformance.py
 
 OCTETS, JSON = "application/octet-stream", "application/json"
 
@@ -107,11 +110,14 @@ def test_configuration(repository, endpoints):
     assert foreign.parameters["archive_version"].string_value == "1.0" and (repository / "foreign" / "1" / "model.py").is_file()
     assert sorted(p.name for p in (repository / "prices").iterdir()) == ["7", "config.pbtxt"]
 
-def test_twelve_photographs(triton, endpoints, photos):
+@on_triton("images")
+def test_twelve_photographs(triton, endpoints, photos, record_property):
     "With real weights, over the client's own HTTP"
+    record_property("version", triton.get_server_metadata()["version"])
     answers = [same(endpoints["classifier"], triton, p.read_bytes(), OCTETS).json() for p in photos[:12]]
     assert len(answers) == 12 and all(0 < a[0]["probability"] <= 1 for a in answers)
 
+@on_triton("fails alone", "errors")
 def test_a_broken_image_fails_alone(triton, endpoints, photo):
     "Three rows of one request, which are one batch: the good ones are served, the error is TorchServe's"
     good, broken = photo.read_bytes(), photo.read_bytes()[:20_000]
@@ -124,6 +130,7 @@ def test_a_broken_image_fails_alone(triton, endpoints, photo):
 
 RECORDS = [({"price": 12.5, "brand": "dell"}, 200), ({"price": 12.5, "brand": "unknown"}, 200), ({"price": "much", "brand": "dell"}, 422), ({}, 422), ("no record", 422)]
 
+@on_triton("records", "errors")
 @pytest.mark.parametrize("record, status", RECORDS)
 def test_records(triton, endpoints, record, status):
     assert same(endpoints["prices"], triton, json.dumps(record).encode(), JSON).status_code == status
@@ -138,12 +145,15 @@ def test_requests_make_batches(triton, endpoints):
     stats, = triton.get_inference_statistics("prices")["model_stats"]
     assert max(b["batch_size"] for b in stats["batch_stats"]) > 1
 
+@on_triton("torchserve handler")
 def test_a_handler_of_torchserve(triton, endpoints):
     "Its JSON, its 503 for whatever it raises"
     assert same(endpoints["foreign"], triton, b'{"x": 21}', JSON).json() == {"twice": 42, "unit": "€"}
     assert same(endpoints["foreign"], triton, b'{"y": 21}', JSON).json()["message"] == "Prediction failed"
 
-def test_forms_are_rejected(triton):
+@on_triton("forms")
+def test_forms_are_rejected(triton, record_property):
+    record_property("no", "a form is rejected with 415: send the bytes of one file, or JSON")
     (status, body), = how_to()["predict"](triton, "prices", [b"--x"], "multipart/form-data; boundary=x")
     assert status == 415 and b"forms are not read here" in body
 
@@ -162,6 +172,7 @@ class Versions(Handler):
 """)
     return pack("versions", folder / "versions.py", version=version, store=folder, example=1)
 
+@on_triton("swap")
 @pytest.mark.slow
 def test_versions_change_under_load(tmp_path):
     "A Triton that polls its repository takes up what is written over a model, the same folder or another, without a failed request"
