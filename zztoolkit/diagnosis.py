@@ -157,7 +157,7 @@ EXTRAS = {
     "rapids": Extra("tables on an NVIDIA GPU", ("cudf-cu13",)),
     "tensorrt": Extra("TensorRT, another backend for models on GPUs", ("torch-tensorrt",)),
     "ray": Extra("%%serve --server ray and zz offline --engine ray: clusters of machines",
-                 ("ray", "starlette", "uvicorn")),
+                 ("ray", "fastapi", "uvicorn")),
     "deploy": Extra("zz deploy", ("helm-binary", "kubernetes-validate")),
     "grpc": Extra("load over gRPC", ("grpcio",)),
     "gateway": Extra("the Open Inference Protocol and TensorFlow Serving's REST",

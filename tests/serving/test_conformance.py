@@ -30,7 +30,7 @@ from zztoolkit.serving.torchserve.config import Settings
 from zztoolkit.system import installed, wait_until
 
 behaviour = pytest.mark.behaviour
-INSTALLED = [name for name, kind in SERVERS.items() if installed(kind.package)]
+INSTALLED = [name for name, kind in SERVERS.items() if not kind.missing]
 
 OCTETS, JSON, TEXT = "application/octet-stream", "application/json", "text/plain"
 WORKER_DIED = b'{\n  "code": 500,\n  "type": "InternalServerException",\n  "message": "Worker died."\n}\n'

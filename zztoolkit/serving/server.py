@@ -120,13 +120,20 @@ class ServerKind:
     package: str        # on PyPI
     pin: str
     about: str
-    extra: str = ""     # that brings it, with what else it needs
+    extra: str = ""                 # of zztoolkit, that brings it with what else it needs
+    parts: tuple[str, ...] = ()     # packages of that extra
+
+    @property
+    def missing(self) -> list[str]:
+        "Packages that are not installed"
+        return [p for p in (self.package, *self.parts) if not installed(p)]
 
     def load(self) -> Callable[..., Server]:
         "Return the adapter. Raise `ToolkitError` if the server is not installed"
-        if installed(self.package): return getattr(importlib.import_module(self.module), self.adapter)
-        brings = f"'{self.extra}'" if self.extra else f"{self.package}=={self.pin}"
-        raise ToolkitError(f"{self.package} is not installed", do=f"pip install {brings}")
+        missing = self.missing
+        if not missing: return getattr(importlib.import_module(self.module), self.adapter)
+        brings = f"'zztoolkit[{self.extra}]'" if self.extra else f"{self.package}=={self.pin}"
+        raise ToolkitError(f"{', '.join(missing)} is not installed", do=f"pip install {brings}")
 
 SERVERS = {
     "torchserve": ServerKind(
@@ -137,7 +144,7 @@ SERVERS = {
         "one machine, no Java"),
     "ray": ServerKind(
         "zztoolkit.serving.ray.server", "RayServer", "ray", "2.60.0",
-        "what outgrows one machine", "zztoolkit[ray]")}
+        "what outgrows one machine", "ray", ("fastapi", "uvicorn"))}
 DEFAULT_SERVER = "torchserve"
 
 # %% ../../nbs/serving/00_server.ipynb #server-kind

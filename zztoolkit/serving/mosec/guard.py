@@ -24,7 +24,7 @@ __all__ = []
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #slot
 LOADING, IDLE, READING, WORKING, WRITING, ENDED = range(6)
 _MAX_BATCH, _TASK = 65_535, struct.Struct("!4sH")     # id and state of a request
-MAX_LANES = 2       # batches that a worker may hold: one is preprocessed, one is in the model
+MAX_LANES = 3       # batches that a worker may hold: one is preprocessed, one is in the model, one on its way
 
 def _number(i: int) -> Any:
     "Return a property that is a number of the shared memory"

@@ -73,7 +73,8 @@ def supervise(folder: str) -> int:
         code = _serve(home, Front(settings, start["prefix"]), start)
     finally:
         _leave()
-    for f in (os.environ.get("RAY_TMPDIR", home), home): shutil.rmtree(f, ignore_errors=True)
+    own = [home] if address else [home, Path(os.environ["RAY_TMPDIR"])]
+    for f in own: shutil.rmtree(f, ignore_errors=True)
     return code
 
 def _serve(home: Path, front: Front, start: dict[str, Any]) -> int:
