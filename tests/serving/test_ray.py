@@ -1,7 +1,7 @@
 "What only Ray Serve has: a cluster that ends with its owner, replicas that come and go with the load, a cluster of others"
 from __future__ import annotations
 
-import os, signal, subprocess, sys, time
+import os, signal, socket, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import psutil, pytest
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
+from conftest import ROOT
 from support.ray_cluster import ray_cluster
 from zztoolkit.archive.packing import pack
 from zztoolkit.errors import ToolkitError
@@ -93,8 +94,15 @@ def test_supervisor_killed(tmp_path):
         assert not server.running
         with pytest.raises(ToolkitError, match="the server is not running"): server.endpoint("mortal").predict("x")
 
+NOTEBOOKS = [p for p in sorted((ROOT / "nbs" / "serving" / "ray").glob("*.ipynb")) if "skip_exec: true" in p.read_text()]
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks(notebook):
+    "Those that need Ray Serve, which nbdev_test leaves out"
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--stdout", "--log-level=ERROR", str(notebook)]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+
 def test_port_in_use():
-    import socket
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

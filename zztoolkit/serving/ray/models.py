@@ -38,6 +38,9 @@ class FrontClient:
     http: httpx.Client
     key: str        # that commands show
 
+    @property
+    def running(self) -> bool: raise NotImplementedError
+
     def command(self, do: str, **values: Any) -> Any:
         "Send a command; return its value. Raise the `ToolkitError` that it raises"
         import httpx
@@ -46,7 +49,8 @@ class FrontClient:
         json_ = {"do": do, **values}
         try: r = self.http.post("/control", json=json_, headers=headers, timeout=timeout)
         except (httpx.HTTPError, RuntimeError):
-            raise ToolkitError("Ray Serve has ended", self.last_log_lines(), "start it again") from None
+            found = self.last_log_lines()
+            raise ToolkitError("Ray Serve has ended", found, "start it again") from None
         if r.status_code == 200: return r.json()["value"]
         if r.status_code == 400: raise ToolkitError(**r.json()["error"])
         raise ToolkitError(f"Ray Serve did not {do}", self.last_log_lines(), "zz doctor")
@@ -61,10 +65,13 @@ class Models(FrontClient):
     changes: int
     _unpacked: dict[tuple[str, str], Path]
 
-    def models(self) -> list[str]: return list(self.command("state")["versions"])
+    def _state(self) -> dict[str, Any]:
+        if self.running: return self.command("state")
+        return {"versions": {}, "serving": {}, "retired": {}}
 
-    def versions(self, name: str) -> list[str]:
-        return list(self.command("state")["versions"].get(name, ()))
+    def models(self) -> list[str]: return list(self._state()["versions"])
+
+    def versions(self, name: str) -> list[str]: return list(self._state()["versions"].get(name, ()))
 
     def _status_in(self, state: dict, name: str) -> ModelStatus:
         versions, current = state["versions"][name], state["serving"][name]
@@ -79,12 +86,12 @@ class Models(FrontClient):
         return self._status_in(self._state_with(name), name)
 
     def _state_with(self, name: str) -> dict[str, Any]:
-        state = self.command("state")
+        state = self._state()
         if name in state["serving"]: return state
         raise ToolkitError(f"no model {name!r} is served", f"served: {', '.join(state['serving'])}")
 
     def statuses(self) -> list[ModelStatus]:
-        state = self.command("state")
+        state = self._state()
         return [self._status_in(state, name) for name in sorted(state["serving"])]
 
     def info(self, name: str) -> dict:
@@ -184,7 +191,7 @@ class Requests(Loading):
 
     def read_metrics(self, name: str) -> ModelMetrics:
         "Return a model's totals since the server started"
-        state = self.command("state")
+        state = self._state()
         requests, seconds = state["retired"].get(name, (0, 0.0))
         for v in state["versions"].get(name, {}).values():
             requests, seconds = requests + v["requests"], seconds + v["seconds"]

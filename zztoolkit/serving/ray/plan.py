@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ...archive.mar import Mar, whole_setting
-from ...handler.torchserve import worker_threads
 from ...system import usable_cores
 from ..torchserve.config import Settings
 
@@ -30,7 +29,7 @@ class Plan:
     batch_size: int
     max_batch_delay: int    # milliseconds
     timeout: int            # seconds of a batch; a replica that takes longer is ended
-    threads: int            # of a replica
+    threads: int            # of a replica, for which a cluster reserves cores
     needs_gpu: bool
     max_request_size: int   # bytes
     queue_size: int         # requests that wait for a replica
@@ -67,7 +66,7 @@ def make_plan(
         batch_size=sizes.batch_size,
         max_batch_delay=sizes.max_batch_delay,
         timeout=whole_setting(mar, config, "responseTimeout", settings.response_timeout),
-        threads=worker_threads(config),
+        threads=sizes.threads or 1,
         needs_gpu="cuda" in devices,
         max_request_size=settings.max_request_size,
         queue_size=settings.job_queue_size,
@@ -86,8 +85,7 @@ def scaling_options(
         "max_replicas": plan.max_workers,
         "target_ongoing_requests": max(2, plan.batch_size),
         "upscale_delay_s": 5,
-        "downscale_delay_s": 60,
-        "look_back_period_s": 10}}
+        "downscale_delay_s": 60}}
 
 # %% ../../../nbs/serving/ray/01_plan.ipynb #actor-options
 def actor_options(plan: Plan) -> dict[str, Any]:
