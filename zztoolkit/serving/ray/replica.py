@@ -95,7 +95,8 @@ class Replica:
         "Load the handler. What it raises stands in the log, where whoever starts it looks"
         try:
             folder = unpack(self.plan, archive)
-            return load_worker(folder, own_gpu(), self.plan.batch_size, worker_metrics(metrics))
+            cache = worker_metrics(metrics)
+            return load_worker(folder, own_gpu(), self.plan.batch_size, cache, self.plan.name)
         except BaseException:
             logging.error("Backend worker process died.", exc_info=True)
             raise
