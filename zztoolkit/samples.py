@@ -16,6 +16,7 @@ from .system import cache_dir
 
 if TYPE_CHECKING:
     import pandas as pd
+    import PIL.Image
     import torch
 
 # %% auto #0
@@ -177,16 +178,22 @@ def text_models() -> dict[str, Path]:
 OPENCV = "opencv-doc"       # 95 MB, Apache-2.0
 
 def text_photographs(say: Callable[[str], None] = print) -> list[Path]:
-    "Return six photographs of signs, downloaded once. Raise `ToolkitError` if that fails"
+    "Return six photographs of signs, downloaded once; drawn ones where that fails"
     return _photos(_cached("text", lambda part: _fetch_text(part, say)))
 
 def _fetch_text(folder: Path, say: Callable[[str], None]):
-    say(f"photographs from Debian's {OPENCV} (95 MB), kept in the cache")
-    if _from_debian(folder, OPENCV, "usr/share/doc/opencv-doc/examples/text/scenetext0?.jpg"): return
-    raise ToolkitError(
-        "the photographs of signs cannot be downloaded",
-        found=f"apt-get download {OPENCV} failed",
-        do="on Debian or Ubuntu: apt-get update, and try again")
+    signs = "usr/share/doc/opencv-doc/examples/text/scenetext0?.jpg"
+    if _from_debian(folder, OPENCV, signs):
+        return say(f"photographs from Debian's {OPENCV} (95 MB), kept in the cache")
+    say(f"no apt here, or no {OPENCV}: signs are drawn")
+    for i, word in enumerate(("NOTICE", "PARKING", "CENTRE", "GM 125", "NO ENTRY", "GALLERIES"), 1):
+        _draw_sign(word).save(folder / f"drawn{i}.jpg", quality=95)
+
+def _draw_sign(word: str) -> PIL.Image.Image:
+    import PIL.Image, PIL.ImageDraw
+    image = PIL.Image.new("RGB", (800, 600), "white")
+    PIL.ImageDraw.Draw(image).text((80, 240), word, "black", font_size=90)
+    return image
 
 # %% ../nbs/08_samples.ipynb #showable
 def showable(photos: Sequence[Path]) -> list[Path]:

@@ -24,8 +24,9 @@ def reader(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos():
-    try: return samples.text_photographs()
-    except Exception as e: pytest.skip(str(e))
+    found = samples.text_photographs()
+    if found[0].stem.startswith("drawn"): pytest.skip("no opencv-doc here")
+    return found
 
 def texts(lines): return [line["text"] for line in lines]
 
