@@ -1,9 +1,9 @@
 "What mosec has and other servers do not: a supervisor, a front and guards. The rest is in test_conformance.py"
-import json, os, shutil, signal, subprocess, sys
+import os, signal
 
 import psutil, pytest
 
-from support.owner import OWNER
+from support.owner import killed_supervisor
 from zztoolkit.archive.packing import pack
 from zztoolkit.serving.mosec.server import MosecServer
 from zztoolkit.serving.rollout import deploy
@@ -30,17 +30,7 @@ def endpoint(words):
 
 def test_nothing_survives_the_supervisor(words):
     "kill -9 of the supervisor: no process is left"
-    owner, folder = subprocess.Popen([sys.executable, "-c", OWNER, "mosec", str(words.path)], stdout=subprocess.PIPE, text=True), ""
-    try:
-        folder, supervisor = json.loads(owner.stdout.readline())
-        family = [psutil.Process(supervisor), *psutil.Process(supervisor).children(recursive=True)]
-        assert len(family) == 4     # mosec's front, a guard and its worker
-        os.kill(supervisor, signal.SIGKILL)
-        assert wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), 15)
-    finally:
-        owner.kill()
-        owner.wait()
-        if folder: shutil.rmtree(folder, ignore_errors=True)     # the owner would have tidied it
+    with killed_supervisor("mosec", words.path, timeout=15) as family: assert len(family) == 4     # mosec's front, a guard and its worker
 
 @pytest.mark.parametrize("part", ["front", "guard"])
 def test_parts_come_back(endpoint, part):

@@ -1,11 +1,11 @@
 "TorchServe's life: batches, deaths, drains and what is left behind."
-import inspect, json, os, shutil, signal, subprocess, sys, textwrap, time
+import inspect, json, os, signal, textwrap, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx, numpy as np, pandas as pd, PIL.Image, psutil, pytest, torch
 
-from support.owner import OWNER
+from support.owner import killed_supervisor
 from zztoolkit import samples
 from zztoolkit.archive.packing import pack
 from zztoolkit.errors import ToolkitError
@@ -205,17 +205,8 @@ def test_loopback_only(server):
 
 def test_nothing_survives_the_supervisor(sleepy):
     "kill -9 of the supervisor of a server: no Java, no worker (its owner is killed in test_conformance.py)"
-    owner, folder = subprocess.Popen([sys.executable, "-c", OWNER, "torchserve", str(sleepy.path)], stdout=subprocess.PIPE, text=True), ""
-    try:
-        folder, supervisor = json.loads(owner.stdout.readline())
-        family = [psutil.Process(supervisor), *psutil.Process(supervisor).children(recursive=True)]
+    with killed_supervisor("torchserve", sleepy.path, timeout=30) as family:
         assert len(family) >= 3 and any("java" in p.name() for p in family)
-        os.kill(supervisor, signal.SIGKILL)
-        wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), 30)
-    finally:
-        owner.kill()
-        owner.wait()
-        shutil.rmtree(folder, ignore_errors=True)     # the owner would have tidied it
 
 
 class Echo(Handler):

@@ -1,4 +1,14 @@
 "A process that starts a server, deploys an archive and waits: what survives if it is killed, or told to end?"
+from __future__ import annotations
+
+import json, os, shutil, signal, subprocess, sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from zztoolkit.system import wait_until
 
 OWNER = """
 import json, sys, time
@@ -25,3 +35,19 @@ with make_server(name, Settings(**json.loads(settings))) as server:
     stop.wait()
     sys.exit(0 if server.stop() else 1)
 """
+
+
+@contextmanager
+def killed_supervisor(name: str, archive: Path, timeout: float) -> Iterator[list[psutil.Process]]:
+    "Yield a server's supervisor and all its processes, then kill -9 the supervisor: assert that none survives"
+    owner, folder = subprocess.Popen([sys.executable, "-c", OWNER, name, str(archive)], stdout=subprocess.PIPE, text=True), ""
+    try:
+        folder, supervisor = json.loads(owner.stdout.readline())
+        family = [psutil.Process(supervisor), *psutil.Process(supervisor).children(recursive=True)]
+        yield family
+        os.kill(supervisor, signal.SIGKILL)
+        assert wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), timeout)
+    finally:
+        owner.kill()
+        owner.wait()
+        if folder: shutil.rmtree(folder, ignore_errors=True)     # the owner would have tidied it

@@ -80,8 +80,7 @@ def archive(
     )] = None,
     overlap: Annotated[Optional[bool], typer.Option(
         "--overlap/--no-overlap",
-        help="preprocess the next batch of a worker while one is in the model, where the server "
-             "can (default: on a GPU)",
+        help=SERVE["overlap"].help,
     )] = None,
     extra_file: Annotated[Optional[list[Path]], shared_option(SERVE["extra_file"])] = None,
     config: Annotated[Optional[Path], typer.Option(

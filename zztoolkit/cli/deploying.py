@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 
 from .application import app, command
 from .batches import parse_pairs
+from ..serving.server import name_servers
 
 # %% auto #0
 __all__ = []
@@ -61,7 +62,7 @@ def render(
         help="public key, or folder of them: every archive must be signed with one",
     )] = None,
     server: Annotated[str, typer.Option(
-        help="that runs the models, in pods and in their image: torchserve, mosec or ray",
+        help=f"that runs the models, in pods and in their image: {name_servers()}",
     )] = "torchserve",
     kuberay: Annotated[bool, typer.Option(
         "--kuberay",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Optional
 
 from .application import command
 from ..errors import ToolkitError
+from ..serving.server import name_servers
 
 # %% auto #0
 __all__ = []
@@ -24,7 +25,7 @@ def serve(
         min=1, max=65_531,
         help="of the inference API; management, metrics and gRPC use the next four",
     )] = 8080,
-    server: Annotated[str, typer.Option(help="that runs them: torchserve, mosec or ray")] = "torchserve",
+    server: Annotated[str, typer.Option(help=f"that runs them: {name_servers()}")] = "torchserve",
     gateway: Annotated[bool, typer.Option(
         "--gateway",
         help="speak the Open Inference Protocol (HTTP, gRPC) and TensorFlow Serving's REST, too",
@@ -152,7 +153,7 @@ MaxRequestSize = Annotated[int, _env("ZZ_MAX_REQUEST_SIZE", "bytes", min=1)]
 JobQueueSize = Annotated[int, _env(
     "ZZ_JOB_QUEUE_SIZE", "requests that wait for one model", min=1)]
 Variables = Annotated[str, _env("ZZ_ENV", _VARIABLES)]
-ServerName = Annotated[str, _env("ZZ_SERVER", "that runs the models: torchserve, mosec or ray")]
+ServerName = Annotated[str, _env("ZZ_SERVER", f"that runs the models: {name_servers()}")]
 WithGateway = Annotated[bool, typer.Option(
     "--gateway/--no-gateway",
     envvar="ZZ_GATEWAY",
@@ -214,7 +215,7 @@ def image(
         help="that handlers import; may be repeated",
     )] = None,
     server: Annotated[str, typer.Option(
-        help="that runs the models: torchserve, or mosec or ray, whose images have no Java",
+        help=f"that runs the models: {name_servers()}; torchserve's image alone has Java",
     )] = "torchserve",
 ):
     "Write a pod's build context: Dockerfile, hash-locked requirements, and this toolkit's wheel"

@@ -63,7 +63,7 @@ class Server:
         if self.gateway: self.gateway.announce(self.model_server.models, [a.name for a in self.archives])
 
     def hide_key(self):
-        "Give the model server's key to the proxy, and to nobody else. Raise `ToolkitError` or `OSError`"
+        "Give the model server's key to the proxy alone. Raise `ToolkitError` or `OSError`"
         if self.proxy and self.pod.hidden_key: use_key(self.proxy, self.model_server.take_key())
 
     def workers(self) -> list[WorkerStatus]:

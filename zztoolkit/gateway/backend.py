@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from ..errors import RequestError
 from ..handler.wire import JSON
-from .connections import Connections
-from .rows import message_of, Reply, Row
+from .rows import message_of, Row
+from ..serving.connections import Connections, Reply
 
 # %% auto #0
 __all__ = []
@@ -78,7 +78,8 @@ class Backend:
         headers = {"Content-Type": row.content_type}
         if token: headers["Authorization"] = token
         path = _path(model, version)
-        try: reply = await self.connections.post(path, row.body, headers, self.timeout)
+        try: reply = await self.connections.post(
+            path, row.body, headers=headers, timeout=self.timeout)
         except asyncio.TimeoutError:
             return _no_reply(504, "GatewayTimeout", "no response in time")
         except OSError:

@@ -15,6 +15,7 @@ from ..handler.wire import BYTES, decode_arrays, encode_arrays, JSON, TEXT
 from .inference import Inference
 from .models import ModelDescription
 from .tensors import datatype_of, Tensor
+from ..serving.connections import Reply
 
 # %% auto #0
 __all__ = []
@@ -25,16 +26,6 @@ class Row:
     "One request to a handler"
     body: bytes | memoryview
     content_type: str
-
-@dataclass(frozen=True)
-class Reply:
-    "Response to a `Row`"
-    status: int
-    content_type: str
-    body: bytes
-
-    @property
-    def is_good(self) -> bool: return self.status < 300
 
 # %% ../../nbs/gateway/03_rows.ipynb #message
 def message_of(reply: Reply) -> str:

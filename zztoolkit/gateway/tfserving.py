@@ -14,7 +14,8 @@ from .backend import raise_first
 from .infer import Service
 from .models import ANY_AGE, metadata_of, ModelDescription, TRUSTED_FOR
 from .rest import as_endpoint, json_response, read_unpacked, Respond
-from .rows import content_type_of, MOST_ROWS, read_base64, Reply, Row
+from .rows import content_type_of, MOST_ROWS, read_base64, Row
+from ..serving.connections import Reply
 from ..errors import RequestError
 from ..handler.wire import JSON
 

@@ -15,7 +15,7 @@ from ..measure.levels import parse_duration
 from ..measure.servers import parse_servers
 from ..measure.tuning.space import parse_parameter
 from ..measure.tuning.tuner import parse_memory
-from ..serving.server import DEFAULT_SERVER, server_kind, SERVERS
+from ..serving.server import DEFAULT_SERVER, name_servers, server_kind
 from .options import at_least, comma_separated
 from .options import parse_with, positive, writable_file
 
@@ -90,7 +90,7 @@ SERVE = by_name(
            "server can (default: on a GPU)", action=argparse.BooleanOptionalAction),
     Option("--replace", "replace an archive of this name that another notebook made",
            action="store_true"),
-    Option("--server", f"server to run it on: {' or '.join(SERVERS)}", parse_with(_server_name),
+    Option("--server", f"server to run it on: {name_servers()}", parse_with(_server_name),
            DEFAULT_SERVER),
 )
 

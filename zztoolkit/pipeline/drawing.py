@@ -26,7 +26,7 @@ def place_stages(graph: Graph) -> dict[str, tuple[int, int]]:
     return wrap_places(places)
 
 def wrap_places(places: Mapping[str, tuple[int, int]], most: int = 7) -> dict[str, tuple[int, int]]:
-    "Return places with at most so many columns: what is further right goes below"
+    "Return places with at most `most` columns: what is further right goes below"
     height = 1 + max(row for _, row in places.values())
     return {n: (c % most, c // most * height + row) for n, (c, row) in places.items()}
 

@@ -49,7 +49,7 @@ class Flow:
         self.parts: dict[Level, Parts] = {}
         self.values: dict[str, list] = {REQUEST: list(requests)}
         self.levels: dict[str, Level] = {REQUEST: ()}
-        self.items, self.calls = Counter[str](), Counter[str]()     # by stage
+        self.items = Counter[str]()     # by stage: that it ran for
 
     def start(self, step: Step):
         "Make room for what a stage makes"
@@ -60,13 +60,17 @@ class Flow:
 
     def run(self, step: Step, window: range, runner: Runner):
         "Run a stage for a window of its items"
-        live = [(i, args) for i in window if (args := self._arguments(step, i)) is not None]
-        ready = [(i, args) for i, args in live if not _failed(args)]
-        results = dict.fromkeys(window, _GONE) | {i: _failed(args) for i, args in live}
+        results: dict[int, Any] = dict.fromkeys(window, _GONE)
+        ready: dict[int, tuple] = {}
+        for i in window:
+            args = self._arguments(step, i)
+            if args is None: continue
+            error = _failed(args)
+            if error: results[i] = error
+            else: ready[i] = args
         self.items[step.stage.name] += len(ready)
-        if ready:
-            found = runner([args for _, args in ready])
-            results |= {i: self._result(step, i, y) for (i, _), y in zip(ready, found)}
+        found = runner(list(ready.values())) if ready else []
+        results |= {i: self._result(step, i, y) for i, y in zip(ready, found)}
         for i in window: self._store(step, results[i])
 
     def _arguments(self, step: Step, item: int) -> tuple | None:

@@ -5,7 +5,7 @@
 # %% ../../nbs/pipeline/03_runners.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -37,8 +37,8 @@ def run_function(f: Callable, map_items: Callable, items: list[tuple]) -> list:
     return list(map_items(partial(_attempt, f), items))
 
 # %% ../../nbs/pipeline/03_runners.ipynb #chunks
-def _chunks(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(rows), size): yield rows[start:start + size]
+def _chunks(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size): yield items[start:start + size]
 
 def _by_shape(items: list[tuple]) -> list[list[int]]:
     "Return the positions of items whose arrays have equal shapes: they fit into one batch"
@@ -84,18 +84,16 @@ def run_handler(handler: Handler, batch_size: int, items: list[tuple]) -> list:
     "Run items through a handler, and count the drift that it finds"
     handler.drift_counts = []
     results: list = []
-    for start in range(0, len(items), batch_size):
-        results += call_verbs(handler, items[start:start + batch_size]).results()
+    for chunk in _chunks(items, batch_size): results += call_verbs(handler, chunk).results()
     for rows, drift in handler.drift_counts: handler._record_drift(rows, drift)
     return results
 
 # %% ../../nbs/pipeline/03_runners.ipynb #chain
 def run_chain(chain: Chain, pipeline: Pipeline, batch_size: int, items: list[tuple]) -> list:
     "Run images through a chain, on the pipeline's device"
-    images, results = _firsts(items), []
-    for start in range(0, len(images), batch_size):
-        part = images[start:start + batch_size]
-        batch = chain.batch(part, pipeline._pool, pipeline._device, threads=pipeline.threads)
+    results: list = []
+    for chunk in _chunks(_firsts(items), batch_size):
+        batch = chain.batch(chunk, pipeline._pool, pipeline._device, threads=pipeline.threads)
         results += batch.results()
     return results
 

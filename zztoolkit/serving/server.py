@@ -147,6 +147,11 @@ SERVERS = {
         "what outgrows one machine", "ray", ("fastapi", "uvicorn"))}
 DEFAULT_SERVER = "torchserve"
 
+def name_servers() -> str:
+    "Return the names of the servers, as a help text has them"
+    *others, last = SERVERS
+    return f"{', '.join(others)} or {last}"
+
 # %% ../../nbs/serving/00_server.ipynb #server-kind
 def server_kind(name: str) -> ServerKind:
     "Return a server by its name. Raise `ToolkitError` for an unknown one"
@@ -155,7 +160,7 @@ def server_kind(name: str) -> ServerKind:
 
 # %% ../../nbs/serving/00_server.ipynb #make-server
 def make_server(
-    name: str = DEFAULT_SERVER, # torchserve, mosec or ray
+    name: str = DEFAULT_SERVER, # of `SERVERS`
     settings: Settings | None = None,
 ) -> Server:
     "Return a server that is not yet started. Raise `ToolkitError` for one that is not installed"

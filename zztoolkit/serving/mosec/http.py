@@ -5,10 +5,11 @@
 # %% ../../../nbs/serving/mosec/08_http.ipynb #imports
 from __future__ import annotations
 
-import asyncio, re, time, uuid
+import asyncio, time, uuid
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from ..connections import Connections
 from ..http import HttpFront, make_app, Post, require_http
 from ..torchserve.worker import error_response, Response
 from .frames import QUEUE_FULL, response_of_frame, to_frame, WORKER_DIED
@@ -21,52 +22,22 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/serving/mosec/08_http.ipynb #connections
-_HEAD = b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n"
-
-async def _read_response(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = re.search(rb"\ncontent-length: *(\d+)", head)
-    return int(head[9:12]), await reader.readexactly(int(length[1]) if length else 0)
-
-class Connections:
-    "Connections to the front of one mosec, kept open"
-    def __init__(self, port: int):
-        self.port = port
-        self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def post(self, *parts: bytes) -> tuple[int, bytes]:
-        "Return the status and the body of a response. Raise `OSError` or `EOFError`"
-        reader, writer = await self._take()
-        try:
-            writer.writelines([_HEAD % sum(map(len, parts)), *parts])
-            response = await _read_response(reader)
-        except BaseException:
-            writer.close()
-            raise
-        self.idle.append((reader, writer))
-        return response
-
-    async def _take(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        while self.idle:
-            reader, writer = self.idle.pop()
-            if not reader.at_eof(): return reader, writer
-            writer.close()
-        return await asyncio.open_connection("127.0.0.1", self.port)
-
 # %% ../../../nbs/serving/mosec/08_http.ipynb #send
 async def _send(
     connections: Connections, v: RunningVersion, body: bytes, kind: str, headers: dict[str, str],
 ) -> Response | None:
     "Return the response to one request; None if it was not taken, and may be sent again"
     head = to_frame(b"", **v.head(kind, headers, id=str(uuid.uuid4())))
-    try: status, answer = await connections.post(body, head)
+    timeout = v.settings.response_timeout + 15
+    try: reply = await connections.post("/predict", body, head, timeout=timeout)
     except ConnectionRefusedError: return None
-    except (OSError, EOFError): return WORKER_DIED
-    if status == 200: return response_of_frame(answer)
-    return response_of_front(status, answer.decode(errors="replace"), v.name)
+    except (OSError, asyncio.TimeoutError): return WORKER_DIED
+    if reply.status == 200: return response_of_frame(reply.body)
+    return response_of_front(reply.status, reply.body.decode(errors="replace"), v.name)
 
 # %% ../../../nbs/serving/mosec/08_http.ipynb #make-post
+_MOST = 10_000      # connections: mosec's own queue is the limit
+
 def make_post(server: MosecServer) -> Post:
     "Return a function that sends a request to the version that serves when it arrives"
     connections: WeakKeyDictionary[RunningVersion, Connections] = WeakKeyDictionary()
@@ -76,7 +47,8 @@ def make_post(server: MosecServer) -> Post:
     ) -> Response:
         end = time.monotonic() + server.settings.response_timeout
         while (v := server.find(name, version)) is not None:
-            own = connections.setdefault(v, Connections(v.plan["port"]))
+            if v not in connections: connections[v] = Connections(v.url, _MOST)
+            own = connections[v]
             with v.counted(): response = await _send(own, v, body, kind, headers)
             if response is not None: return response
             if time.monotonic() > end or server.stopping:

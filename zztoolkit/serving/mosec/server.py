@@ -5,19 +5,17 @@
 # %% ../../../nbs/serving/mosec/07_server.ipynb #imports
 from __future__ import annotations
 
-import atexit, json, os, secrets, shutil, subprocess, sys, threading, warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import json, secrets, subprocess, sys, threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import ToolkitError
-from ...folders import create_owned_folder
 from ...system import environment_without_secrets
 from ..endpoint import Endpoint
+from ..supervised import Supervised
 from ..torchserve.config import free_ports, Settings
 from ..torchserve.logs import tail_log
-from ..torchserve.process import EXIT_NOT_DRAINED
 from .http import serve_http
 from .models import Requests
 
@@ -51,7 +49,7 @@ def start_supervisor(folder: Path, drain_timeout: float) -> subprocess.Popen:
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment)
 
 # %% ../../../nbs/serving/mosec/07_server.ipynb #mosec-server
-class MosecServer(Requests):
+class MosecServer(Supervised, Requests):
     """Private mosec on the loopback interface. Use it as `LocalServer`.
 
     Each version of a model is one mosec, with a port of its own. mosec cannot read a token in
@@ -62,25 +60,17 @@ class MosecServer(Requests):
     limits = LIMITS
 
     def __init__(self, settings: Settings = Settings()):
-        self.settings, self.folder = settings, Path()
-        self.process: subprocess.Popen | None = None    # the supervisor
-        self.before_stop: list[Callable[[], None]] = []
-        self.stopping, self.token, self._owner = False, "", os.getpid()
-        self._commands, self.http_port = threading.Lock(), 0
-        self._forget()
-
-    @property
-    def running(self) -> bool: return self.process is not None and self.process.poll() is None
+        super().__init__(settings)
+        self._commands = threading.Lock()
 
     def start(self, timeout: float = 60) -> MosecServer:
         "Start the server; a running one is left as it is"
         if self.running: return self
         if self.process: self._clear()      # it died
-        self._owner, self.folder = os.getpid(), create_owned_folder()
+        self._make_folder()
         self.token = secrets.token_urlsafe(24)
         (self.folder / "token").write_text(self.token)
-        self.process = start_supervisor(self.folder, self.settings.drain_timeout)
-        atexit.register(self.stop)
+        self._keep(start_supervisor(self.folder, self.settings.drain_timeout))
         if not self.settings.ports: return self
         try: self._open_port(self.settings.ports[0])
         except ToolkitError:
@@ -109,54 +99,12 @@ class MosecServer(Requests):
         except (OSError, ValueError, AssertionError):
             raise ToolkitError("mosec has ended", self.last_log_lines(), "start it again") from None
 
-    def stop(self) -> bool:
-        """Reject new requests, finish those in flight, stop, and wait until all processes are gone.
+    def _forget(self):
+        Requests._forget(self)
+        self.http_port = 0
 
-        Return whether every request was finished within `drain_timeout`.
-        """
-        if os.getpid() != self._owner: return True      # a forked child: the parent stops it
-        self.stopping = True
-        for stop in reversed(self.before_stop.copy()): stop()
-        code = self._wait_stopped()
-        self._clear()
-        if code != EXIT_NOT_DRAINED: return True
-        seconds = self.settings.drain_timeout
-        warnings.warn(f"stopped with requests in flight: they did not end in {seconds:.0f} s")
-        return False
-
-    def _wait_stopped(self) -> int:
-        "Close the supervisor's standard input, and return its exit code; 0 if it does not end"
-        if not self.process or not self.process.stdin: return 0
-        with suppress(OSError): self.process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            return self.process.wait(self.settings.drain_timeout + 20)
-        return 0
-
-    def _clear(self):
-        for stop in reversed(self.before_stop.copy()): stop()       # of one that died
-        atexit.unregister(self.stop)
-        if self.process:
-            self.process.kill()     # its processes die with it
-            self.process.wait()
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.process, self.stopping, self.http_port = None, False, 0
-        self._forget()
-
-    @property
-    def key_command(self) -> str:
-        "Shell command that prints the key of a request"
-        return f"cat {self.folder}/token"
-
-    def renew_keys(self): "Do nothing: the token ends with the server"
+    def endpoint(self, name: str) -> Endpoint: return Endpoint(self, name)
 
     def last_log_lines(self, n: int = 15) -> str:
         "Return the last lines that mosec itself has printed"
         return "\n".join(tail_log(self.folder / "logs" / "console.log")[-n:])
-
-    def __enter__(self) -> MosecServer: return self.start()
-    def __exit__(self, *exc): self.stop()
-
-    def endpoint(self, name: str) -> Endpoint: return Endpoint(self, name)
-    def __repr__(self) -> str:
-        if not self.running: return "MosecServer, stopped"
-        return f"MosecServer with {', '.join(self.models()) or 'no model'}"

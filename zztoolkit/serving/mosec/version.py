@@ -86,12 +86,14 @@ class RunningVersion:
     @property
     def key(self) -> str: return Path(self.plan["home"]).name
 
+    @property
+    def url(self) -> str: return f"http://127.0.0.1:{self.plan['port']}"
+
     @cached_property
     def http(self) -> httpx.Client:
         import httpx
         limits = httpx.Limits(max_connections=256)
-        url = f"http://127.0.0.1:{self.plan['port']}"
-        return open_client(url, timeout=self.settings.response_timeout + 15, limits=limits)
+        return open_client(self.url, timeout=self.settings.response_timeout + 15, limits=limits)
 
     @contextmanager
     def counted(self) -> Iterator[None]:

@@ -5,21 +5,20 @@
 # %% ../../../nbs/serving/ray/09_server.ipynb #imports
 from __future__ import annotations
 
-import atexit, json, os, secrets, shutil, socket, subprocess, sys, uuid, warnings
-from collections.abc import Callable, Mapping
+import json, os, secrets, socket, subprocess, sys, uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ToolkitError
-from ...folders import create_owned_folder
 from ...system import wait_until
 from ..endpoint import Endpoint
 from ..http import require_http
+from ..supervised import Supervised
 from ..torchserve.api import http_exception, open_client
 from ..torchserve.config import free_ports, Settings
-from ..torchserve.process import EXIT_NOT_DRAINED
 from .cluster import cluster_environment, private_environment, write_files
 from .models import Requests
 
@@ -85,25 +84,19 @@ def _open_connections(port: int, settings: Settings) -> httpx.Client:
     return open_client(f"http://127.0.0.1:{port}", timeout=seconds, limits=limits)
 
 # %% ../../../nbs/serving/ray/09_server.ipynb #ray-server
-class RayServer(Requests):
+class RayServer(Supervised, Requests):
     """Ray Serve. Use it as `LocalServer`.
 
     A private Ray on the loopback interface; with the environment variable `RAY_ADDRESS`, the
     cluster there. Each version of a model is one application, its workers are replicas. Requests
     go over HTTP, as TorchServe has it, to the process that owns the applications.
     """
-    name, title = "ray", "Ray Serve"
+    name, title, grace = "ray", "Ray Serve", 30
     limits = LIMITS
 
     def __init__(self, settings: Settings = Settings()):
-        self.settings, self.folder, self.cluster = settings, Path(), ""
-        self.process: subprocess.Popen | None = None    # the supervisor
-        self.before_stop: list[Callable[[], None]] = []
-        self.stopping, self.token, self.key, self.http_port = False, "", "", 0
-        self._owner, self.changes, self._unpacked = os.getpid(), 0, {}
-
-    @property
-    def running(self) -> bool: return self.process is not None and self.process.poll() is None
+        super().__init__(settings)
+        self.cluster, self.key, self.http_port, self.changes = "", "", 0, 0
 
     def start(self, timeout: float = 180) -> RayServer:
         "Start the server, and wait until it takes requests; a running one is left as it is"
@@ -111,12 +104,11 @@ class RayServer(Requests):
         if self.process: self._clear()      # it died
         require_http(self.title, self.name)
         self.http_port = _choose_port(self.settings)
-        self._owner, self.folder = os.getpid(), create_owned_folder()
+        self._make_folder()
         self.cluster = os.environ.get("RAY_ADDRESS", "")
         self.limits = {**LIMITS, **CLUSTER_LIMITS} if self.cluster else LIMITS
         self._write_start()
-        self.process = start_supervisor(self.folder, self.cluster)
-        atexit.register(self.stop)
+        self._keep(start_supervisor(self.folder, self.cluster))
         self.http = _open_connections(self.http_port, self.settings)
         self._wait_started(timeout)
         return self
@@ -140,39 +132,13 @@ class RayServer(Requests):
         self.stop()
         raise ToolkitError("Ray Serve did not start", found, "zz doctor")
 
-    def stop(self) -> bool:
-        """Reject new requests, finish those in flight, stop, and wait until all processes are gone.
-
-        Return whether every request was finished within `drain_timeout`.
-        """
-        if os.getpid() != self._owner: return True      # a forked child: the parent stops it
-        self.stopping = True
-        for stop in reversed(self.before_stop.copy()): stop()
-        code = self._wait_stopped()
-        self._clear()
-        if code != EXIT_NOT_DRAINED: return True
-        seconds = self.settings.drain_timeout
-        warnings.warn(f"stopped with requests in flight: they did not end in {seconds:.0f} s")
-        return False
-
-    def _wait_stopped(self) -> int:
-        "Close the supervisor's standard input, and return its exit code; 0 if it does not end"
-        if not self.process or not self.process.stdin: return 0
-        with suppress(OSError): self.process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            return self.process.wait(self.settings.drain_timeout + 30)
-        return 0
-
     def _clear(self):
-        for stop in reversed(self.before_stop.copy()): stop()       # of one that died
-        atexit.unregister(self.stop)
-        if self.process:
-            self.process.kill()     # its processes die with it
-            self.process.wait()
-            self.http.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.process, self.stopping = None, False
-        self._unpacked = {}
+        if self.process: self.http.close()
+        super()._clear()
+
+    def _forget(self): self._unpacked = {}
+
+    def endpoint(self, name: str) -> Endpoint: return Endpoint(self, name)
 
     @property
     def frontend(self) -> list[int]:
@@ -182,18 +148,3 @@ class RayServer(Requests):
         workers = {pid for s in self.statuses() for pid in s.pids}
         family = psutil.Process(self.process.pid).children(recursive=True)
         return [self.process.pid, *(p.pid for p in family if p.pid not in workers)]
-
-    @property
-    def key_command(self) -> str:
-        "Shell command that prints the key of a request"
-        return f"cat {self.folder}/token"
-
-    def renew_keys(self): "Do nothing: the token ends with the server"
-
-    def __enter__(self) -> RayServer: return self.start()
-    def __exit__(self, *exc): self.stop()
-
-    def endpoint(self, name: str) -> Endpoint: return Endpoint(self, name)
-    def __repr__(self) -> str:
-        if not self.running: return "RayServer, stopped"
-        return f"RayServer with {', '.join(self.models()) or 'no model'}"

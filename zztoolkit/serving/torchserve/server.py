@@ -5,7 +5,7 @@
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #imports
 from __future__ import annotations
 
-import atexit, json, os, shutil, subprocess, sys, warnings
+import atexit, json, os, shutil, subprocess, sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -16,11 +16,11 @@ from ...errors import ToolkitError
 from ...folders import create_owned_folder
 from ...system import wait_until
 from ..endpoint import Endpoint
+from ..supervised import is_drained, wait_stopped
 from .api import http_exception, ManagementClient, open_client
 from .config import format_properties, free_ports, Settings, write_server_files
 from .logs import tail_log
 from .models import Requests
-from .process import EXIT_NOT_DRAINED
 
 if TYPE_CHECKING:
     import httpx
@@ -164,10 +164,10 @@ class LocalServer(ServerConnections):
         if os.getpid() != self._owner: return True     # a forked child: the parent stops it
         for stop in reversed(self.before_stop.copy()): stop()
         self.stopping = True
-        code = _wait_stopped(self.process, self.settings.drain_timeout)
+        seconds = self.settings.drain_timeout
+        code = wait_stopped(self.process, seconds + 20)
         self._clear()
-        if code == EXIT_NOT_DRAINED: _warn_not_drained(self.settings.drain_timeout)
-        return code != EXIT_NOT_DRAINED
+        return is_drained(code, seconds)
 
     def _clear(self):
         atexit.unregister(self.stop)
@@ -190,17 +190,6 @@ class LocalServer(ServerConnections):
     def __repr__(self) -> str:
         if not self.running: return "LocalServer, stopped"
         return f"LocalServer with {', '.join(self.management.models()) or 'no model'}"
-
-# %% ../../../nbs/serving/torchserve/06_server.ipynb #wait-stopped
-def _wait_stopped(supervisor: subprocess.Popen | None, drain_timeout: float) -> int:
-    "Close the supervisor's standard input, and return its exit code; 0 if it does not end"
-    if not supervisor or not supervisor.stdin: return 0
-    supervisor.stdin.close()
-    with suppress(subprocess.TimeoutExpired): return supervisor.wait(drain_timeout + 20)
-    return 0
-
-def _warn_not_drained(seconds: float):
-    warnings.warn(f"stopped with requests in flight: they did not end in {seconds:.0f} s")
 
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #find-java
 def find_java_pids(supervisor: subprocess.Popen | None) -> list[int]:
