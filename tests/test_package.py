@@ -167,6 +167,15 @@ def test_drift_is_found(tmp_path):
     for f in changed: (copy / f).write_text((copy / f).read_text() + "\n# by hand\n")
     assert drift(copy) == changed
 
+def test_modules_that_notebooks_write_have_names_of_their_own():
+    "Notebooks run in one process, in any order: the second `client.py` would be the first's module"
+    written = defaultdict(list)
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        text = path.read_text()
+        for name in re.findall(r"%%writefile (\w+)\.py", text):
+            if re.search(rf"(from|import) {name}\b", text): written[name].append(path.name)
+    assert written and all(len(paths) == 1 for paths in written.values()), dict(written)
+
 def test_notebooks_hold_outputs_and_no_machine():
     "Outputs are kept for readers, and say nothing of the machine they were made on"
     private = re.compile(r"/tmp/|/root/|/home/|127\.0\.0\.1|localhost|pid=")
