@@ -24,6 +24,7 @@ from .stages import StageClock
 from zztoolkit.handler.torchserve import (
     Busy, drift_metric, limit_torch, receive_in_place, stage_metric, worker_threads,
 )
+from ..system import keep_freed_memory
 from ..vision.bridge import check_cuda
 from ..vision.chain import Chain
 
@@ -68,6 +69,7 @@ def load_handler(handler: Handler, context: Any):
     handler._busy, handler.clock, handler.drift_counts = Busy(folder), StageClock(), []
     handler._record_stage, handler._record_drift = stage_metric(context), drift_metric(context)
     receive_in_place()
+    keep_freed_memory()
     handler.chain = load_chain(handler.chain, folder, config)
     handler.features = load_features(handler.features, folder, lambda_functions_of(handler))
     if handler.chain and handler._device.is_cuda: check_cuda()
