@@ -10,7 +10,7 @@ SERVER ?= torchserve
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo check test conformance deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame bench-gateway bench-overlap clean tune-grid
+.PHONY: help demo check test conformance deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame bench-gateway bench-overlap bench-pipeline clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench-frame   tabular features of 1, 100 and 100,000 rows against pandas, scikit-learn and Feature-engine"
 	@echo "make bench-gateway what the standard protocols cost against /predictions, in turns"
 	@echo "make bench-overlap a worker that preprocesses a batch while one is in the model, against one that does not"
+	@echo "make bench-pipeline a pipeline of three models against the same models as services, as bare models, and on Triton"
 	@echo "make tune-grid     every setting of a real service, then the tuner with a quarter as many trials (a quarter of an hour)"
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
@@ -103,6 +104,9 @@ bench-gateway: $(VENV)/dev.ok
 
 bench-overlap: $(VENV)/dev.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.overlap
+
+bench-pipeline: $(VENV)/dev.ok $(VENV)/triton.ok
+	@$(BIN)/python -m zztoolkit.benchmarks.pipeline
 
 bench-vision: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.vision

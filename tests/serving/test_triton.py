@@ -7,9 +7,9 @@ import httpx, pandas as pd, pytest
 from typer.testing import CliRunner
 
 from conftest import ROOT
-from support.triton import run_triton, why_no_triton
 from zztoolkit.archive.mar import Mar
 from zztoolkit.archive.packing import pack
+from zztoolkit.benchmarks.triton_server import run_triton, why_no_triton
 from zztoolkit.cli.main import app
 from zztoolkit.features.features import Features
 from zztoolkit.features.ops.encode import Categorify
