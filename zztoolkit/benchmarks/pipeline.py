@@ -13,8 +13,9 @@ from statistics import median
 from typing import Any
 
 from zztoolkit.benchmarks.pipeline_sides import (
-    compile_text_models, Job, serve_models, serve_on_triton, serve_pipeline, serve_separate, write_letters,
+    compile_text_models, Job, serve_models, serve_pipeline, serve_separate, write_letters,
 )
+from .pipeline_triton import serve_on_triton
 from .triton_server import why_no_triton
 from ..errors import ToolkitError
 from ..gateway.gateway import Gateway
