@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Successfully|ERROR|error:)' | cut -c1-110
 LINTED := zztoolkit tests handlers docs setup.py
-SUITE  := not faults and not image and not deploy
+SUITE  := not faults and not image and not deploy and not ray
 SERVER ?= torchserve
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -65,7 +65,8 @@ test: $(VENV)/dev.ok
 
 # Every server, one after another: exit 0 if each does what nbs/records/conformance.json says, which the page "Choosing a server" shows
 conformance: $(VENV)/ray.ok $(VENV)/triton.ok
-	@pytest tests/serving/test_conformance.py tests/serving/test_triton.py --conformance nbs/records/conformance.json $(if $(KEEP),--keep)
+	@pytest -m "not alone" tests/serving/test_conformance.py tests/serving/test_triton.py --conformance nbs/records/conformance.json $(if $(KEEP),--keep)
+	@pytest -m ray
 
 # checkov and the AWS CLI pin old versions of half the index: each gets an environment of its own
 deploy-check: $(VENV)/dev.ok
@@ -161,7 +162,7 @@ $(VENV)/demo.ok: $(VENV)/python.ok settings.ini setup.py
 
 $(VENV)/dev.ok: $(VENV)/python.ok settings.ini setup.py
 	@echo "── installing zztoolkit and what the tests need (first time only, some minutes)"
-	@rm -f $@; { $(PIP) install -e '.[demo,notebook,dev,gateway,mosec]' && $(PIP) install --no-deps $(call ini,nodeps_requirements) && touch $(VENV)/demo.ok $@; } $(TELL); test -e $@
+	@rm -f $@; { $(PIP) install -e '.[demo,notebook,dev,gateway,mosec,llm]' && $(PIP) install --no-deps $(call ini,nodeps_requirements) && touch $(VENV)/demo.ok $@; } $(TELL); test -e $@
 	@$(PIP) install -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): their calls are not checked here"
 	@for p in $(call ini,sources_requirements); do $(PIP) install -q --no-deps --target $(VENV)/stubs --upgrade $$p || echo "── without $$p: its calls are not checked here"; done
 

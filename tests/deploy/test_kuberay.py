@@ -74,6 +74,7 @@ def test_render(tmp_path):
     assert not (folder / "rayservice.yaml").exists()
 
 
+@pytest.mark.ray
 def test_on_a_real_ray(tmp_path):
     "`serve deploy` of the same configuration: predictions with the token, the next archive in place of the first, another digest refused"
     pytest.importorskip("ray.serve", reason="Ray Serve is not installed")

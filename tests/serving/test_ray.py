@@ -19,6 +19,8 @@ from zztoolkit.serving.torchserve.config import Settings
 from zztoolkit.serving.torchserve.process import is_alive
 from zztoolkit.system import wait_until
 
+pytestmark = pytest.mark.ray
+
 SLOW_DEATH = """
 from zztoolkit import Handler
 import os, time
