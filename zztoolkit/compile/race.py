@@ -87,18 +87,26 @@ def race(
     turns: int = 15,                              # at most; at least three
     clock: Callable[[Callable[[], Any]], float] | None = None,   # milliseconds of a call; default: the host's
 ) -> dict[str, dict[str, float]]: # median milliseconds by runner and batch size
-    "Time runners in turns"
+    "Time runners in turns; after three turns, those that are twice as slow as another drop out"
     clock = clock or _host_ms
     times: dict[str, dict[str, list[float]]] = {
         name: {str(n): [] for n in batches} for name in runners}
     for n in batches:
         for run in runners.values(): run(n)      # warm up
+        racing, at = dict(runners), {name: times[name][str(n)] for name in runners}
         end = time.perf_counter() + seconds * len(runners)
         for turn in range(turns):
-            if turn >= 3 and time.perf_counter() > end: break
-            for name, run in runners.items():
-                times[name][str(n)].append(clock(partial(run, n)))
+            if turn >= LEAST_TURNS and time.perf_counter() > end: break
+            if turn == LEAST_TURNS: racing = {name: runners[name] for name in leaders(at)}
+            for name, run in racing.items(): at[name].append(clock(partial(run, n)))
     return {name: _medians(by_batch) for name, by_batch in times.items()}
+
+LEAST_TURNS = 3
+
+def leaders(times: Mapping[str, Sequence[float]]) -> list[str]:
+    "Return the runners whose best time is less than twice the shortest of all"
+    best = {name: min(t) for name, t in times.items()}
+    return [name for name, t in best.items() if t < 2 * min(best.values())]
 
 def _medians(by_batch: Mapping[str, list[float]]) -> dict[str, float]:
     return {n: statistics.median(t) for n, t in by_batch.items()}

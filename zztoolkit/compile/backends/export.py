@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib, io, logging, warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 from ..signature import CallSignature, Dim, flatten_outputs, TensorSpec
 
@@ -79,6 +79,7 @@ class ExportJob:
     source: torch.nn.Module | None = None        # the model before flattening, for TorchScript
     signature: CallSignature | None = None       # of `source`
     file: OnnxFile | None = None                 # the model is this file; it has no program
+    conversions: dict[str, Any] = field(default_factory=dict)   # of the program, for several backends
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:

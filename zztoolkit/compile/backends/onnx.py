@@ -35,11 +35,12 @@ def export_onnx(job: ExportJob, folder: Path):
     _quantise(path, job)
 
 def _save_onnx(job: ExportJob, path: Path):
+    if "onnx" not in job.conversions: job.conversions["onnx"] = _convert(job.program)
+    job.conversions["onnx"].save(str(path))
+
+def _convert(program: Any) -> Any: # torch.onnx.ONNXProgram
     import torch
-    with quiet():
-        onnx_program = torch.onnx.export(job.program, dynamo=True, verbose=False)
-    assert onnx_program is not None    # never None with dynamo=True
-    onnx_program.save(str(path))
+    with quiet(): return torch.onnx.export(program, dynamo=True, verbose=False)
 
 # %% ../../../nbs/compile/backends/07_onnx.ipynb #raise-opset
 INT8_OPSET = 13      # the first whose int8 has a scale for each channel
