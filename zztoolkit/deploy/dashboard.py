@@ -45,8 +45,9 @@ def _mean_latency(metric: str, by: str = "") -> str:
     "Return seconds of a mean request, of a counter in microseconds, under TorchServe's name"
     return _ratio(metric, "ts_inference_requests_total", by, scale=" / 1e6")
 
-def _mean_stage(stage: str) -> str:
-    return _ratio("zz_stage_seconds_sum", "zz_stage_seconds_count", where=f'stage="{stage}"')
+def _mean_stages() -> str:
+    "Return seconds of a mean batch by stage; a pipeline's own are among them"
+    return _ratio("zz_stage_seconds_sum", "zz_stage_seconds_count", by="stage")
 
 def _quantile(q: float, buckets: str, by: str) -> str:
     return f"histogram_quantile({q:g}, {_rate(buckets, f'le, {by}')})"
@@ -78,15 +79,14 @@ def _caller_panels() -> list[Panel]:
 def _time_panels() -> list[Panel]:
     latency = _mean_latency("ts_inference_latency_microseconds")
     queue = _mean_latency("ts_queue_latency_microseconds")
-    stages = {s: _mean_stage(s) for s in STAGES}
-    known = " + ".join(f"({query})" for query in stages.values())
-    rest = f"clamp_min({latency} - {queue} - ({known}), 0)"
+    stages = _mean_stages()
+    rest = f"clamp_min({latency} - {queue} - sum ({stages}), 0)"
     busy = f"{_rate('zz_stage_seconds_sum', 'model_name')} / sum by (model_name) (zz_ready_workers{{{_OF}}})"
     batches = _rate("zz_stage_seconds_count", "model_name", f'stage="{STAGES[0]}"')
     batch_size = f"{_rate('ts_inference_requests_total', 'model_name')} / {batches}"
     exits = f"sum by (pod, code) (increase(zz_worker_exits_total{{{_OF}}}[15m]))"
     return [
-        Panel("Stages, mean", "s", {"queue": queue, **stages, "the rest": rest}, stacked=True, width=12,
+        Panel("Stages, mean", "s", {"queue": queue, "{{stage}}": stages, "the rest": rest}, stacked=True, width=12,
               about="a request takes as long as its batch; the rest is the server, and the way to the worker and back"),
         Panel("Stages, 99th percentile of batches", "s",
               {"{{stage}}": _quantile(0.99, "zz_stage_seconds_bucket", "stage")}, width=12),

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..display import Table
 from ..errors import ToolkitError
-from ..handler.stages import STAGES
+from ..measure.levels import OUTSIDE
+from ..measure.records import rename_stages
 from ..measure.results import Benchmark
 
 # %% auto #0
@@ -72,7 +73,7 @@ def _profile_of_ladder(path: Path, payload: float, side: str, gpus: int) -> Repl
         gpus=gpus,
         payload=payload,
         busy={k: median(lambda t: t["cores"].get(k, 0.0)) for k in ("workers", "frontend")},
-        stages={k: median(lambda t: t["stages"].get(k, 0.0)) for k in turns[0]["stages"]},
+        stages=rename_stages({k: median(lambda t: t["stages"].get(k, 0.0)) for k in turns[0]["stages"]}),
         source=f"the ladder, {side}")
 
 def _read_side(path: Path, side: str) -> tuple[Sequence[Mapping[str, Any]], int]:
@@ -163,7 +164,7 @@ def missing_replicas(s: ClusterSize) -> int:
 def stage_cores(s: ClusterSize, stage: str) -> float:
     "Return the cores that a stage keeps busy: its share of the handler's time, of the cores that workers keep busy"
     stages = s.replica.stages
-    handler = sum(stages.get(k, 0.0) for k in STAGES)
+    handler = sum(v for k, v in stages.items() if k not in (*OUTSIDE, "server"))
     if not handler: return 0.0
     workers = s.rate / s.replica.rate * s.replica.busy.get("workers", 0.0)
     return workers * stages.get(stage, 0.0) / handler

@@ -39,10 +39,11 @@ def rename_keys(d: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     "Return a dict with new names for some of its keys"
     return {names.get(k, k): v for k, v in d.items()}
 
-def _rename_stages(x: Any) -> Any:
-    if isinstance(x, list): return [_rename_stages(v) for v in x]
+def rename_stages(x: Any) -> Any:
+    "Return a record with the present names of stages"
+    if isinstance(x, list): return [rename_stages(v) for v in x]
     if not isinstance(x, dict): return x
-    return {_OLD_STAGES.get(k, k): _rename_stages(v) for k, v in x.items()}
+    return {_OLD_STAGES.get(k, k): rename_stages(v) for k, v in x.items()}
 
 # %% ../../nbs/measure/09a_records.ipynb #load-record
 T = TypeVar("T")
@@ -54,7 +55,7 @@ def load_record(
     build: Callable[[dict], T],   # from the JSON
 ) -> T:
     "Read what `kind.save` has written, in this version or an earlier one. Raise `ToolkitError`"
-    try: return build(_rename_stages(json.loads(Path(path).read_text())))
+    try: return build(rename_stages(json.loads(Path(path).read_text())))
     except (OSError, ValueError, KeyError, TypeError) as e:
         found = f"{type(e).__name__}: {e}"
         do = f"give a file that {kind}.save has written"
