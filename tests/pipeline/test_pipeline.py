@@ -1,12 +1,12 @@
 """Pipelines in a server: several models in one worker, crops batched across requests, each request failing alone"""
 from __future__ import annotations
 
-import json, os
+import json, os, re
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest, torch
+import pandas as pd, pytest, torch
 
-from zztoolkit import compile_model
+from zztoolkit import benchmark, compile_model, offline
 from zztoolkit.archive.mar import open_mar
 from zztoolkit.archive.packing import pack
 from zztoolkit.errors import ToolkitError
@@ -25,7 +25,7 @@ def to_grid(body):
 
 def cut(request, image):
     count = request.get("crops", 4)
-    if "reject" in request: raise RequestError("this request is rejected")
+    if request.get("reject"): raise RequestError("this request is rejected")
     return [(image[:, i % 8:i % 8 + 16, :16] + i, request) for i in range(count)]
 
 def pixels(crop):
@@ -96,6 +96,24 @@ def test_a_stage_that_ends_its_worker(server, models, tmp_path):
         assert r.status_code in (500, 503), r.text
         assert wait_until(lambda: endpoint.status.ready == 1, 30)
         assert endpoint.predict({"crops": 2})["grades"] == grades(2)
+
+def test_offline_equals_online(server, models, tmp_path):
+    "A table of requests through the archive: each row gets the answer that the server gives, and a bad one its error"
+    endpoint = deploy(server, pack_crops(tmp_path, models, version="5", batchSize=8))
+    rows = [{"user": i, "crops": i % 7, "reject": i == 17} for i in range(60)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    run = offline.run(tmp_path / "crops.mar", tmp_path / "rows.parquet", tmp_path / "sink", key="user", chunk=16, processes=2)
+    assert (run.rows, run.rejected) == (60, 1)
+    answers = offline.read(tmp_path / "sink").set_index("user")
+    del rows[17]
+    online = endpoint.predict(rows)
+    assert [list(answers.grades[row["user"]]) for row in rows] == [answer["grades"] for answer in online]
+
+def test_bottleneck_is_a_stage(server, models, tmp_path):
+    "A benchmark names the stage that the time goes to"
+    endpoint = deploy(server, pack_crops(tmp_path, models, version="6", workers=1))
+    result = benchmark(endpoint, [{"crops": 400}], concurrency=2, seconds=4)
+    assert re.search("in (crops|pixels)", str(result.bottleneck)), result.bottleneck
 
 def test_archive(models, tmp_path):
     "One archive holds every model; what is missing is an error before anything is served"
