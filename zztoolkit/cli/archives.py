@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import typer
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional, TYPE_CHECKING
@@ -53,6 +54,17 @@ def _write_for_server(mar: Mar, folder: Path | None):
     from zztoolkit.serving.triton.repository import write_model
     typer.echo(str(write_model(mar, folder or Path("models"))))
 
+# %% ../../nbs/cli/04_archives.ipynb #read-models
+def read_models(
+    given: Sequence[str],   # values of --model
+) -> Path | dict[str, Path] | None:
+    "Return a model, or the models of a pipeline by name. Raise `ToolkitError` for a mixture"
+    named = dict(m.split("=", 1) for m in given if "=" in m and not Path(m).exists())
+    if len(named) == len(given): return {name: Path(p) for name, p in named.items()} or None
+    if len(given) == 1: return Path(given[0])
+    do = "--model NAME=PATH for each model of a pipeline, with names that differ"
+    raise ToolkitError("several models need a name each", found=", ".join(given), do=do)
+
 # %% ../../nbs/cli/04_archives.ipynb #archive-command
 @command
 def archive(
@@ -60,7 +72,10 @@ def archive(
     handler: Annotated[Path, typer.Argument(
         help="handler file: handlers/quality_inspection.py; or, with --for, an archive",
     )],
-    model: Annotated[Optional[Path], shared_option(SERVE["model"])] = None,
+    model: Annotated[Optional[list[str]], typer.Option(
+        "--model", "-m",
+        help=SERVE["model"].help + "; of a pipeline NAME=PATH, once for each model",
+    )] = None,
     name: Annotated[Optional[str], typer.Option(
         help="of the model [default: the file's stem]",
     )] = None,
@@ -108,7 +123,7 @@ def archive(
         workers=workers, max_workers=workers, overlap=overlap,
     )
     mar = pack(
-        name or handler.stem, handler, model, version, store,
+        name or handler.stem, handler, read_models(model or []), version, store,
         features=features, extra_files=extra_file or [], example=file_or_text(example),
         exact=exact, settings=config, **{k: v for k, v in given.items() if v is not None},
     )
