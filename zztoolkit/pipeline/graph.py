@@ -11,7 +11,10 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from ..compile.artifact import Artifact
+from ..device import parse_device
 from ..errors import check_whole, ToolkitError
+from ..vision.chain import Chain
 
 # %% auto #0
 __all__ = ['Stage']
@@ -34,6 +37,7 @@ class Stage:
     fan_in: bool = False    # `run` gets all parts of an item as a list
     batch_size: int = 32    # items that a model or a handler gets at once, across requests
     on_error: str = "request"   # a part that fails: "request" fails its request, "part" only itself
+    device: str = ""    # of a model or a chain, "cuda:1"; default: the worker's
 
     def __post_init__(self):
         if isinstance(self.inputs, str): object.__setattr__(self, "inputs", (self.inputs,))
@@ -54,6 +58,11 @@ def check_stage(s: Stage):
         raise ToolkitError(f"stage {s.name} fans in and out at once", do="make two stages of it")
     if s.on_error not in ("request", "part"):
         raise ToolkitError("on_error is 'request' or 'part'", repr(s.on_error))
+    if not s.device: return
+    parse_device(s.device)
+    if isinstance(s.run, (str, Artifact, Chain)): return
+    do = "leave it out: it runs where its inputs are"
+    raise ToolkitError(f"stage {s.name} has a device, but no model and no chain", s.device, do)
 
 # %% ../../nbs/pipeline/01_graph.ipynb #names
 def with_inputs(stages: Sequence[Stage]) -> tuple[Stage, ...]:

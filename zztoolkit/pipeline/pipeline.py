@@ -128,4 +128,5 @@ def stage_to_dict(s: Stage) -> dict[str, Any]:
     about = {"name": s.name, **_kind_of(s.run), "inputs": list(s.inputs), "batch_size": s.batch_size}
     flags = {"fan_out": s.fan_out, "fan_in": s.fan_in}
     about |= {k: True for k, given in flags.items() if given}
-    return about | ({"on_error": s.on_error} if s.on_error != "request" else {})
+    given = {"on_error": s.on_error} if s.on_error != "request" else {}
+    return about | given | ({"device": s.device} if s.device else {})

@@ -12,6 +12,7 @@ from typing import Any, TYPE_CHECKING
 
 from ..batch import Batch, row_list
 from ..compile.artifact import Artifact, Session
+from ..device import parse_device
 from ..errors import ToolkitError
 from .flow import Runner
 from .graph import Stage
@@ -89,29 +90,42 @@ def run_handler(handler: Handler, batch_size: int, items: list[tuple]) -> list:
     return results
 
 # %% ../../nbs/pipeline/03_runners.ipynb #chain
-def run_chain(chain: Chain, pipeline: Pipeline, batch_size: int, items: list[tuple]) -> list:
-    "Run images through a chain, on the pipeline's device"
+def run_chain(chain: Chain, pipeline: Pipeline, stage: Stage, items: list[tuple]) -> list:
+    "Run images through a chain, on the stage's device or the pipeline's"
+    device = parse_device(stage.device) if stage.device else pipeline._device
     results: list = []
-    for chunk in _chunks(_firsts(items), batch_size):
-        batch = chain.batch(chunk, pipeline._pool, pipeline._device, threads=pipeline.threads)
+    for chunk in _chunks(_firsts(items), stage.batch_size):
+        batch = chain.batch(chunk, pipeline._pool, device, threads=pipeline.threads)
         results += batch.results()
     return results
 
 # %% ../../nbs/pipeline/03_runners.ipynb #open-model
-def open_model(pipeline: Pipeline, model: Any, name: str, folder: Path, context: Any) -> Session:
+def open_model(pipeline: Pipeline, stage: Stage, folder: Path, context: Any) -> Session:
     "Load the model of a stage: an artifact, its folder or a model file, by the archive's name of it"
-    if isinstance(model, Artifact): return model.load(pipeline.threads)
+    session = _open_model(pipeline, stage, folder, context)
+    if not stage.device: return session
+    is_cuda, wanted = parse_device(str(session.device)).is_cuda, parse_device(stage.device).is_cuda
+    if is_cuda == wanted: return session
+    raise ToolkitError(
+        f"stage {stage.name} cannot run its model on {stage.device}",
+        found=f"it was compiled for {session.artifact.device}",
+        do="compile_model(..., device=...), or leave the stage's device out")
+
+def _open_model(pipeline: Pipeline, stage: Stage, folder: Path, context: Any) -> Session:
+    model, own = stage.run, {"device": stage.device} if stage.device else {}
+    if isinstance(model, Artifact): return model.load(pipeline.threads, stage.device or None)
     models = pipeline.config.get("models") or {}
     if model not in models:
         raise ToolkitError(
-            f"stage {name} needs a model that is not here",
+            f"stage {stage.name} needs a model that is not here",
             found=f"{model!r}; models: {', '.join(models) or 'none'}",
             do=f"give it as models={{{model!r}: artifact}}")
     path = folder / models[model]
     if path.is_file(): session = open_file(pipeline, path)
-    else: session = open_artifact(path, pipeline.config, pipeline.threads, context)
+    else: session = open_artifact(path, pipeline.config | own, pipeline.threads, context)
     if session: return session
-    raise ToolkitError(f"stage {name} cannot run its model", str(path.name), "compile_model makes one of it")
+    raise ToolkitError(
+        f"stage {stage.name} cannot run its model", str(path.name), "compile_model makes one of it")
 
 # %% ../../nbs/pipeline/03_runners.ipynb #start-handler
 def start_handler(pipeline: Pipeline, stage: Stage, context: Any) -> Handler:
@@ -126,8 +140,8 @@ def runner_of(pipeline: Pipeline, stage: Stage, folder: Path, context: Any) -> R
     "Return what runs a stage. Raise `ToolkitError` for something that cannot"
     run, size = stage.run, stage.batch_size
     if isinstance(run, (str, Artifact)):
-        return run_session(open_model(pipeline, run, stage.name, folder, context), size)
-    if isinstance(run, Chain): return partial(run_chain, run, pipeline, size)
+        return run_session(open_model(pipeline, stage, folder, context), size)
+    if isinstance(run, Chain): return partial(run_chain, run, pipeline, stage)
     if isinstance(run, type) and issubclass(run, Handler):
         return partial(run_handler, start_handler(pipeline, stage, context), size)
     if callable(run):
