@@ -3,7 +3,7 @@ import json, threading, time
 from functools import partial
 from pathlib import Path
 
-import httpx, pandas as pd, pytest
+import httpx, numpy as np, pandas as pd, pytest
 from typer.testing import CliRunner
 
 from conftest import ROOT
@@ -14,6 +14,7 @@ from zztoolkit.cli.main import app
 from zztoolkit.features.features import Features
 from zztoolkit.features.ops.encode import Categorify
 from zztoolkit.features.ops.scale import Normalize
+from zztoolkit.handler.wire import encode_request
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.triton.repository import write_model
 from zztoolkit.system import wait_until
@@ -44,6 +45,21 @@ def pack_prices(folder: Path) -> Mar:
     (folder / "prices.py").write_text(PRICES)
     return pack("prices", folder / "prices.py", version="7", store=folder, features=features, workers=1, batch_size=4, max_batch_delay=50)
 
+ECHO = """
+from zztoolkit import Handler
+import os
+class Echo(Handler):
+    def preprocess(self, requests): return list(requests)
+    def inference(self, xs):
+        if "die" in [str(x) for x in xs]: os._exit(3)
+        return xs
+    def postprocess(self, xs): return [{"type": type(x).__name__, "shape": list(getattr(x, "shape", [])), "value": str(x)[:200]} for x in xs]
+"""
+
+def pack_echo(folder: Path, name: str = "echo") -> Mar:
+    (folder / "echo.py").write_text(ECHO)
+    return pack(name, folder / "echo.py", store=folder, workers=1, batch_size=4)
+
 def pack_foreign(folder: Path) -> Mar:
     (folder / "model.py").write_text("def twice(x): return 2 * x\n")
     (folder / "unit.txt").write_text("€", encoding="utf-8")
@@ -52,16 +68,16 @@ def pack_foreign(folder: Path) -> Mar:
 
 @pytest.fixture(scope="module")
 def endpoints(server, classifier, tmp_path_factory) -> dict:
-    "The three archives on TorchServe, by name"
+    "The archives on TorchServe, by name"
     folder = tmp_path_factory.mktemp("archives")
-    mars = pack_prices(folder), pack_foreign(folder)
+    mars = pack_prices(folder), pack_foreign(folder), pack_echo(folder), pack_echo(folder, "mortal")
     own = {m.name: deploy(server, m) for m in mars}
     yield own | {"classifier": classifier}
     for endpoint in own.values(): endpoint.remove()
 
 @pytest.fixture(scope="module")
 def repository(endpoints, tmp_path_factory) -> Path:
-    "The three archives as the model repository that the command writes"
+    "The archives as the model repository that the command writes"
     folder = tmp_path_factory.mktemp("triton")
     for endpoint in endpoints.values():
         mar = endpoint.archive(folder / "store")
@@ -144,6 +160,37 @@ def test_requests_make_batches(triton, endpoints):
     assert worths == sorted(worths) and len(set(worths)) == 16
     stats, = triton.get_inference_statistics("prices")["model_stats"]
     assert max(b["batch_size"] for b in stats["batch_stats"]) > 1
+
+@on_triton("texts")
+@pytest.mark.parametrize("body, kind", [("Größe €".encode(), "text/plain"), (b"\xff\xfe", "text/plain"), (b"\x00\x01", OCTETS), (b"", OCTETS)])
+def test_texts_and_bytes(triton, endpoints, body, kind): same(endpoints["echo"], triton, body, kind)
+
+@on_triton("arrays")
+def test_arrays(triton, endpoints):
+    "As `Endpoint.predict` sends them"
+    for array in (np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((1, 0)), np.array(["ä", "b"])):
+        same(endpoints["echo"], triton, *encode_request(array, False))
+
+@on_triton("dies")
+def test_a_handler_that_ends_its_process(triton, endpoints, record_property):
+    "Triton responds with an error of its own, and does not start the process again; other models serve on"
+    from tritonclient.utils import InferenceServerException
+    record_property("no", "the request fails, and so do all after it, until the model is loaded again")
+    for text in (b"die", b"live"):
+        with pytest.raises(InferenceServerException, match="is not healthy"): how_to()["predict"](triton, "mortal", [text], "text/plain")
+    same(endpoints["echo"], triton, b"live", "text/plain")
+
+@on_triton("unknown model")
+def test_an_unknown_model(triton, record_property):
+    record_property("no", "Triton's own error, with its own status")
+    url = f"http://{triton._parsed_url.host}:{triton._parsed_url.port}/v2/models/nothing/infer"
+    r = httpx.post(url, json={"inputs": []}, trust_env=False)
+    assert r.status_code in (400, 404) and "nothing" in r.json()["error"]
+
+@on_triton("token")
+def test_no_token_is_asked_for(triton, record_property):
+    record_property("no", "it has none: a proxy in front checks them")
+    assert how_to()["predict"](triton, "echo", [b"anybody"], "text/plain")[0][0] == 200
 
 @on_triton("torchserve handler")
 def test_a_handler_of_torchserve(triton, endpoints):
