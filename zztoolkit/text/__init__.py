@@ -1,0 +1,5 @@
+"Text: tokens, vectors of sentences, and the search of the nearest, as values with fitted state"
+from ..moved import attach_names
+
+# The names are those of __init__.pyi; each is imported when it is first used.
+__getattr__, __dir__, __all__ = attach_names(__name__, __file__)
