@@ -10,7 +10,7 @@ SERVER ?= torchserve
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo check test conformance deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame bench-gateway bench-overlap bench-pipeline clean tune-grid
+.PHONY: help demo check test conformance deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame bench-gateway bench-overlap bench-llm bench-text bench-pipeline clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
@@ -30,7 +30,9 @@ help:
 	@echo "make bench-frame   tabular features of 1, 100 and 100,000 rows against pandas, scikit-learn and Feature-engine"
 	@echo "make bench-gateway what the standard protocols cost against /predictions, in turns"
 	@echo "make bench-overlap a worker that preprocesses a batch while one is in the model, against one that does not"
+	@echo "make bench-text    vectors of sentences against sentence-transformers, and exact search in NumPy and in faiss"
 	@echo "make bench-pipeline a pipeline of three models against the same models as services, as bare models, and on Triton"
+	@echo "make bench-llm     the server of a language model against its engine alone, with one client and with four, in turns"
 	@echo "make tune-grid     every setting of a real service, then the tuner with a quarter as many trials (a quarter of an hour)"
 	@echo "make lab           JupyterLab on the notebooks"
 	@echo "make export        notebooks to zztoolkit/, handlers/ and README.md"
@@ -49,7 +51,7 @@ check: $(VENV)/dev.ok
 	@ruff check $(LINTED)
 	@mypy
 	@echo "── 3/4  notebooks that need no server"
-	@nbdev_test --n_workers 2 --skip_folder_re '^([_.].*|archive|benchmarks|compile|deploy|handlers|howto|notebook|offline|serving|tutorials|tuning)$$' --skip_file_re '^(index|02a_models|09a_announcer|10_gateway|[_.].*)'
+	@nbdev_test --n_workers 2 --skip_folder_re '^([_.].*|archive|benchmarks|compile|deploy|handlers|howto|notebook|offline|repository|serving|tutorials|tuning)$$' --skip_file_re '^(index|02a_models|07b_predictions|09a_announcer|10_gateway|[_.].*)'
 	@echo "── 4/4  tests that start no process of their own, or a short one"
 	@pytest -n 2 --dist loadfile -m "$(SUITE) and not alone" -k "not over_http" tests/vision/test_vision.py tests/features tests/handler tests/test_package.py tests/test_docs.py tests/test_readme.py
 
@@ -106,8 +108,14 @@ bench-gateway: $(VENV)/dev.ok
 bench-overlap: $(VENV)/dev.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.overlap
 
+bench-text: $(VENV)/bench.ok
+	@$(BIN)/python -m zztoolkit.benchmarks.text
+
 bench-pipeline: $(VENV)/dev.ok $(VENV)/triton.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.pipeline
+
+bench-llm: $(VENV)/dev.ok
+	@$(BIN)/python -m zztoolkit.benchmarks.llm
 
 bench-vision: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.vision

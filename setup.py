@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini")
 cfg = config["DEFAULT"]
-EXTRAS = "notebook demo dev bench tune peers mosec grpc gateway openvino gpu rapids tensorrt ray deploy docs".split()
+EXTRAS = "notebook demo dev bench tune peers mosec grpc gateway llm text faiss openvino gpu rapids tensorrt ray deploy docs".split()
 
 setup(
     name=cfg["lib_name"],

@@ -11,7 +11,7 @@ from places import Page, read_json
 from reference import table
 
 ORDER = (
-    "vision", "features", "compile", "handler", "archive", "serving", "offline", "measure",
+    "vision", "features", "compile", "handler", "text", "archive", "serving", "offline", "measure",
     "notebook", "deploy", "cli",
 )
 

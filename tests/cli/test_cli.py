@@ -56,6 +56,22 @@ def test_archive_and_serve(tmp_path, packed, photo, ending):
         server.kill()
         server.wait()
 
+def test_serve_a_folder(packed, photo):
+    "Nothing is loaded until a request asks for it, through the gateway with its token"
+    server = subprocess.Popen([ZZ, "serve", "--models", str(packed.parent), "--memory", "4GB", "--server", "mosec", "--port", str(block_of_five())], stdout=subprocess.PIPE, text=True)
+    try:
+        said = "".join(said_until_ready(server))
+        assert re.search(r"imagenet_classifier +on disk", said) and "0 MB of 4.0 GB in use" in said
+        url, token = re.search(r"Protocol: (http\S+) \(HTTP\)", said)[1], Path(re.search(r"Bearer \$\(cat (.*?)\)", said)[1]).read_text()
+        given = {"headers": {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}, "timeout": 60}
+        assert "military uniform" in [a["label"] for a in httpx.post(f"{url}/predictions/imagenet_classifier", content=photo.read_bytes(), **given).json()]
+        assert 'zz_model_load_seconds_count{model_name="imagenet_classifier"} 1.0' in httpx.get(f"{url}/metrics", **given).text
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.wait()
+
 def test_serve_on_mosec(packed, photo):
     "The same archive without Java, over HTTP with the printed command's key; SIGTERM: exit 0 and nothing left"
     port = block_of_five()

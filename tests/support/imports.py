@@ -8,7 +8,7 @@ from pathlib import Path
 
 # A package imports only packages before it. What is not named here stands at the root, below them all.
 ORDER = (
-    "root", "vision", "features", "compile", "handler", "pipeline", "archive", "serving", "gateway", "measure",
+    "root", "vision", "features", "compile", "handler", "text", "pipeline", "archive", "serving", "llm", "gateway", "measure",
     "offline", "notebook", "deploy", "cli", "benchmarks",
 )
 

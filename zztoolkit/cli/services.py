@@ -20,7 +20,7 @@ __all__ = []
 # %% ../../nbs/cli/05_services.ipynb #serve
 @command
 def serve(
-    archives: Annotated[list[Path], typer.Argument(help="one or more .mar")],
+    archives: Annotated[Optional[list[Path]], typer.Argument(help="one or more .mar")] = None,
     port: Annotated[int, typer.Option(
         min=1, max=65_531,
         help="of the inference API; management, metrics and gRPC use the next four",
@@ -30,27 +30,42 @@ def serve(
         "--gateway",
         help="speak the Open Inference Protocol (HTTP, gRPC) and TensorFlow Serving's REST, too",
     )] = False,
+    models: Annotated[Optional[Path], typer.Option(
+        help="folder of archives that the gateway loads when a request asks for them",
+    )] = None,
+    memory: Annotated[str, typer.Option(
+        help="for the workers of all models of the folder: 2GB, 800MiB",
+    )] = "2GB",
 ):
     "Serve archives on this machine until Ctrl-C or SIGTERM; requests in flight get ten seconds to finish"
     from zztoolkit.serving.rollout import deploy
     from zztoolkit.serving.server import make_server
     from zztoolkit.serving.torchserve.config import Settings
+    if not archives and not models: raise ToolkitError("no archive is given", do="FILE, or --models")
     with make_server(server, Settings(ports=tuple(range(port, port + 5)))) as running:
-        for path in archives:
+        for path in archives or ():
             endpoint = deploy(running, path, lambda step: typer.echo(f"{path.name}: {step} …"))
             typer.echo(f"{endpoint!r}\n{_curl(running, endpoint.name, port)}")
-        if gateway: _open_gateway(running)
+        if gateway or models: _open_gateway(running, models, memory)
         _wait_for_stop(running)
         _drain(running)
 
-def _open_gateway(server: Any):
+def _open_gateway(server: Any, models: Optional[Path], memory: str):
     "Start the gateway, which ends with the server, and print how it is called"
     from zztoolkit.gateway.gateway import Gateway
-    opened = Gateway(server).start()
+    repository = _open_repository(server, models, memory) if models else None
+    opened = Gateway(server, repository).start()
     typer.echo(
         f"Open Inference Protocol: {opened.url} (HTTP), {opened.grpc_address} (gRPC); "
         f"TensorFlow Serving's REST: {opened.url}/v1\n"
         f'-H "Authorization: Bearer $(cat {opened.token_file})"')
+
+def _open_repository(server: Any, folder: Path, memory: str) -> Any:
+    "Start the repository of a folder, which ends with the server, and print what is in it"
+    from zztoolkit.gateway.repository.repository import ModelRepository
+    repository = ModelRepository(server, folder, memory).start()
+    typer.echo(f"{repository}\nloaded on demand, through the gateway: /predictions/MODEL; /metrics")
+    return repository
 
 # %% ../../nbs/cli/05_services.ipynb #wait-for-stop
 def _wait_for_stop(server: Any):

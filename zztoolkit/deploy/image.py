@@ -64,12 +64,13 @@ def _lock_line(package: dict) -> str:
 
 # %% ../../nbs/deploy/08_image.ipynb #needed-extras
 def needed_extras(mars: Sequence[Mar], server: str = DEFAULT_SERVER) -> list[str]:
-    "Return this toolkit's extras that the archives' backends and devices need, and the server"
+    "Return this toolkit's extras that the archives' backends, devices and tokenizers need, and the server"
     artifacts = [a for m in mars for a in m.artifacts.values()]
     backends = {a.get("backend") or a["engine"] for a in artifacts} & {"openvino", "tensorrt"}
     devices = {"gpu"} if any(a["device"] == "cuda" for a in artifacts) else set()
+    texts = {"text"} if any("tokenizer.json" in m.files for m in mars) else set()
     servers = {server} - {DEFAULT_SERVER}
-    return sorted(backends | devices | servers | {"gateway"})
+    return sorted(backends | devices | texts | servers | {"gateway"})
 
 def _with_extras(wheel: Path, extras: Sequence[str]) -> str:
     return f"{wheel}[{','.join(extras)}]" if extras else str(wheel)

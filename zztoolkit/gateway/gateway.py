@@ -5,11 +5,12 @@
 # %% ../../nbs/gateway/10_gateway.ipynb #imports
 from __future__ import annotations
 
-import atexit, importlib.util, json, secrets, select, subprocess, sys
+import atexit, importlib.util, json, secrets, select, subprocess, sys, threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .announcer import Announcer
 from .models import ModelDescription
@@ -19,6 +20,10 @@ from ..serving.torchserve.config import free_ports
 from ..serving.server import Server
 from ..serving.torchserve.server import LocalServer
 from ..system import environment_without_secrets
+
+if TYPE_CHECKING:
+    from zztoolkit.gateway.repository.repository import ModelRepository
+    from zztoolkit.llm.server import LLMServer
 
 # %% auto #0
 __all__ = ['Gateway']
@@ -47,12 +52,15 @@ class GatewayProcess(subprocess.Popen):
             [sys.executable, "-c", _RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=_HEAP | dict(environment_without_secrets() if env is None else env),
             start_new_session=True)
-        self._send(plan.to_line())
+        self._one = threading.Lock()     # line at a time
+        self.send(plan.to_line())
 
-    def _send(self, line: bytes):
+    def send(self, line: bytes):
+        "Send a line to the process. Raise `OSError` if it has ended"
         assert self.stdin
-        self.stdin.write(line)
-        self.stdin.flush()
+        with self._one:
+            self.stdin.write(line)
+            self.stdin.flush()
 
     def wait_up(self, timeout: float = 30):
         "Wait until its ports are open. Stop it and raise `ToolkitError` if they do not open"
@@ -65,7 +73,11 @@ class GatewayProcess(subprocess.Popen):
 
     def announce(self, models: Sequence[ModelDescription]):
         "Say that there are these models, and no others. Raise `OSError` if it has ended"
-        self._send(json.dumps(list(map(asdict, models))).encode() + b"\n")
+        self.send(json.dumps(list(map(asdict, models))).encode() + b"\n")
+
+    def announce_llms(self, llms: Sequence[dict[str, str]]):
+        "Say that there are these language models, and no others. Raise `OSError` if it has ended"
+        self.send(json.dumps({"llms": llms}).encode() + b"\n")
 
     def finish(self, timeout: float):
         "Let it finish its requests, and wait until it has ended"
@@ -121,13 +133,22 @@ class Gateway(GatewayAddress):
     """Standard protocols in front of a server of this process: `with Gateway(server) as g: g.url`.
 
     Open Inference Protocol v2 over HTTP (`url`) and gRPC (`grpc_address`), and TensorFlow
-    Serving's REST (`url`). Callers show `token`, in `headers`. It listens on the loopback
-    interface, and ends with this process.
+    Serving's REST (`url`), OpenAI's API (`url + "/v1"`). Callers show `token`, in `headers`. It listens on the loopback
+    interface, and ends with this process. With a `ModelRepository` of that server, a request for
+    one of its models loads it.
     """
-    def __init__(self, server: Server):
+    def __init__(
+        self,
+        server: Server,
+        repository: ModelRepository | None = None,
+        llms: Sequence[LLMServer] = (),     # language models that it answers for, started
+    ):
         super().__init__(server)
+        self.repository = repository
+        self.llms: dict[str, LLMServer] = {}
         self.process: GatewayProcess | None = None
         self._announcer: Announcer | None = None
+        for llm in llms: self.add(llm)
 
     @property
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
@@ -138,7 +159,9 @@ class Gateway(GatewayAddress):
         require_packages()
         self.http_port, self.grpc_port = free_ports(2)
         self.token_file.write_text(self.token)      # in a folder that only this user can enter
-        self.process = GatewayProcess(self.plan())
+        waits = self.repository.load_timeout if self.repository else 0
+        self.process = GatewayProcess(
+            replace(self.plan(), load_timeout=waits, llms=self._known_llms()))
         atexit.register(self.stop)
         self.server.before_stop.append(self.stop)
         try:
@@ -149,9 +172,30 @@ class Gateway(GatewayAddress):
             raise
         return self
 
+    def add(self, llm: LLMServer):
+        "Answer for a language model, too, until it stops"
+        self.llms[llm.name] = llm
+        llm.before_stop.append(lambda: self._remove(llm))
+        self._announce_llms()
+
+    def _remove(self, llm: LLMServer):
+        if self.llms.get(llm.name) is llm: del self.llms[llm.name]
+        self._announce_llms()
+
+    def _announce_llms(self):
+        if not self.process: return
+        with suppress(OSError): self.process.announce_llms(self._known_llms())
+
+    def _known_llms(self) -> list[dict[str, str]]:
+        "Return what its process needs of each language model"
+        return [{"name": m.name, "url": m.url, "token": m.token} for m in self.llms.values()]
+
     def _follow(self):
         "Announce the models of a server that the gateway cannot ask by itself"
         assert self.process
+        if self.repository:
+            from zztoolkit.gateway.repository.remote import PipeGate
+            return PipeGate(self.process, self.repository).start()
         if isinstance(self.server, LocalServer): return
         self._announcer = Announcer(self.server, self.process.announce)
         self._announcer.start()

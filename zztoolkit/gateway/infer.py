@@ -5,6 +5,8 @@
 # %% ../../nbs/gateway/05_infer.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -37,6 +39,13 @@ class Service:
         known = ", ".join(model.versions)
         raise BackendError(404, f"{name} has no version {version[:40]}; it has {known}")
 
+    @asynccontextmanager
+    async def using(
+        self, name: str, version: str = "", max_age: float = ANY_AGE
+    ) -> AsyncIterator[ModelDescription]:
+        "Hold a model during the block, loaded if need be. Raise `BackendError` as `find` does"
+        async with self.catalog.use(name): yield await self.find(name, version, max_age)
+
 # %% ../../nbs/gateway/05_infer.ipynb #repository
 async def repository_index(service: Service, only_ready: bool = False) -> list[dict]:
     "Return the versions of all models, as Triton's extension of the protocol lists them"
@@ -62,10 +71,10 @@ async def infer(service: Service, inference: Inference, token: str) -> Outputs:
     An error of the only row is the request's error. One of several rows stands in its place:
     its body among the responses, its HTTP status among the statuses.
     """
-    model = await service.find(inference.model, inference.version)
-    is_own = wants_own_outputs(inference, model)
-    rows = rows_of(inference, model)
-    replies = await service.backend.predict_all(inference.model, inference.version, rows, token)
+    async with service.using(inference.model, inference.version) as model:
+        is_own = wants_own_outputs(inference, model)
+        rows = rows_of(inference, model)
+        replies = await service.backend.predict_all(model.name, inference.version, rows, token)
     is_of_all = all(r.status in (401, 404) for r in replies)
     if len(replies) == 1 or is_of_all: raise_if_failed(replies[0])
     if is_own: raise_first(replies)         # a tensor of numbers has no place for an error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio, time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -96,14 +96,16 @@ class Catalog(Protocol):
     async def find(self, name: str, max_age: float = ...) -> ModelDescription | None:
         "Return a model as it was at most `max_age` seconds ago; None if there is none of this name"
     async def names(self) -> list[str]: ...
+    def use(self, name: str) -> AbstractAsyncContextManager[None]:
+        "Hold a model during the block; load it first, if this gateway does that"
 
     @property
     def is_complete(self) -> bool: ...      # whether all models are known
 
 async def are_ready(catalog: Catalog) -> bool:
-    "Return whether all models are known, and each has a ready worker"
+    "Return whether all models are known, and each that has workers has a ready one"
     found = [await catalog.find(name, TRUSTED_FOR) for name in await catalog.names()]
-    return catalog.is_complete and all(m.ready for m in found if m)
+    return catalog.is_complete and all(m.ready or not m.workers for m in found if m)
 
 # %% ../../nbs/gateway/02a_models.ipynb #given-catalog
 class GivenCatalog:
@@ -133,6 +135,7 @@ class GivenCatalog:
         return self.models.get(name)
 
     async def names(self) -> list[str]: return list(self.models)
+    def use(self, name: str) -> AbstractAsyncContextManager[None]: return nullcontext()
 
 # %% ../../nbs/gateway/02a_models.ipynb #read-model
 class Models(Protocol):
@@ -186,6 +189,7 @@ class LiveCatalog:
         self._reading: dict[str, asyncio.Task[Known | None]] = {}
 
     async def names(self) -> list[str]: return await asyncio.to_thread(self.server.models)
+    def use(self, name: str) -> AbstractAsyncContextManager[None]: return nullcontext()
 
     async def find(self, name: str, max_age: float = ANY_AGE) -> ModelDescription | None:
         known = self._known.get(name)

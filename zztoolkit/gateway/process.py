@@ -14,6 +14,9 @@ from .access import Access, BehindProxy, OwnToken
 from .backend import Backend
 from .infer import Service
 from .models import Catalog, GivenCatalog, LiveCatalog
+from .openai import LanguageModels, openai_routes
+from .predictions import predictions_routes
+from .repository.on_demand import OnDemandCatalog
 from .rest import make_app, rest_routes
 from .rpc import start_grpc
 from .tfserving import tfserving_routes
@@ -39,6 +42,8 @@ class Plan:
     folder: str = ""            # of a notebook's server, with its keys
     at_once: int = 32           # rows of one request that are sent at the same time
     management: str = ""        # that server's URL for management; "": its models are announced
+    load_timeout: float = 0     # seconds that a request waits for its model; 0: none is loaded
+    llms: list[dict[str, str]] = field(default_factory=list, repr=False)   # name, url, token
     key: str = field(default="", repr=False)    # that server's, if it stays the same
     token: str = field(default="", repr=False)  # that callers show; "": a proxy has checked them
 
@@ -55,29 +60,42 @@ def _open(plan: Plan) -> tuple[Service, Access]:
         access = OwnToken(plan.token, lambda again: api.tokens.bearer("inference", again)["Authorization"])
     elif plan.token:
         access = OwnToken(plan.token, lambda again: f"Bearer {plan.key}")
+    if plan.load_timeout: catalog = OnDemandCatalog(plan.load_timeout)
     backend = Backend(plan.inference, plan.timeout, plan.at_once, access.renew)
     return Service(backend, catalog, plan.max_request_size), access
 
 # %% ../../nbs/gateway/09_process.ipynb #follow
-def _follow(catalog: Catalog, loop: asyncio.AbstractEventLoop, closed: asyncio.Event):
-    "Take lists of models from standard input, until that is closed"
+def _follow(
+    catalog: Catalog, llms: LanguageModels, loop: asyncio.AbstractEventLoop, closed: asyncio.Event,
+):
+    "Take lists of models, and commands, from standard input, until that is closed"
     for line in sys.stdin.buffer:
-        if isinstance(catalog, GivenCatalog):
-            loop.call_soon_threadsafe(catalog.replace, json.loads(line))
+        said = json.loads(line)
+        if isinstance(said, dict) and "llms" in said:
+            loop.call_soon_threadsafe(llms.replace, said["llms"])
+        elif isinstance(catalog, OnDemandCatalog) and isinstance(said, dict):
+            loop.call_soon_threadsafe(catalog.obey, said)
+        elif isinstance(catalog, GivenCatalog):
+            loop.call_soon_threadsafe(catalog.replace, said)
     loop.call_soon_threadsafe(closed.set)
 
-def _start_following(catalog: Catalog) -> asyncio.Event:
+def _start_following(catalog: Catalog, llms: LanguageModels) -> asyncio.Event:
     "Follow standard input in a thread that does not keep the process; return the event of its end"
     closed = asyncio.Event()
-    args = catalog, asyncio.get_running_loop(), closed
+    args = catalog, llms, asyncio.get_running_loop(), closed
     threading.Thread(target=_follow, args=args, daemon=True).start()
     return closed
 
 # %% ../../nbs/gateway/09_process.ipynb #http
-def _http_server(plan: Plan, service: Service, access: Access) -> uvicorn.Server:
+def _http_server(
+    plan: Plan, service: Service, access: Access, llms: LanguageModels,
+) -> uvicorn.Server:
     import uvicorn
     from zztoolkit.gateway.whole_bodies import Connection
-    routes = [*rest_routes(service, access), *tfserving_routes(service, access)]
+    routes = [
+        *rest_routes(service, access), *openai_routes(service, access, llms),
+        *tfserving_routes(service, access),
+        *predictions_routes(service, access)]
     return uvicorn.Server(uvicorn.Config(
         make_app(routes), host="127.0.0.1", port=plan.http_port, http=Connection, ws="none",
         log_level="warning", access_log=False, lifespan="off", proxy_headers=False,
@@ -91,14 +109,15 @@ async def _serve(plan: Plan):
     "Serve HTTP and gRPC until standard input is closed; then finish the requests in flight"
     from zztoolkit.gateway.health import Health
     service, access = _open(plan)
-    http, health = _http_server(plan, service, access), Health(service)
+    llms = LanguageModels(plan.timeout, plan.llms)
+    http, health = _http_server(plan, service, access, llms), Health(service)
     grpc = await start_grpc(service, access, health, f"127.0.0.1:{plan.grpc_port}")
     serving = asyncio.create_task(http.serve())
     while not http.started and not serving.done(): await asyncio.sleep(0.01)
     if serving.done(): return await serving     # its port is taken; it has said so
     sys.stdout.buffer.write(UP)
     sys.stdout.buffer.flush()
-    closed = asyncio.create_task(_start_following(service.catalog).wait())
+    closed = asyncio.create_task(_start_following(service.catalog, llms).wait())
     await asyncio.wait((serving, closed), return_when=asyncio.FIRST_COMPLETED)
     health.close()
     http.should_exit = True

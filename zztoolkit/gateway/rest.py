@@ -123,7 +123,7 @@ class Rest:
         return json_response({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model(self, request: Request, token: str) -> Response:
-        return json_response(metadata_of(await self._model(request)))
+        async with self._using(request) as model: return json_response(metadata_of(model))
 
     async def model_ready(self, request: Request, token: str) -> Response:
         model = await self._model(request)
@@ -140,7 +140,7 @@ class Rest:
         return Response(body, headers={LENGTH: str(size)}, media_type=BYTES)
 
     async def config(self, request: Request, token: str) -> Response:
-        return json_response(config_of(await self._model(request)))
+        async with self._using(request) as model: return json_response(config_of(model))
 
     async def index(self, request: Request, token: str) -> Response:
         "List the models, as Triton lists its repository"
@@ -154,6 +154,10 @@ class Rest:
     async def _model(self, request: Request) -> Any:
         path = request.path_params
         return await self.service.find(path["model"], path.get("version", ""), TRUSTED_FOR)
+
+    def _using(self, request: Request) -> Any:
+        path = request.path_params
+        return self.service.using(path["model"], path.get("version", ""), TRUSTED_FOR)
 
 # %% ../../nbs/gateway/06_rest.ipynb #routes
 def rest_routes(service: Service, access: Access) -> list[Route]:

@@ -141,14 +141,14 @@ def make_servicer(service: Service, access: Access) -> Any:
 
         async def ModelMetadata(self, request, context):
             async def work(token):
-                model = await service.find(request.name, request.version, TRUSTED_FOR)
-                return write_metadata(model)
+                async with service.using(request.name, request.version, TRUSTED_FOR) as model:
+                    return write_metadata(model)
             return await _call(access, context, work)
 
         async def ModelConfig(self, request, context):
             async def work(token):
-                model = await service.find(request.name, request.version, TRUSTED_FOR)
-                return pb.ModelConfigResponse(config=config_message(model))
+                async with service.using(request.name, request.version, TRUSTED_FOR) as model:
+                    return pb.ModelConfigResponse(config=config_message(model))
             return await _call(access, context, work)
 
         async def ModelInfer(self, request, context):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TYPE_CHECKING
 
 from .access import Access
@@ -92,23 +93,29 @@ class TfServing:
             for v in model.versions if v == (wanted or v)]})
 
     async def metadata(self, request: Request, token: str) -> Response:
-        model = await self._model(request)
-        version = request.path_params.get("version", model.version)
-        spec = {"name": model.name, "signature_name": "", "version": version}
-        return json_response({"model_spec": spec, "metadata": metadata_of(model)})
+        async with self._using(request, TRUSTED_FOR) as model:
+            version = request.path_params.get("version", model.version)
+            spec = {"name": model.name, "signature_name": "", "version": version}
+            return json_response({"model_spec": spec, "metadata": metadata_of(model)})
 
     async def predict(self, request: Request, token: str) -> Response:
-        model = await self._model(request, ANY_AGE)
         body = await read_unpacked(request, self.service.max_request_size)
         instances, name = read_instances(body)
-        rows = [_as_row(x, model) for x in instances]
         version = request.path_params.get("version", "")
-        replies = await self.service.backend.predict_all(model.name, version, rows, token)
+        async with self._using(request) as model:
+            rows = [_as_row(x, model) for x in instances]
+            replies = await self.service.backend.predict_all(model.name, version, rows, token)
         return json_response({name: results_of(replies)})
 
-    async def _model(self, request: Request, max_age: float = TRUSTED_FOR) -> ModelDescription:
+    async def _model(self, request: Request) -> ModelDescription:
         path = request.path_params
-        return await self.service.find(path["model"], path.get("version", ""), max_age)
+        return await self.service.find(path["model"], path.get("version", ""), TRUSTED_FOR)
+
+    def _using(
+        self, request: Request, max_age: float = ANY_AGE,
+    ) -> AbstractAsyncContextManager[ModelDescription]:
+        path = request.path_params
+        return self.service.using(path["model"], path.get("version", ""), max_age)
 
 # %% ../../nbs/gateway/07_tfserving.ipynb #routes
 def tfserving_routes(service: Service, access: Access) -> list[Route]:

@@ -125,13 +125,19 @@ def limit_torch(threads: int):
     torch = sys.modules.get("torch")
     if in_worker and torch: torch.set_num_threads(threads)
 
+# %% ../../nbs/handler/06_torchserve.ipynb #add-metric
+def _add_metric(context: Any, name: str, unit: str, dimensions: list[str], kind: str) -> Any:
+    "Return the worker's metric of a name; the handlers of a pipeline's stages share it"
+    from ts.metrics.metric_type_enum import MetricTypes
+    known = context.metrics.cache.get(MetricTypes[kind], {})
+    if name in known: return known[name]
+    return context.metrics.add_metric_to_cache(name, unit, dimensions, MetricTypes[kind])
+
 # %% ../../nbs/handler/06_torchserve.ipynb #stage-metric
 def stage_metric(context: Any) -> Callable[[str, float], None]:
     "Return a function (stage, seconds) that feeds `zz_stage_seconds`, if there are metrics"
     if getattr(context, "metrics", None) is None: return lambda stage, seconds: None
-    from ts.metrics.metric_type_enum import MetricTypes
-    metric = context.metrics.add_metric_to_cache(
-        "zz_stage_seconds", "Seconds", ["model_name", "stage"], MetricTypes.HISTOGRAM)
+    metric = _add_metric(context, "zz_stage_seconds", "Seconds", ["model_name", "stage"], "HISTOGRAM")
     return lambda stage, seconds: metric.add_or_update(seconds, [context.model_name, stage])
 
 # %% ../../nbs/handler/06_torchserve.ipynb #drift-metric
@@ -141,10 +147,9 @@ def drift_metric(context: Any) -> Callable[[int, Mapping[tuple[str, str], int]],
     It feeds `zz_feature_rows` and `zz_feature_drift`, if the context has metrics.
     """
     if getattr(context, "metrics", None) is None: return lambda rows, drift: None
-    from ts.metrics.metric_type_enum import MetricTypes
-    add, counter = context.metrics.add_metric_to_cache, MetricTypes.COUNTER
-    all_rows = add("zz_feature_rows", "Count", ["model_name"], counter)
-    drifted = add("zz_feature_drift", "Count", ["model_name", "column", "kind"], counter)
+    columns = ["model_name", "column", "kind"]
+    all_rows = _add_metric(context, "zz_feature_rows", "Count", ["model_name"], "COUNTER")
+    drifted = _add_metric(context, "zz_feature_drift", "Count", columns, "COUNTER")
 
     def count(rows: int, drift: Mapping[tuple[str, str], int]):
         all_rows.add_or_update(rows, [context.model_name])

@@ -14,7 +14,7 @@ from typing import Any
 from ..measure.levels import parse_duration
 from ..measure.servers import parse_servers
 from ..measure.tuning.space import parse_parameter
-from ..measure.tuning.tuner import parse_memory
+from ..system import parse_memory
 from ..serving.server import DEFAULT_SERVER, name_servers, server_kind
 from .options import at_least, comma_separated
 from .options import parse_with, positive, writable_file
@@ -72,6 +72,8 @@ def _server_name(text: str) -> str:
 SERVE = by_name(
     Option("name", "name of the model, and of the variable that keeps the endpoint"),
     Option("--model -m", "folder of an artifact, or a model file", in_notebook=_VARIABLE),
+    Option("--llm", "instead: a language model, as a .gguf file or a folder; the cell then holds "
+           "what to ask it", in_notebook=_VARIABLE),
     Option("--features -f", "folder of saved features", in_notebook=_VARIABLE),
     Option("--batch-size -b", "requests in a batch, at most (default 1)", at_least(1)),
     Option("--max-batch-delay -d", "milliseconds a batch waits to fill (default 10)", at_least(0)),

@@ -81,6 +81,8 @@ def suggest_paths(start: str, folders_only: bool = False) -> list[str]:
 # %% ../../nbs/notebook/03b_completion.ipynb #kinds
 def _is_model(value: Any) -> bool: return isinstance(value, (Artifact, Path))
 
+def _is_path(value: Any) -> bool: return isinstance(value, Path)
+
 def _is_features(value: Any) -> bool: return isinstance(value, (Features, Path))
 
 def _is_payload(value: Any) -> bool:
@@ -90,7 +92,7 @@ def _is_payload(value: Any) -> bool:
 
 VARIABLES = {   # arguments that may be variables
     "model": _is_model, "artifact": _is_model, "features": _is_features,
-    "example": _is_payload, "inputs": _is_payload,
+    "llm": _is_path, "example": _is_payload, "inputs": _is_payload,
 }
 FILES = (*VARIABLES, "extra_file", "save")      # arguments that may be files
 FOLDERS = ("store", "folder")                   # arguments that are folders

@@ -15,6 +15,7 @@ from typing import Any, TYPE_CHECKING
 
 from ..display import Steps
 from ..errors import ToolkitError
+from ..llm.server import LLMServer
 from ..measure.benchmarking import benchmark
 from ..measure.results import Benchmark
 from ..measure.tuning.result import TuneResult
@@ -24,10 +25,11 @@ from .cells import Cells, CellsUnderTest
 from .completion import FILES, find_argument, FOLDERS, parse_typed_line
 from .completion import suggest_flags, suggest_paths, suggest_variables
 from .completion import TypedLine, VARIABLES
+from .llms import NotebookLLMs
 from .options import at_least, parse_line
 from .options import variable_file_or_text, variable_or_text
 from .panel.panel import Panel, show_panel
-from .serve import find_server, serve_cell, ServeOptions, shared_server
+from .serve import check_identifier, find_server, serve_cell, ServeOptions, shared_server
 from ..serving.endpoint import Endpoint
 from ..serving.failures import one_line_interrupts
 from ..serving.server import DEFAULT_SERVER, Server, SERVERS
@@ -42,7 +44,7 @@ __all__ = ['ServeMagics', 'load']
 def check_free(namespace: dict, name: str):
     "Raise `ToolkitError` if a variable other than an endpoint has the name of a model"
     value = namespace.get(name)
-    if value is None or isinstance(value, Endpoint): return
+    if value is None or isinstance(value, (Endpoint, LLMServer)): return
     problem = f"the notebook has a variable {name} already"
     do = "serve under another name: the endpoint is kept in a variable of that name"
     raise ToolkitError(problem, found=type(value).__name__, do=do)
@@ -195,6 +197,7 @@ class ServeMagics(MeasureMagics):
         self.cells = CellsUnderTest() if is_test else Cells()
         self.server = shared_server()
         self.others: dict[str, Server] = {}     # by name, each since its first model
+        self.llms = NotebookLLMs()
         self.panel: Panel | None = None
         self.gateways: dict[str, Gateway] = {}      # by the name of their server
 
@@ -215,29 +218,45 @@ class ServeMagics(MeasureMagics):
 
     @arguments(*SERVE.values())
     @cell_magic
-    def serve(self, line: str, cell: str) -> Endpoint:
+    def serve(self, line: str, cell: str) -> Endpoint | LLMServer:
         "Run the cell, and serve the handler class in it on a local server, TorchServe by default"
         args, user = parse_line(self.serve, line), self.shell.user_ns
         check_free(user, args.name)
+        if args.llm: return self._serve_llm(args, cell)
         run_here(self.shell, cell)
         model = variable_or_text(user, args.model)
         options = to_options(args, user, self._server(args.server))
         endpoint = user[args.name] = serve_cell(args.name, cell, self.cells, model, options)
         remove_elsewhere(self.servers, endpoint)
+        if args.name in self.llms: self.llms.stop(args.name)
         return endpoint
+
+    def _serve_llm(self, args: argparse.Namespace, cell: str) -> LLMServer:
+        "Serve a language model, also in the gateways of this notebook, and run the cell"
+        user, name = self.shell.user_ns, args.name
+        llm = user[name] = self.llms.serve(check_identifier(name), variable_or_text(user, args.llm))
+        for gateway in self.gateways.values(): gateway.add(llm)
+        if name in served_models(self.servers): find_endpoint(self.servers, name).remove()
+        run_here(self.shell, cell)
+        return llm
 
     @arguments(Option("name", "model (default: all)", optional=True))
     @line_magic
     def serve_status(self, line: str):
         "Show what is served, and its state"
-        show_status(self.servers, parse_line(self.serve_status, line).name)
+        from IPython.display import display
+        name = parse_line(self.serve_status, line).name
+        llms = [m for n, m in self.llms.items() if name in (n, None)]
+        for llm in llms: display(llm)
+        if not llms or not name and served_models(self.servers): show_status(self.servers, name)
 
     @arguments(ONLY_MODEL, Option("-n", "number of lines", at_least(1), 30))
     @line_magic
     def serve_logs(self, line: str):
         "Print the last lines that a model's workers have logged"
         args = parse_line(self.serve_logs, line)
-        print(find_endpoint(self.servers, args.name).logs(args.n))
+        served = self.llms.get(args.name) or find_endpoint(self.servers, args.name)
+        print(served.logs(args.n))
 
     @arguments()
     @line_magic
@@ -257,7 +276,8 @@ class ServeMagics(MeasureMagics):
         from zztoolkit.gateway.gateway import Gateway
         name = parse_line(self.serve_gateway, line).name
         server = find_endpoint(self.servers, name).server if name else self.server
-        gateway = self.gateways.setdefault(server.name, Gateway(server))
+        llms = list(self.llms.values())
+        gateway = self.gateways.setdefault(server.name, Gateway(server, llms=llms))
         server.start()
         return gateway.start()
 
@@ -265,13 +285,20 @@ class ServeMagics(MeasureMagics):
     @line_magic
     def serve_stop(self, line: str):
         "Take a model off the server, or stop the server, after the requests in flight"
-        stop_serving(self.servers, parse_line(self.serve_stop, line).name)
+        name, llms = parse_line(self.serve_stop, line).name, list(self.llms)
+        if name in llms or not name: self.llms.stop(name)
+        are_all = name in llms or llms and not any(s.process for s in self.servers)
+        if not are_all: stop_serving(self.servers, name)
 
 # %% ../../nbs/notebook/04_magics.ipynb #served-name
 def served_name(source: str) -> str:
-    "Return the name that a `%%serve` cell serves under; '' for every other cell"
+    "Return the name that a `%%serve` cell serves a handler under; '' for every other cell"
     line = re.match(r"%%serve\s+(.+)", source)
-    with suppress(UsageError): return parse_line(ServeMagics.serve, line[1]).name if line else ""
+    if not line: return ""
+    words = re.sub(r"\{[^{}]*\}", "value", line[1])     # what IPython puts in, quotes and all
+    with suppress(UsageError):
+        args = parse_line(ServeMagics.serve, words)
+        return "" if args.llm else args.name
     return ""
 
 # %% ../../nbs/notebook/04_magics.ipynb #suggest

@@ -30,24 +30,13 @@ from ...serving.endpoint import Endpoint
 from ...serving.failures import one_line_interrupts
 from ...serving.torchserve.config import from_torchserve
 from ...serving.server import DEFAULT_SERVER, make_server, Server
+from ...system import parse_memory
 
 if TYPE_CHECKING:
     import optuna
 
 # %% auto #0
 __all__ = ['tune']
-
-# %% ../../../nbs/measure/tuning/06_tuner.ipynb #parse-memory
-_UNITS = {"MB": 1e6 / 2**20, "MIB": 1.0, "GB": 1e9 / 2**20, "GIB": 1024.0}
-
-def parse_memory(
-    text: str | float, # "2GB", "1.5 GiB", "800MB", or MiB
-) -> float:
-    "Return a size of memory in MiB. Raise `ToolkitError`"
-    if isinstance(text, (int, float)) and text > 0: return float(text)
-    m = re.fullmatch(r"\s*(\d+\.?\d*)\s*([MG]i?B)\s*", str(text), re.I)
-    if m and float(m[1]): return float(m[1]) * _UNITS[m[2].upper()]
-    raise ToolkitError("not a size of memory", found=repr(text), do="2GB, or 800MiB")
 
 # %% ../../../nbs/measure/tuning/06_tuner.ipynb #chain-on-gpu
 def _has_chain(mar: Mar) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading, time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from .buttons import import_widgets
 from .html import div, error_html, still_html, style_html
@@ -16,6 +16,9 @@ from .widgets import make_visibility, Section
 from ...errors import ToolkitError
 from ...serving.torchserve.running import running_servers, RunningServer
 from ...serving.torchserve.server import LocalServer
+
+if TYPE_CHECKING:
+    from zztoolkit.gateway.repository.repository import ModelRepository
 
 # %% auto #0
 __all__ = ['Panel', 'show_panel']
@@ -121,16 +124,18 @@ _NOT_LIVE = "Not live: its state when it was {}. <code>%serve_panel</code> opens
 # %% ../../../nbs/notebook/panel/05_panel.ipynb #panel
 class Panel:
     "Live view of what is served. Display it; `close()` ends it and leaves a still picture"
-    def __init__(self, server: LocalServer | None = None):
+    def __init__(
+        self, server: LocalServer | None = None, repository: ModelRepository | None = None,
+    ):
         w = import_widgets()
-        self.server = server or LocalServer()
+        self.server, self.repository = server or LocalServer(), repository
         self._servers, self._sections = ServerList(self.server), list[Section]()
         self._poller = Poller(self)
-        self._body, self._trouble = w.VBox(), w.HTML()
+        self._body, self._trouble, self._table = w.VBox(), w.HTML(), w.HTML()
         style = w.HTML(style_html())
         style.add_class("zz-style")
         visibility = make_visibility(self._poller.seen)
-        self.widget = w.VBox([style, self._trouble, self._body, visibility])
+        self.widget = w.VBox([style, self._trouble, self._table, self._body, visibility])
         self.widget.add_class("zz-panel")
         self._picture = StillPicture()
 
@@ -138,6 +143,7 @@ class Panel:
         "Poll every server and show it; return whether anything happened. Show errors, raise none"
         try:
             self._show_sections()
+            self._table.value = self._repository_html()
             happened = [s.poll() for s in self._sections]
             self._trouble.value = ""
             return any(happened)
@@ -152,9 +158,12 @@ class Panel:
         self._sections = [known.get(_key(s)) or Section(s, changed) for s in servers]
         self._body.children = tuple(s.box for s in self._sections)
 
+    def _repository_html(self) -> str:
+        return self.repository.status()._repr_html_() if self.repository else ""
+
     def still(self, remark: str = "") -> str:
         "Return the last poll as a still picture, in HTML"
-        return "".join(still_html(s.snapshot, remark) for s in self._sections)
+        return self._table.value + "".join(still_html(s.snapshot, remark) for s in self._sections)
 
     def update_still(self):
         "Update the picture beneath the panel"
@@ -178,8 +187,9 @@ class Panel:
 # %% ../../../nbs/notebook/panel/05_panel.ipynb #panel-2
 def show_panel(
     server: LocalServer | None = None, # default: those of other processes of this user
+    repository: ModelRepository | None = None,  # of that server, whose models are listed, too
 ) -> Panel:
     "Open a panel of what is served; the last expression of a cell shows it"
     limit = server.limits.get("panel") if server else None
     if limit: raise ToolkitError("the panel cannot show this server", found=limit)
-    return Panel(server)
+    return Panel(server, repository)

@@ -12,6 +12,7 @@ from typing import Any, TYPE_CHECKING
 
 from dataclasses import replace
 
+from ...system import file_lock
 from ..torchserve.metrics import ModelMetrics, parse_metrics
 
 if TYPE_CHECKING:
@@ -81,7 +82,30 @@ def read_worker_metrics(folder: Path) -> str:
     from prometheus_client.multiprocess import MultiProcessCollector
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(folder))
-    return generate_latest(registry).decode()
+    with file_lock(folder, "metrics"): return generate_latest(registry).decode()
+
+# %% ../../../nbs/serving/mosec/02a_metrics.ipynb #fold
+_FOLDED = 0     # the process id in the name of the file that holds the counts of ended workers
+
+def _is_ended(file: Path) -> bool:
+    pid = int(file.stem.rpartition("_")[2])
+    return pid != _FOLDED and not Path(f"/proc/{pid}").exists()
+
+def fold_ended(folder: Path):
+    "Add what ended workers have counted to one file of each kind, and remove theirs"
+    if not Path("/proc/self").exists(): return      # macOS: nothing says which have ended
+    with file_lock(folder, "metrics"):
+        for file in filter(_is_ended, list(folder.glob("*.db"))):
+            kind = file.name.partition("_")[0]
+            if kind != "gauge": _add_counts(file, folder / f"{kind}_{_FOLDED}.db")
+            file.unlink()
+
+def _add_counts(file: Path, total: Path):
+    from prometheus_client.mmap_dict import MmapedDict
+    sums = MmapedDict(str(total))
+    for key, value, _, _ in MmapedDict.read_all_values_from_file(str(file)):
+        sums.write_value(key, sums.read_value(key)[0] + value, 0)
+    sums.close()
 
 # %% ../../../nbs/serving/mosec/02a_metrics.ipynb #front-totals
 def read_front(text: str) -> tuple[int, float, int]:

@@ -5,7 +5,7 @@
 # %% ../../../nbs/serving/mosec/06_models.ipynb #imports
 from __future__ import annotations
 
-import json, time, warnings
+import itertools, json, time, warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -74,10 +74,11 @@ class Models(SupervisorClient):
     def _forget(self):
         self._versions = defaultdict[str, dict[str, RunningVersion]](dict)
         self._serving: dict[str, RunningVersion] = {}
-        self._started = self.changes = 0
+        self._numbers, self.changes = itertools.count(1), 0     # of versions
         self._retired = defaultdict[str, list[float]](lambda: [0, 0.0])   # responses, seconds
 
-    def models(self) -> list[str]: return [name for name, vs in self._versions.items() if vs]
+    def models(self) -> list[str]:
+        return [name for name, vs in list(self._versions.items()) if vs]    # others may be coming
 
     def versions(self, name: str) -> list[str]: return list(self._versions[name])
 
@@ -133,8 +134,8 @@ class Loading(Models):
     "Versions that come and go"
     def start_version(self, mar: Mar):
         "Start a version beside those that serve. Raise `ToolkitError` if it does not load"
-        self._started += 1
-        plan = plan_version(mar, self.folder, self._started, self.token, self.settings)
+        number = next(self._numbers)
+        plan = plan_version(mar, self.folder, number, self.token, self.settings)
         mar.extract(Path(plan["model"]))
         Path(plan["log"]).touch()
         v = self._versions[mar.name][mar.version] = RunningVersion(plan, self.settings)

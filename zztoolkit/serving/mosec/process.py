@@ -15,6 +15,7 @@ from ...folders import claim
 from ...system import wait_until
 from ..torchserve.process import die_with_parent, EXIT_NOT_DRAINED, inherit_orphans, start_child
 from .guard import guard_worker, Slot
+from .metrics import fold_ended
 
 # %% auto #0
 __all__ = []
@@ -204,6 +205,7 @@ class Supervisor:
         version = self.versions.pop(key)
         self.drained[key] = version.is_drained
         version.kill()
+        with suppress(OSError): fold_ended(self.folder / "metrics")
 
     def _write(self):
         "Write the state for the owner, if it has changed"

@@ -5,6 +5,7 @@
 # %% ../../../nbs/serving/torchserve/09_files.ipynb #imports
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from ...archive.contents import UnpackedMar
@@ -14,6 +15,11 @@ from ...errors import ToolkitError
 __all__ = []
 
 # %% ../../../nbs/serving/torchserve/09_files.ipynb #find-unpacked
+def _age(file: Path) -> float:
+    "Return the negative time of a file, 0 for one that has just been removed"
+    try: return -file.stat().st_mtime
+    except OSError: return 0
+
 def find_unpacked(
     folder: Path,   # of the server
     name: str,      # of the model
@@ -21,9 +27,10 @@ def find_unpacked(
 ) -> Path:
     "Return the folder into which TorchServe has unpacked a version. Raise `ToolkitError`"
     manifests = folder.glob("tmp/models/*/MAR-INF/MANIFEST.json")
-    for manifest in sorted(manifests, key=lambda p: -p.stat().st_mtime):
+    for manifest in sorted(manifests, key=_age):
         unpacked = UnpackedMar(manifest.parents[1])
-        if (unpacked.name, unpacked.version) == (name, version): return unpacked.folder
+        with suppress(OSError):     # one that has just been removed
+            if (unpacked.name, unpacked.version) == (name, version): return unpacked.folder
     raise ToolkitError(
         f"the files of {name} version {version} are gone",
         found=f"no such version in {folder / 'tmp'}",
