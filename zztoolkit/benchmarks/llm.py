@@ -83,7 +83,9 @@ def run_in_turn(llm: LLMServer, clients: int) -> Run:
 # %% ../../nbs/benchmarks/15_llm.ipynb #in-turns
 Side = Callable[[], Run]
 
-def in_turns(sides: Mapping[str, Side], rounds: int, say: Callable[[str], None]) -> dict[str, list[Run]]:
+def in_turns(
+    sides: Mapping[str, Side], rounds: int, say: Callable[[str], None],
+) -> dict[str, list[Run]]:
     "Run every side in each round, so that a change of the machine meets all"
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for side in sides.values(): side()      # the first has caches to fill

@@ -120,7 +120,8 @@ def vector_of(body: bytes, model: str) -> list[float]:
     except ValueError: vector = None
     is_vector = isinstance(vector, list) and all(type(x) in (int, float) for x in vector)
     if is_vector and vector: return vector
-    raise ApiError(400, f"{model} responds with no vector: it is not a model of embeddings", "model")
+    message = f"{model} responds with no vector: it is not a model of embeddings"
+    raise ApiError(400, message, "model")
 
 def embedding_entry(i: int, vector: Sequence[float], encoding: str) -> dict[str, Any]:
     "Return one embedding, as numbers or as base64 of little-endian float32"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Union
 
@@ -72,12 +72,26 @@ class Answer(str):
         if not self.is_shown: print(self)
         self.is_shown = False
 
+# %% ../../nbs/llm/18_chat.ipynb #show
+def make_printer() -> Callable[[str], None]:
+    "Return a function that shows an answer part by part: one output of a cell, or printed"
+    shell, parts = running_shell(), list[str]()
+    if not shell or not shell.has_trait("kernel"): return lambda part: print(part, end="", flush=True)
+    from IPython.display import display
+    line = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(part: str):
+        parts.append(part)
+        line.update({"text/plain": "".join(parts).rstrip("\n")}, raw=True)
+    return show
+
 # %% ../../nbs/llm/18_chat.ipynb #ask
 def ask(
     url: str, token: str, body: Mapping[str, Any], timeout: float, show: bool | None = None,
 ) -> Answer:
     "Return the answer to a chat; in a notebook it is printed as it comes"
     is_shown = running_shell() is not None if show is None else show
+    show_part = make_printer() if is_shown else lambda part: None
     options = {"stream": True, "stream_options": {"include_usage": True}}
     parts, finish = [], ""
     usage: Mapping[str, int] = {}
@@ -87,8 +101,8 @@ def ask(
             for choice in event["choices"]:
                 finish = choice["finish_reason"] or finish
                 parts.append(choice["delta"].get("content") or "")
-                if is_shown: print(parts[-1], end="", flush=True)
-    if is_shown: print()
+                show_part(parts[-1])
+    show_part("\n")
     answer = Answer("".join(parts))
     answer.finish_reason, answer.usage, answer.is_shown = finish, usage, is_shown
     return answer

@@ -58,9 +58,9 @@ async def _wait_gone(request: Request):
     while (await request.receive())["type"] != "http.disconnect": pass
 
 # %% ../../nbs/llm/11_http.ipynb #stream-response
-def stream_response(events: AsyncGenerator[bytes, None], kind: str = "text/event-stream") -> Any: # ASGI
-    "Return a response that is sent as it comes; its source is closed if the client goes away"
-    headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-cache")]
+def stream_response(events: AsyncGenerator[bytes, None]) -> Any: # of ASGI
+    "Return a response that is sent as it comes; its source closes if the client goes away"
+    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
 
     async def respond(scope: Any, receive: Callable, send: Callable):
         async def send_all():

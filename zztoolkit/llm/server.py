@@ -99,7 +99,7 @@ class LLMServer(LLMAddress, Supervised):
     def start(
         self,
         timeout: float | None = None,           # seconds; default: the settings' startup_timeout
-        say: Callable[[str], None] = print,     # takes what happens once, as the conversion of weights
+        say: Callable[[str], None] = print,     # takes what happens once: a conversion
     ) -> LLMServer:
         "Start it, and wait until it answers. Raise `ToolkitError`"
         if self.running: return self
