@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from zztoolkit import samples
 from zztoolkit.archive.packing import pack
 from zztoolkit.errors import InputError, ToolkitError
+from zztoolkit.gateway import Gateway
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.server import make_server
 from zztoolkit.text import compile_encoder, Retriever, TextEmbedder, Tokenizer
@@ -131,6 +132,18 @@ def test_a_request_fails_alone(endpoint, local):
     results = endpoint.predict(mixed, return_exceptions=True)
     assert results[0] == first and results[-1] == [first, second]
     assert all(isinstance(r, Exception) and str(r).startswith("422 InputError: ") for r in results[1:-1]), results[1:-1]
+
+def test_openai_client_gets_the_same_vectors(endpoint, local):
+    "The gateway's /v1/embeddings, by OpenAI's own client: the vectors to the last digit, errors that name the text"
+    openai = pytest.importorskip("openai")
+    texts = ["a parcel", "手机充电器坏了"]
+    with Gateway(endpoint.server) as gateway:
+        client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.token, max_retries=0)
+        found = client.embeddings.create(model=endpoint.name, input=texts)
+        with pytest.raises(openai.APIStatusError, match="input 1: InputError: the text is empty"):
+            client.embeddings.create(model=endpoint.name, input=["a parcel", " "])
+        with pytest.raises(openai.NotFoundError): client.embeddings.create(model="nothing", input="x")
+    assert [x.embedding for x in found.data] == local.handler.embed(texts).tolist()
 
 FORMS = [
     (b"a parcel", "text/plain; charset=utf-8"), (b'"a parcel"', "application/json"), (b"a parcel", "application/octet-stream"),
