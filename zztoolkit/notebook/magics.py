@@ -10,7 +10,6 @@ from IPython.core.completer import CompletionContext, context_matcher, SimpleCom
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, Magics, magics_class
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, TYPE_CHECKING
 
 from ..display import Steps
@@ -296,10 +295,9 @@ def served_name(source: str) -> str:
     line = re.match(r"%%serve\s+(.+)", source)
     if not line: return ""
     words = re.sub(r"\{[^{}]*\}", "value", line[1])     # what IPython puts in, quotes and all
-    with suppress(UsageError):
-        args = parse_line(ServeMagics.serve, words)
-        return "" if args.llm else args.name
-    return ""
+    try: args = parse_line(ServeMagics.serve, words)
+    except UsageError: return ""
+    return "" if args.llm else args.name
 
 # %% ../../nbs/notebook/04_magics.ipynb #suggest
 def suggest(magics: ServeMagics, line: TypedLine) -> list[tuple[str, str]]:
@@ -315,8 +313,8 @@ def suggest(magics: ServeMagics, line: TypedLine) -> list[tuple[str, str]]:
     return suggest_values(magics.shell, argument.dest, line.word)
 
 def _reachable_models(servers: Servers) -> list[str]:
-    with suppress(ToolkitError): return list(served_models(servers))
-    return []
+    try: return list(served_models(servers))
+    except ToolkitError: return []
 
 # %% ../../nbs/notebook/04_magics.ipynb #suggest-values
 def suggest_values(shell: Any, argument: str, start: str) -> list[tuple[str, str]]:
