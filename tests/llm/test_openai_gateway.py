@@ -6,6 +6,7 @@ import threading
 import httpx, numpy as np, openai, psutil, pytest
 from concurrent.futures import ThreadPoolExecutor
 
+from support.llms import check_place_is_freed, STORY
 from support.pods import wait_until
 from zztoolkit.archive.packing import pack
 from zztoolkit.gateway import Gateway
@@ -14,7 +15,6 @@ from zztoolkit.samples import smollm2
 from zztoolkit.serving.rollout import deploy
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
-STORY = [{"role": "user", "content": "Tell me a long story about a wolf."}]
 
 LETTERS = """
 from zztoolkit import Handler, RequestError
@@ -52,8 +52,6 @@ def client(gateway):
 def chat(client, messages=CAPITAL, **options):
     return client.chat.completions.create(model="smol", messages=messages, **{"max_tokens": 24, "temperature": 0} | options)
 
-def is_idle(llm) -> bool: return llm.status().active == llm.status().waiting == 0
-
 
 def test_chats_and_completions(client):
     whole = chat(client)
@@ -77,13 +75,7 @@ def test_errors_are_openais(client, gateway):
         assert http.get("/v1/chat/completions").json()["error"]["message"] == "this takes POST"
 
 def test_a_client_that_goes_away_frees_its_place(client, llm):
-    stream = chat(client, STORY, max_tokens=5000, stream=True)
-    next(iter(stream))
-    assert llm.status().active == 1
-    stream.close()
-    wait_until(lambda: is_idle(llm), 1)
-    with pytest.raises(openai.APITimeoutError): chat(client.with_options(timeout=0.5), STORY, max_tokens=5000)
-    wait_until(lambda: is_idle(llm), 1)
+    check_place_is_freed(llm, client, chat)
 
 def test_embeddings(client, letters):
     texts = ["aab", "cd", "", "a" * 5000]

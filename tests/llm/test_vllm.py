@@ -1,11 +1,13 @@
 "vLLM's server, started and ended as ours: here by a script in its place, on a GPU by vLLM itself"
 from __future__ import annotations
 
-import os, subprocess, sys, time
+import os, sys
 from pathlib import Path
 
 import psutil, pytest
 
+from support.llms import kill_owner_of
+from support.pods import wait_until
 from zztoolkit.errors import ToolkitError
 from zztoolkit.llm import LLMServer
 from zztoolkit.llm.engines import ServiceOptions
@@ -81,16 +83,9 @@ def test_one_that_ignores_sigterm_is_killed(weights, fake):
 
 def test_it_ends_with_its_owner(weights, fake):
     fake("hang")        # not even SIGTERM would end it
-    code = ("from zztoolkit.llm import LLMServer; from zztoolkit.serving import Settings; import os, signal, psutil\n"
-            f"llm = LLMServer({str(weights)!r}, 'llama', 'vllm', Settings(drain_timeout=1)).start()\n"
-            "print(*[p.pid for p in psutil.Process().children(recursive=True)], flush=True)\n"
-            "os.kill(os.getpid(), signal.SIGKILL)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    pids = list(map(int, done.stdout.split()))
+    pids = kill_owner_of(f"LLMServer({str(weights)!r}, 'llama', 'vllm', Settings(drain_timeout=1))", 60)
     assert len(pids) == 2
-    end = time.monotonic() + 40     # the drain, and what a busy machine adds
-    while any(map(psutil.pid_exists, pids)) and time.monotonic() < end: time.sleep(0.1)
-    assert not any(map(psutil.pid_exists, pids))
+    wait_until(lambda: not any(map(psutil.pid_exists, pids)), 40)     # the drain, and what a busy machine adds
 
 def test_without_it_the_error_says_what_to_do(weights, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")

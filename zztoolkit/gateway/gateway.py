@@ -132,10 +132,10 @@ class GatewayAddress:
 class Gateway(GatewayAddress):
     """Standard protocols in front of a server of this process: `with Gateway(server) as g: g.url`.
 
-    Open Inference Protocol v2 over HTTP (`url`) and gRPC (`grpc_address`), and TensorFlow
-    Serving's REST (`url`), OpenAI's API (`url + "/v1"`). Callers show `token`, in `headers`. It listens on the loopback
-    interface, and ends with this process. With a `ModelRepository` of that server, a request for
-    one of its models loads it.
+    It speaks the Open Inference Protocol v2 over HTTP (`url`) and gRPC (`grpc_address`), TensorFlow
+    Serving's REST (`url`), and OpenAI's API (`url + "/v1"`). Callers show `token`, in `headers`. It
+    listens on the loopback interface, and ends with this process. With a `ModelRepository` of that
+    server, a request for one of its models loads it.
     """
     def __init__(
         self,
