@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import cache
 from typing import Any, Union
 
 from ..display import running_shell
@@ -39,16 +40,23 @@ def _failed(status: int, body: Any) -> PredictionError:
     kind = error.get("code") or error.get("type", "Error")
     return PredictionError(status, kind, error.get("message", ""))
 
+# %% ../../nbs/llm/18_chat.ipynb #client
+@cache
+def http_client() -> Any: # httpx.Client
+    "Return a client that all threads share: making one takes longer than a short answer"
+    import httpx
+    return httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=None))
+
 # %% ../../nbs/llm/18_chat.ipynb #stream
 def stream_events(
     url: str, token: str, body: Mapping[str, Any], timeout: float,
 ) -> Generator[dict, None, None]:
     "Yield the events of the answer to a chat. Raise `PredictionError` or `ToolkitError`"
     import httpx
-    headers = {"Authorization": f"Bearer {token}"}
+    address, headers = f"{url}/v1/chat/completions", {"Authorization": f"Bearer {token}"}
+    options: dict[str, Any] = {"json": body, "headers": headers, "timeout": timeout}
     try:
-        with (httpx.Client(trust_env=False, timeout=timeout) as client,
-              client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as r):
+        with http_client().stream("POST", address, **options) as r:
             if r.status_code >= 300: raise _failed(r.status_code, _body_of(r))
             yield from read_events(r.iter_lines())
     except httpx.RemoteProtocolError:

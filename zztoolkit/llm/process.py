@@ -78,8 +78,9 @@ async def serve(plan: ProcessPlan) -> int:
 def main():
     "Serve the plan in plan.json of the folder that is the first argument"
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    import uvloop
     plan = json.loads(Path(sys.argv[1], "plan.json").read_text())
-    sys.exit(asyncio.run(serve(ProcessPlan(**plan))))
+    sys.exit(uvloop.run(serve(ProcessPlan(**plan))))
 
 # %% ../../nbs/llm/13_process.ipynb #run-module
 if __name__ == "__main__" and "__file__" in globals(): main()
