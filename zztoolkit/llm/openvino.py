@@ -14,7 +14,7 @@ from .engine import check_length, Piece, Prompt, Sampling
 from .errors import ApiError
 from .model import read_context_length
 from .schemas import last_reason, SchemaChecker, structured
-from .text import TextStream
+from .text import detokenize, Detokenizer, TextStream
 
 # %% auto #0
 __all__ = ['OpenVINOEngine']
@@ -60,30 +60,33 @@ def _seed(given: int | None) -> int:
     return secrets.randbits(32) if given is None else given % 2**63
 
 # %% ../../nbs/llm/04_openvino.ipynb #answer
+_FINISH = {"STOP": "stop", "LENGTH": "length"}      # OpenVINO's words to OpenAI's
+
 class _Answer:
     "A request on its way through the pipeline"
-    def __init__(self, id: str, handle: Any, text: TextStream):
-        self.id, self.handle, self.text, self.tokens = id, handle, text, 0
+    def __init__(self, id: str, handle: Any, stops: Sequence[str]):
+        self.id, self.handle = id, handle
+        self.text, self.detokenizer = TextStream(stops), Detokenizer()
+        self.tokens, self.finish = 0, ""    # why it ended: stop or length, "" while it goes on
 
-    def read(self) -> Piece | None:
-        "Return what is new; None for nothing"
-        ids, finish = self._read_tokens()
-        self.tokens += len(ids)
-        text = self.text.add(ids)
-        if self.text.is_stopped:
-            self.handle.cancel()
-            return Piece(self.id, text, self.tokens, "stop")
-        if finish: return Piece(self.id, text + self.text.finish(), self.tokens, finish)
-        return Piece(self.id, text, self.tokens) if text else None
-
-    def _read_tokens(self) -> tuple[list[int], str]:
-        "Return the new tokens, and why the answer ended: stop or length, '' while it goes on"
-        ids, reason = [], "NONE"
+    def read(self) -> list[int]:
+        "Return the new tokens"
+        ids: list[int] = []
         while self.handle.can_read():
             for output in self.handle.read().values():
                 ids += output.generated_ids
-                reason = output.finish_reason.name
-        return ids, "" if reason == "NONE" else reason.lower()
+                self.finish = _FINISH.get(output.finish_reason.name, "")
+        self.tokens += len(ids)
+        return ids
+
+    def next(self, new: str) -> Piece | None:
+        "Return the next piece with the text of the new tokens; None for nothing"
+        text = self.text.add(new)
+        if self.text.is_stopped:
+            self.handle.cancel()
+            return Piece(self.id, text, self.tokens, "stop")
+        if self.finish: return Piece(self.id, text + self.text.finish(), self.tokens, self.finish)
+        return Piece(self.id, text, self.tokens) if text else None
 
     @property
     def is_dropped(self) -> bool:
@@ -157,7 +160,7 @@ class OpenVINOEngine:
         try: handle = self.pipeline.add_request(self._added, ids, config)
         except RuntimeError as e: raise ApiError(400, last_reason(e)) from None
         self._added += 1
-        self._answers[id] = _Answer(id, handle, TextStream(self.tokenizer.decode, sampling.stop))
+        self._answers[id] = _Answer(id, handle, sampling.stop)
         return len(tokens)
 
     def cancel(self, id: str):
@@ -166,7 +169,9 @@ class OpenVINOEngine:
 
     def step(self) -> list[Piece]:
         self.pipeline.step()
-        pieces = [p for answer in self._answers.values() if (p := answer.read())]
+        answers = list(self._answers.values())
+        texts = detokenize(self.tokenizer.decode, [(a.detokenizer, a.read()) for a in answers])
+        pieces = [p for a, text in zip(answers, texts) if (p := a.next(text))]
         ended = {p.id for p in pieces if p.finish}
         lost = [a.give_up() for a in self._answers.values() if a.id not in ended and a.is_dropped]
         for piece in (*pieces, *lost):

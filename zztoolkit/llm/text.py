@@ -11,26 +11,36 @@ from collections.abc import Callable, Sequence
 __all__ = []
 
 # %% ../../nbs/llm/02_text.ipynb #detokenizer
-Decode = Callable[[Sequence[int]], str]
+Decode = Callable[[Sequence[Sequence[int]]], Sequence[str]]     # of several answers' tokens
 
 class Detokenizer:
     """Tokens to text as they come. What is not a whole character yet is held back.
 
     Tokens are decoded together with those before them: alone, some lose the space before a word.
     """
-    def __init__(self, decode: Decode):
-        self.decode = decode
+    def __init__(self):
         self.tokens: list[int] = []
         self._start = self._end = 0     # of the tokens that gave the last text
 
-    def add(self, tokens: Sequence[int]) -> str:
-        "Return the text that is complete with these tokens"
+    def add(self, tokens: Sequence[int]) -> tuple[list[int], list[int]]:
+        "Add tokens; return what is to be decoded: the tokens before them, and those with them"
         self.tokens += tokens
-        before = self.decode(self.tokens[self._start:self._end]) if self._end else ""
-        now = self.decode(self.tokens[self._start:])
+        return self.tokens[self._start:self._end], self.tokens[self._start:]
+
+    def read(self, before: str, now: str) -> str:
+        "Return the text that is complete, from the texts of both"
         if len(now) <= len(before) or now.endswith("\ufffd"): return ""
         self._start, self._end = self._end, len(self.tokens)
         return now[len(before):]
+
+# %% ../../nbs/llm/02_text.ipynb #detokenize
+def detokenize(decode: Decode, new: Sequence[tuple[Detokenizer, Sequence[int]]]) -> list[str]:
+    """Return the text that new tokens complete, of several answers.
+
+    All are decoded by one call: it takes a tokenizer longer than their tokens.
+    """
+    texts = iter(decode([part for d, tokens in new for part in d.add(tokens)]) if new else ())
+    return [d.read(next(texts), next(texts)) for d, _ in new]
 
 # %% ../../nbs/llm/02_text.ipynb #held-back
 def held_back(text: str, stops: Sequence[str]) -> int:
@@ -42,14 +52,14 @@ def held_back(text: str, stops: Sequence[str]) -> int:
 # %% ../../nbs/llm/02_text.ipynb #text-stream
 class TextStream:
     "Text of an answer, up to the first stop string"
-    def __init__(self, decode: Decode, stops: Sequence[str] = ()):
-        self.detokenizer, self.stops = Detokenizer(decode), [s for s in stops if s]
+    def __init__(self, stops: Sequence[str] = ()):
+        self.stops = [s for s in stops if s]
         self.is_stopped, self._held = False, ""
 
-    def add(self, tokens: Sequence[int]) -> str:
-        "Return the text that tokens complete, and that cannot be part of a stop string"
-        if self.is_stopped or not tokens: return ""
-        text = self._held + self.detokenizer.add(tokens)
+    def add(self, text: str) -> str:
+        "Return what is before a stop string, and cannot be the beginning of one"
+        if self.is_stopped: return ""
+        text = self._held + text
         ends = [at for s in self.stops if (at := text.find(s)) >= 0]
         if ends:
             self.is_stopped, self._held = True, ""
@@ -59,6 +69,6 @@ class TextStream:
         return text[:n]
 
     def finish(self) -> str:
-        "Return what was held back; a character that is not complete is left out"
+        "Return what was held back"
         held, self._held = self._held, ""
         return held

@@ -5,7 +5,7 @@
 # %% ../../nbs/notebook/03a_options.ipynb #imports
 from __future__ import annotations
 
-import argparse, math, os, shlex
+import argparse, json, math, os, shlex
 from IPython.core.error import UsageError
 from collections.abc import Callable
 from pathlib import Path
@@ -74,9 +74,14 @@ def variable_or_text(namespace: dict, value: str | None) -> Any:
     "Return the variable of that name, else the text itself"
     return namespace.get(value, value) if value else None
 
-def file_or_text(value: str | None) -> Path | str | None:
-    "Return the file of that name as a path, else the text itself"
-    return Path(value) if value and os.path.isfile(value) else value
+def file_or_text(value: str | None) -> Any:
+    "Return the file of that name as a path, what a JSON object or list says, else the text itself"
+    if value and os.path.isfile(value): return Path(value)
+    return _json_or_text(value) if value and value[0] in "{[" else value
+
+def _json_or_text(text: str) -> Any:
+    try: return json.loads(text)
+    except ValueError: return text
 
 def variable_file_or_text(namespace: dict, value: str | None) -> Any:
     "Return the variable of that name, else the file of that name, else the text itself"

@@ -88,8 +88,11 @@ def serve_source(name: str, source: str, model: Any, options: ServeOptions) -> E
         remark = "" if options.replace else check_maker(store, module, notebook)
         if remark: steps(f"– {remark}")
         if notebook: config["notebook"] = notebook
-        mar = _pack_and_try(server, module, model, options, config, steps)
-        if not server.running: steps(f"start {server.title}")
+        is_new = not server.running
+        version = "1" if is_new else next_version(server, name)
+        server.start_in_background()    # it comes up while the handler is tried
+        mar = _pack_and_try(module, version, model, options, config, steps)
+        if is_new: steps(f"start {server.title}")
         server.start()
         return deploy(server, mar, steps, serving=lambda: _keep(mar, store))
 
@@ -111,12 +114,11 @@ def check_overlap(server: Server):
 
 # %% ../../nbs/notebook/03_serve.ipynb #pack-and-try
 def _pack_and_try(
-    server: Server, module: Path, model: Any,
+    module: Path, version: str, model: Any,
     options: ServeOptions, config: dict, steps: Steps,
 ) -> Mar:
     "Pack a module into a folder beside it, and report how the dry run went"
     steps("try in a fresh process")
-    version = next_version(server, module.stem) if server.running else "1"
     mar = pack(
         module.stem, module, model, version, module.parent / "store",
         example=options.example, features=options.features, extra_files=options.extra_files,

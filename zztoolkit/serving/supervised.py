@@ -53,6 +53,8 @@ class Supervised:
         def start(self, timeout: float = 60) -> Any: ...
         def models(self) -> list[str]: ...
 
+    def start_in_background(self): "Do nothing: `start` has little to wait for"
+
     def _forget(self):
         "Forget the models of a server that has ended"
         raise NotImplementedError

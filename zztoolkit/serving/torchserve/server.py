@@ -83,7 +83,7 @@ def _start_supervisor(folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-c", _SUPERVISE, str(folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
-def _launch(server: LocalServer):
+def _start_processes(server: LocalServer):
     "Write the server's files, and start its supervisor"
     server._owner, server.folder = os.getpid(), create_owned_folder()
     server.ports = tuple(server.settings.ports or free_ports(5))
@@ -137,19 +137,25 @@ class LocalServer(ServerConnections):
     def __init__(self, settings: Settings = Settings()):
         self.settings, self.folder = settings, Path()
         self.process: subprocess.Popen | None = None    # the supervisor
-        self.stopping, self._owner = False, os.getpid()
+        self.stopping, self._is_up, self._owner = False, False, os.getpid()
         self.before_stop: list[Callable[[], None]] = []     # what ends with the server, but before it
 
     @property
     def running(self) -> bool: return self.process is not None and self.process.poll() is None
 
+    def start_in_background(self):
+        "Start its processes; `start` waits until they respond. Running ones are left as they are"
+        if self.running: return
+        if self.process: self._clear()     # it died
+        _start_processes(self)
+
     def start(self, timeout: float = 60) -> LocalServer:
         "Start the server and wait until it responds; a running one is left as it is"
-        if self.running: return self
-        if self.process: self._clear()     # it died
+        if self.running and self._is_up: return self
         for _ in range(3):      # another process may take a free port in between
-            _launch(self)
-            if _wait_up(self, timeout): return self
+            self.start_in_background()
+            self._is_up = _wait_up(self, timeout)
+            if self._is_up: return self
             lines, all_lines = self.last_log_lines(), self.last_log_lines(10_000)
             self._clear()
             if "Address already in use" not in all_lines: break
@@ -175,7 +181,7 @@ class LocalServer(ServerConnections):
             self.process.kill()     # Java dies with it
             self.process.wait()
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.process, self.stopping = None, False
+        self.process, self.stopping, self._is_up = None, False, False
         self._disconnect()
 
     def __enter__(self) -> LocalServer: return self.start()
