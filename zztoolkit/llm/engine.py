@@ -27,6 +27,7 @@ class Sampling:
     schema: str = ""                    # JSON schema that the answer fits
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    ignore_eos: bool = False            # go on to `max_tokens`, to measure answers of one length
 
 # %% ../../nbs/llm/01_engine.ipynb #prompt
 Message = Mapping[str, str]     # role and content

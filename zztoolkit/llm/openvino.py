@@ -52,6 +52,7 @@ def _set_sampling(config: Any, sampling: Sampling, room: int):
         config.rng_seed = _seed(sampling.seed)
     config.presence_penalty = sampling.presence_penalty
     config.frequency_penalty = sampling.frequency_penalty
+    config.ignore_eos = sampling.ignore_eos
     if sampling.schema: config.structured_output_config = structured(sampling.schema)
 
 def _seed(given: int | None) -> int:

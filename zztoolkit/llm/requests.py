@@ -97,6 +97,7 @@ class GenerationRequest(Strict):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     response_format: Optional[ResponseFormat] = None
+    ignore_eos: bool = False                # of vLLM's API: the answer has `max_tokens`
     user: Optional[str] = None              # taken, and of no effect, as the next three
     metadata: Optional[dict[str, str]] = None
     store: Literal[False] = False
@@ -112,7 +113,7 @@ class GenerationRequest(Strict):
         schema = self.response_format.schema_text if self.response_format else ""
         return Sampling(
             max_tokens, self.temperature, self.top_p, self.seed, self.stop, schema,
-            self.presence_penalty, self.frequency_penalty)
+            self.presence_penalty, self.frequency_penalty, self.ignore_eos)
 
 # %% ../../nbs/llm/08_requests.ipynb #chat
 class ChatRequest(GenerationRequest):
