@@ -11,6 +11,7 @@ from typing import Any
 
 from ..compile.signature import Dim
 from ..errors import check_whole, ToolkitError
+from ..pipeline.placement import parse_workers
 
 # %% auto #0
 __all__ = []
@@ -54,6 +55,8 @@ def model_config(batch: Dim | None, given: Mapping[str, Any]) -> dict:
     for key in ("exact", "overlap"):
         if isinstance(config.get(key, False), bool): continue
         raise ToolkitError(f"{key} is True or False", found=repr(config[key])[:80])
+    for name, workers in (config.get("stage_workers") or {}).items():
+        parse_workers(workers, f"workers of stage {name}")
     config["maxWorkers"] = max(config["maxWorkers"], config["minWorkers"])
     if batch: _check_batch(batch, config["batchSize"])
     return config

@@ -19,6 +19,7 @@ __all__ = []
 MANIFEST = "MAR-INF/MANIFEST.json"
 EXAMPLE = "MAR-INF/example"             # the dry run's own request: content type, newline, body
 AGREEMENT = "MAR-INF/agreement.json"    # how far the plan of the handler's chain is from exact
+STAGES = "MAR-INF/stages.json"          # of a pipeline
 CONFIG = "model-config.yaml"
 
 # %% ../../nbs/archive/01b_contents.ipynb #read-model
@@ -58,6 +59,12 @@ def read_agreement(z: ZipFile) -> Agreement | None:
     agreement = Agreement(**json.loads(read_member(z, AGREEMENT, MAX_MANIFEST)))
     agreement.verdict     # raises here for values of other types
     return agreement
+
+# %% ../../nbs/archive/01b_contents.ipynb #read-stages
+def read_stages(z: ZipFile) -> list[dict]:
+    "Return the stages of a pipeline in their order, [] of another handler"
+    if STAGES not in z.namelist(): return []
+    return [dict(s) for s in json.loads(read_member(z, STAGES, MAX_MANIFEST))["stages"]]
 
 # %% ../../nbs/archive/01b_contents.ipynb #unpacked-mar
 class UnpackedMar:

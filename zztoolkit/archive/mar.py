@@ -13,12 +13,13 @@ from typing import Any
 from zipfile import ZipFile
 
 from zztoolkit.archive.contents import (
-    read_agreement, read_artifacts, read_config, read_example, read_model,
+    read_agreement, read_artifacts, read_config, read_example, read_model, read_stages,
 )
 from .members import open_zip, reading
 from .rules import check_name
 from .store import check_digest, read_sidecar, write_sidecar
 from ..errors import ToolkitError
+from ..pipeline.placement import Group, group_stages
 from ..system import sha256
 from ..vision.agreement import Agreement
 
@@ -61,6 +62,12 @@ class Contents:
     def agreement(self) -> Agreement | None:
         "How far the fast plan of its chain is from exact; None if that was not measured"
         return self._read(read_agreement)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        "Stages of a pipeline that share processes, in their order; () of another handler"
+        stages = {s["name"]: s.get("workers") for s in self._read(read_stages)}
+        return group_stages(stages, self.config.get("stage_workers") or {}) if stages else ()
 
     @property
     def files(self) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from .config import given_settings, model_config, to_torchserve_keys
-from .contents import CONFIG
+from .contents import CONFIG, STAGES
 from .dry_run import check_unpacked
 from .mar import Mar
 from .repack import record_plan, repack, run_archiver
@@ -142,7 +142,9 @@ def pack(
         found = check_unpacked(work / "unpacked", example)
         agreement = Agreement(**found["agreement"]) if "agreement" in found else None
         _warn_of(name, found.get("note", ""), agreement)
-        repack(first, final, work / "made-up", record_plan(agreement, full) if agreement else {})
+        more = record_plan(agreement, full) if agreement else {}
+        if "stages" in found: more[STAGES] = found["stages"].encode
+        repack(first, final, work / "made-up", more)
         os.replace(final, first)
         mar = Mar(first, name, version, sha256(first), dry_run_passed="response" in found)
         return mar.move_to(store)

@@ -20,7 +20,7 @@ from .plan import chain_input, measure_handler
 from .rules import built_in_handlers
 from ..errors import InputError, RequestError, ToolkitError
 from ..handler.handler import Handler
-from ..pipeline.pipeline import Pipeline
+from ..pipeline.pipeline import Pipeline, stages_to_json
 from ..handler.torchserve import handler_of, load_service
 from ..handler.wire import encode_request, TEXT
 from ..handler.worker import check_initialized
@@ -118,6 +118,7 @@ def try_handler(folder: str, stored: dict | None, report: Path, found: dict[str,
     service = load_unpacked(folder)
     handler = handler_of(service)
     if isinstance(handler, Handler): check_initialized(handler)
+    if isinstance(handler, Pipeline): found["stages"] = stages_to_json(handler.graph.stages)
     found["without chain"] = not getattr(handler, "chain", None)
     if found["without chain"] and "exact" in (service.context.model_yaml_config or {}): return
     given = choose_examples(handler, stored) if stored else []

@@ -101,16 +101,6 @@ def _own_outputs(runner: BatchRunner, row: Any) -> ModelOutputs:
     names = [spec.name for spec in runner.session.artifact.outputs]
     return ModelOutputs(zip(names, (as_numpy(y) for _, y in iter_leaves(row))))
 
-# %% ../../nbs/handler/04a_runner.ipynb #stages
-def _stages(runner: BatchRunner) -> dict[str, Callable[[Batch], Batch]]:
-    "Return the stages of a batch by name, in order"
-    return {
-        "read": lambda batch: batch.map(decode_request),
-        "preprocess": lambda batch: _preprocess(runner, batch),
-        "inference": lambda batch: _map_batch(runner, batch, runner.inference),
-        "postprocess": lambda batch: _postprocess(runner, batch),
-        "encode": lambda batch: batch.map(encode_response)}
-
 # %% ../../nbs/handler/04a_runner.ipynb #run-or-end
 def _run_or_end(runner: BatchRunner, data: Sequence[dict], context: Any) -> Batch:
     "Run a batch. After an error that no later CUDA call survives, end the process soon"
@@ -156,12 +146,21 @@ class BatchRunner:
     @property
     def request_chain(self) -> Chain | None: raise NotImplementedError
 
+    def batch_stages(self) -> dict[str, Callable[[Batch], Batch]]:
+        "Return the stages of a batch by name, in order"
+        return {
+            "read": lambda batch: batch.map(decode_request),
+            "preprocess": lambda batch: _preprocess(self, batch),
+            "inference": lambda batch: _map_batch(self, batch, self.inference),
+            "postprocess": lambda batch: _postprocess(self, batch),
+            "encode": lambda batch: batch.map(encode_response)}
+
     def run(self, data: Sequence[dict], context: Any) -> Batch:
         "Run every stage on one batch of rows; an error stays with its request"
         self.split_by, self.drift_counts, self._wants_outputs = None, [], set()
         self.clock = StageClock(uses_cuda(self))
         batch = Batch.of(data)
-        for name, stage in _stages(self).items():
+        for name, stage in self.batch_stages().items():
             with self._turns.take(name, self.clock): batch = stage(batch)
             self.clock.mark(name)
         for name, seconds in self.clock.seconds().items(): self._record_stage(name, seconds)

@@ -125,6 +125,12 @@ def limit_torch(threads: int):
     torch = sys.modules.get("torch")
     if in_worker and torch: torch.set_num_threads(threads)
 
+# %% ../../nbs/handler/06_torchserve.ipynb #is-worker
+def is_torchserve_worker() -> bool:
+    "Return whether TorchServe has started this process"
+    program = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    return Path(program).name == "model_service_worker.py"
+
 # %% ../../nbs/handler/06_torchserve.ipynb #add-metric
 def _add_metric(context: Any, name: str, unit: str, dimensions: list[str], kind: str) -> Any:
     "Return the worker's metric of a name; the handlers of a pipeline's stages share it"

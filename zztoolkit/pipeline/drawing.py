@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..display import figure
-from .graph import Graph, REQUEST, Step
+from .graph import Graph, REQUEST, Stage, Step
 
 # %% auto #0
 __all__ = []
@@ -60,7 +60,17 @@ def draw_stages(
         name = step.stage.name
         own = spent[name] if seconds else None
         _draw_box(ax, places[name], _label(step, own, items.get(name, 0)), spent[name] / total)
+        _draw_workers(ax, places[name], step.stage)
     return fig
+
+def _draw_workers(ax: Any, place: tuple[int, int], stage: Stage):
+    "Write a stage's own workers below its box"
+    if not stage.own_workers: return
+    least, most = stage.own_workers
+    number = str(least) if least == most else f"{least} to {most}"
+    text = f"{number} own worker{'s' * (most > 1)}"
+    x, y = place
+    ax.text(x, y + _HEIGHT / 2 + 0.02, text, ha="center", va="top", fontsize=7, color="0.3")
 
 def _draw_box(ax: Any, place: tuple[int, int], text: str, share: float):
     import matplotlib.patches as patches

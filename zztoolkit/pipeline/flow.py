@@ -126,10 +126,10 @@ def note_stage(e: Exception, name: str):
 # %% ../../nbs/pipeline/02_flow.ipynb #sections
 WINDOWS = 4     # batches of parts that are on their way at once
 
-def sections_of(graph: Graph) -> Iterator[tuple[int, list[Step]]]:
+def sections_of(graph: Graph, span: range) -> Iterator[tuple[int, list[Step]]]:
     "Yield stages in a row whose items have one level, with the position of the first"
-    at = 0
-    for _, group in groupby(graph.steps, key=lambda step: step.level):
+    at = span.start
+    for _, group in groupby(graph.steps[span.start:span.stop], key=lambda step: step.level):
         steps = list(group)
         yield at, steps
         at += len(steps)
@@ -148,8 +148,20 @@ def run_flow(
     turns: Turns = Turns(()),
 ) -> Flow:
     "Send requests through all stages"
-    flow, clock = Flow(graph, requests), clock or StageClock()
-    for at, steps in sections_of(graph):
+    flow = Flow(graph, requests)
+    run_stages(flow, range(len(graph.steps)), runners, clock or StageClock(), turns)
+    return flow
+
+def run_stages(
+    flow: Flow,
+    span: range,        # positions of stages
+    runners: Mapping[str, Runner],
+    clock: StageClock,
+    turns: Turns,
+):
+    "Run some stages, and forget what none of the later ones takes"
+    graph = flow.graph
+    for at, steps in sections_of(graph, span):
         for step in steps: flow.start(step)
         end = at + len(steps)
         inner = [s.stage.name for s in steps if graph.last_use(s.stage.name) < end]
@@ -161,7 +173,6 @@ def run_flow(
             for name in inner: _drop(flow.values[name], window)
         for name in flow.values:
             if graph.last_use(name) < end: flow.values[name] = []
-    return flow
 
 def _drop(values: list, window: range):
     "Forget the values of a window; their places stay"

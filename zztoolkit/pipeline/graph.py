@@ -14,6 +14,7 @@ from typing import Any
 from ..compile.artifact import Artifact
 from ..device import parse_device
 from ..errors import check_whole, ToolkitError
+from .placement import parse_workers, Workers
 from ..vision.chain import Chain
 
 # %% auto #0
@@ -29,6 +30,10 @@ class Stage:
 
     `run` is a function of one item (of as many arguments as `inputs`), the name of a model that the
     archive holds (or an `Artifact`), a `Chain` for images, or a `Handler` class.
+
+    A stage with `workers` runs in processes of its own, on mosec and on Ray Serve; TorchServe and
+    Triton reject it. In a notebook and offline, where a pipeline is one process, they are ignored.
+    What later stages take travels between the processes.
     """
     name: str
     run: Any
@@ -38,6 +43,8 @@ class Stage:
     batch_size: int = 32    # items that a model or a handler gets at once, across requests
     on_error: str = "request"   # a part that fails: "request" fails its request, "part" only itself
     device: str = ""    # of a model or a chain, "cuda:1"; default: the worker's
+    workers: int | tuple[int, int] = 0  # of its own; a pair: the least and the most, for a server
+                                        # that scales
 
     def __post_init__(self):
         if isinstance(self.inputs, str): object.__setattr__(self, "inputs", (self.inputs,))
@@ -45,6 +52,11 @@ class Stage:
         check_stage(self)
 
     def __repr__(self) -> str: return f"{self.name}({', '.join(self.inputs)})"
+
+    @property
+    def own_workers(self) -> Workers | None:
+        "Least and most workers of its own; None if it has none"
+        return parse_workers(self.workers, f"workers of stage {self.name}")
 
 # %% ../../nbs/pipeline/01_graph.ipynb #check-stage
 _RESERVED = (REQUEST, "read", "encode", "queue", "client_queue", "network", "server")
@@ -54,6 +66,7 @@ def check_stage(s: Stage):
     if not s.name.isidentifier() or s.name in _RESERVED:
         raise ToolkitError("not a name for a stage", repr(s.name), "use letters, digits and _")
     check_whole(1, batch_size=s.batch_size)
+    s.own_workers   # checked now
     if s.fan_in and s.fan_out:
         raise ToolkitError(f"stage {s.name} fans in and out at once", do="make two stages of it")
     if s.on_error not in ("request", "part"):

@@ -12,10 +12,14 @@ from typing import Any
 
 from ..compile.artifact import Artifact
 from ..errors import ToolkitError
-from .flow import Flow, run_flow, Runner
+from ..batch import Batch
+from .flow import Flow, run_stages, Runner
 from .graph import Graph, REQUEST, Stage
+from .handover import HANDOVER, put_together, receive, send, take_out
 from ..handler.handler import Handler
 from ..handler.local import artifact_folder, LocalHandler
+from ..handler.torchserve import is_torchserve_worker, with_config
+from .placement import Group, group_stages, Place, PLACE, reject_stage_workers
 from .runners import runner_of
 from ..vision.chain import Chain
 
@@ -32,22 +36,64 @@ class Pipeline(Handler):
     """
     stages: Sequence[Stage] = ()
     graph: Graph                    # after `initialize`
-    runners: Mapping[str, Runner]   # by stage
+    groups: tuple[Group, ...]       # stages that share processes
+    place: Place | None             # of this process; None: it runs all stages
+    runners: Mapping[str, Runner]   # by stage that this process runs
     flow: Flow | None = None        # of the last batch
 
     def initialize(self, context: Any):
-        "Load every stage's model; called once in each worker"
-        super().initialize(context)
+        "Load the models of the stages that this worker runs; called once in each worker"
+        self.place = PLACE.get()
+        super().initialize(sharing_cores(context, self.place))
         self.graph = Graph.of(self.stages)
+        self.groups = group_stages(workers_of(self.graph), self.config.get("stage_workers") or {})
+        if not self.place: reject_in_torchserve(self.groups)
         folder = Path(context.system_properties["model_dir"])
-        self.runners = {s.name: runner_of(self, s, folder, context) for s in self.graph.stages}
+        own = self.graph.stages[self.span.start:self.span.stop]
+        self.runners = {s.name: runner_of(self, s, folder, context) for s in own}
+
+    @property
+    def span(self) -> range:
+        "Positions of the stages that this process runs"
+        if not self.place: return range(len(self.graph.stages))
+        sizes = [len(g.stages) for g in self.groups[:self.place.group + 1]]
+        return range(sum(sizes[:-1]), sum(sizes))
 
     def preprocess(self, requests: Sequence) -> Any: return list(requests)
 
     def inference(self, inputs: Any) -> Any:
-        "Return responses for requests: all stages, with the errors of requests that failed"
-        self.flow = run_flow(self.graph, inputs, self.runners, self.clock, self._turns)
-        return self.flow.results()
+        """Return responses for requests, with the errors of requests that failed.
+
+        Of a group of stages that is not the last: what the next one needs of each request.
+        """
+        done = self.graph.steps[:self.span.start]
+        flow = put_together(self.graph, done, inputs) if done else Flow(self.graph, inputs)
+        run_stages(flow, self.span, self.runners, self.clock, self._turns)
+        self.flow = flow
+        return flow.results() if self._next is None else progress_of(flow)
+
+    @property
+    def _next(self) -> Group | None:
+        "Group that gets what this process makes; None for the last one"
+        if not self.place or self.place.group + 1 == len(self.groups): return None
+        return self.groups[self.place.group + 1]
+
+    def batch_stages(self) -> dict[str, Callable[[Batch], Batch]]:
+        """Return the stages of a batch by name.
+
+        Later groups receive requests from earlier ones; all but the last send them on.
+        """
+        stages, place = super().batch_stages(), self.place
+        if not place: return stages
+        if place.group:
+            infer = stages["inference"]
+            read = lambda row: receive(row["body"], place.folder)
+            del stages["read"], stages["preprocess"]
+            stages["inference"] = lambda batch: infer(batch.map(read))
+        if not self._next: return stages
+        del stages["postprocess"], stages["encode"]
+        pack = lambda progress: (send(progress, place.folder), HANDOVER)
+        return stages | {f"to_{self._next.name}": lambda batch: batch.map(pack)}
 
     @property
     def turn_names(self) -> tuple[str, ...]:
@@ -69,6 +115,28 @@ class Pipeline(Handler):
         "Return this pipeline running in this process"
         given = {name: str(artifact_folder(m).resolve()) for name, m in models.items()}
         return LocalPipeline(cls(), folder=folder, models=given, **config)
+
+# %% ../../nbs/pipeline/05_pipeline.ipynb #groups
+def workers_of(graph: Graph) -> dict[str, Any]:
+    "Return the workers of each stage"
+    return {s.name: s.workers for s in graph.stages}
+
+def progress_of(flow: Flow) -> Batch:
+    "Return each request as the next process needs it, and the errors of those that failed"
+    live = tuple(i for i in flow.roots[()] if i not in flow.errors)
+    return Batch([take_out(flow, i) for i in live], live, flow.errors)
+
+def sharing_cores(context: Any, place: Place | None) -> Any: # ts.context.Context
+    "Return a context in which the processes of all groups share the cores"
+    if not place: return context
+    config = context.model_yaml_config or {}
+    return with_config(context, config | {"maxWorkers": place.processes})
+
+# %% ../../nbs/pipeline/05_pipeline.ipynb #reject
+def reject_in_torchserve(groups: Sequence[Group]):
+    "Raise `ToolkitError` in TorchServe's worker, which is one process for all stages"
+    if not is_torchserve_worker(): return
+    reject_stage_workers([g.name for g in groups if g.workers], "TorchServe")
 
 # %% ../../nbs/pipeline/05_pipeline.ipynb #local
 class LocalPipeline(LocalHandler):
@@ -113,6 +181,7 @@ def _stage_of(about: dict[str, Any], known: Mapping[str, Any]) -> Stage:
             do = "give it in `known`"
             raise ToolkitError(f"stage {about.get('name')} needs an unknown {kind}", repr(run), do)
         run = known[run]
+    if isinstance(about.get("workers"), list): about["workers"] = tuple(about["workers"])
     return Stage(run=run, **about)
 
 def _kind_of(run: Any) -> dict[str, Any]:
@@ -128,5 +197,6 @@ def stage_to_dict(s: Stage) -> dict[str, Any]:
     about = {"name": s.name, **_kind_of(s.run), "inputs": list(s.inputs), "batch_size": s.batch_size}
     flags = {"fan_out": s.fan_out, "fan_in": s.fan_in}
     about |= {k: True for k, given in flags.items() if given}
-    given = {"on_error": s.on_error} if s.on_error != "request" else {}
+    given: dict[str, Any] = {"on_error": s.on_error} if s.on_error != "request" else {}
+    if s.workers: given["workers"] = s.workers if isinstance(s.workers, int) else list(s.workers)
     return about | given | ({"device": s.device} if s.device else {})

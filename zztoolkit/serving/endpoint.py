@@ -92,10 +92,14 @@ def summarize_model(model: ServedModel) -> dict[str, str]:
     if not model.server.running: return {"state": "stopped"}
     try: status = model.status
     except (ToolkitError, http_exception()): return {"state": "not served"}
+    own = {
+        f"workers of {stage}": f"{ready} of {workers} ready"
+        for stage, (ready, workers) in status.stage_workers.items()}
     return {
         "state": "ready" if status.ready else "loading",
         "version": status.version,
         "workers": f"{status.ready} of {status.workers} ready",
+        **own,
         "batch size": str(status.batch_size),
         "max batch delay": f"{status.max_batch_delay} ms"}
 

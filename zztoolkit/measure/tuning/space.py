@@ -88,6 +88,24 @@ def _check_values(p: Parameter):
     for value in p.values:
         check_whole(_LEAST[p.name], **{f"each value of {p.label}": value})
 
+# %% ../../../nbs/measure/tuning/01_space.ipynb #stage-workers
+_OWN = "workers_of_"    # and the name of a pipeline's stage; 0: none of its own
+_WITH_OWN = ("mosec", "ray")
+
+def stage_parameters(stage_workers: Mapping[str, int], cores: int) -> list[Parameter]:
+    "Return a parameter for each stage that has workers of its own"
+    values = (0, *_steps(cores))
+    return [
+        Parameter(_OWN + stage, values, _WITH_OWN).including(n)
+        for stage, n in stage_workers.items()]
+
+def _limit_own(p: Parameter) -> Parameter:
+    return replace(p, servers=_WITH_OWN) if p.name.startswith(_OWN) else p
+
+def count_workers(s: Mapping[str, Any]) -> int:
+    "Return the workers of a setting, with those of stages"
+    return s.get("workers", 1) + sum(n for name, n in s.items() if name.startswith(_OWN))
+
 # %% ../../../nbs/measure/tuning/01_space.ipynb #search-space
 @dataclass(frozen=True)
 class SearchSpace:
@@ -112,7 +130,7 @@ class SearchSpace:
         settings = [self.normalize(self.default)]
         for values in itertools.product(*(p.values for p in self.parameters)):
             s = self.normalize(dict(zip(names, values)))
-            threads = s.get("workers", 1) * s.get("threads", 1)
+            threads = count_workers(s) * s.get("threads", 1)
             if threads <= 2 * self.cores and s not in settings: settings.append(s)
         return settings
 
@@ -150,6 +168,7 @@ def build_space(
     gpu: bool = False,              # whether the chain can run on one
     servers: Sequence[str] = (),    # to try; the first is the default
     parameters: Sequence[Parameter] = (),   # more, or replacements of those with their name
+    stage_workers: Mapping[str, int] = {},  # of a pipeline's stages that have their own
 ) -> SearchSpace:
     """Return what is worth trying.
 
@@ -168,8 +187,11 @@ def build_space(
     if len(backends) > 1:
         usual.append(Parameter("artifact", tuple(sorted(backends, key="artifact".__ne__))))
     if gpu: usual.append(Parameter("device", ("cpu", "cuda")))
-    by_name = {p.name: p for p in (*usual, *parameters) if _is_on_any(p, servers)}
-    given = DEFAULTS | from_torchserve(config)
+    usual += stage_parameters(stage_workers, cores)
+    every = [*usual, *map(_limit_own, parameters)]
+    by_name = {p.name: p for p in every if _is_on_any(p, servers)}
+    own = {_OWN + stage: n for stage, n in stage_workers.items()}
+    given = DEFAULTS | from_torchserve(config) | own
     first = {name: given.get(name, p.values[0]) for name, p in by_name.items()}
     default = first | _default_setting(config)
     chosen = tuple(p.including(default[p.name]) for p in by_name.values())
@@ -179,5 +201,6 @@ def build_space(
 def to_config(setting: Mapping[str, Any]) -> dict[str, Any]:
     "Return a setting as the archive's configuration"
     workers = {"max_workers": setting["workers"]} if "workers" in setting else {}
-    config = {name: value for name, value in setting.items() if name != "server"}
-    return config | workers
+    own = {k.removeprefix(_OWN): n for k, n in setting.items() if k.startswith(_OWN)}
+    config = {k: v for k, v in setting.items() if k != "server" and not k.startswith(_OWN)}
+    return config | workers | ({"stage_workers": own} if own else {})

@@ -100,7 +100,8 @@ class _Request:
             backends=[*own, *self.artifacts],
             gpu=_has_chain(self.mar) and _has_cuda(),
             servers=self.servers,
-            parameters=parameters)
+            parameters=parameters,
+            stage_workers={g.name: g.workers[0] for g in self.mar.groups if g.workers})
 
     def identify(self, space: SearchSpace) -> dict[str, Any]:
         "Return what another call must share to continue this search"

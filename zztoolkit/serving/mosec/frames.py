@@ -37,13 +37,14 @@ def from_frame(frame: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, A
     return frame, head
 
 # %% ../../../nbs/serving/mosec/01_frames.ipynb #response
-def response_to_frame(r: Response) -> bytes:
+def response_to_frame(r: Response, **more: Any) -> bytes:
     "Return a response as a frame"
-    return to_frame(r.body, **{k: v for k, v in vars(r).items() if k != "body"})
+    return to_frame(r.body, **{k: v for k, v in vars(r).items() if k != "body"}, **more)
 
 def response_of_frame(frame: bytes) -> Response:
     "Return the response of a frame"
     body, head = from_frame(frame)
+    head.pop("id", None)    # of its request
     return Response(bytes(body), **head)
 
 # %% ../../../nbs/serving/mosec/01_frames.ipynb #own-responses

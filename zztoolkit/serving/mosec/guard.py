@@ -107,14 +107,16 @@ def _close_gently(protocols: Sequence[Any]) -> Callable:
             with suppress(OSError): protocol.socket.shutdown(socket.SHUT_RD)
     return close
 
-def run_worker(protocols: Sequence[Any], slot: Slot, plan: dict[str, Any], index: int):
+def run_worker(
+    protocols: Sequence[Any], slot: Slot, plan: dict[str, Any], index: int, group: int
+):
     "Load the handler and serve; never returns"
     code = 1
     try:
         os.setsid()
         print(f"[PID]{os.getpid()}", flush=True)
         from zztoolkit.serving.mosec.worker import load_lanes
-        workers = load_lanes(plan, index, len(protocols))
+        workers = load_lanes(plan, index, len(protocols), group)
         opened = protocols[:len(workers)]
         signal.signal(signal.SIGTERM, _close_gently(opened))
         slot.failures = 0
@@ -164,13 +166,14 @@ def answer_all(protocols: Sequence[Any], slot: Slot):
     if errors: raise errors[-1]
 
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #connect
-def make_connections(plan: dict[str, Any]) -> list: # of mosec.protocol.Protocol
+def make_connections(plan: dict[str, Any], group: int) -> list: # of mosec.protocol.Protocol
     """Return connections for the lanes of a worker, which opens what it uses, once mosec's front listens.
 
     The guard shares them with each worker that it starts.
     """
     from mosec.protocol import Protocol
-    address = str(Path(plan["home"], "front", "ipc_model.socket"))
+    name = plan["groups"][group]["name"]
+    address = str(Path(plan["home"], "front", f"ipc_{name}.socket"))
     wait_until(lambda: os.path.exists(address), timeout=10, every=0.01)
     protocols = [Protocol(plan["name"], address) for _ in range(MAX_LANES)]
     for p in protocols: p.socket.settimeout(None)
@@ -182,13 +185,15 @@ def _exit_code(status: int) -> int:
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
 
-def _run_one(protocols: Sequence[Any], slot: Slot, plan: dict[str, Any], index: int) -> int:
+def _run_one(
+    protocols: Sequence[Any], slot: Slot, plan: dict[str, Any], index: int, group: int
+) -> int:
     "Run a worker to its end, and return its exit code"
     slot.set_state(LOADING)
     pid = os.fork()
     if not pid:
         die_with_parent()
-        run_worker(protocols, slot, plan, index)
+        run_worker(protocols, slot, plan, index, group)
     slot.pid = pid
     code = _exit_code(os.waitpid(pid, 0)[1])
     with suppress(OSError): os.killpg(pid, signal.SIGKILL)      # processes that it has started
@@ -196,13 +201,13 @@ def _run_one(protocols: Sequence[Any], slot: Slot, plan: dict[str, Any], index: 
     with open(plan["exits"], "a") as f: f.write(f"{pid} {code}\n")
     return code
 
-def guard_worker(slot: Slot, plan: dict[str, Any], index: int):
+def guard_worker(slot: Slot, plan: dict[str, Any], index: int, group: int):
     "Keep a worker alive until it ends by itself without an error; never returns"
     try:
         _redirect(Path(plan["log"]))
         slot.open_lanes = 0
-        protocols = make_connections(plan)
-        while _run_one(protocols, slot, plan, index):
+        protocols = make_connections(plan, group)
+        while _run_one(protocols, slot, plan, index, group):
             answer_all(protocols, slot)
             if slot.is_loading: slot.failures += 1
             slot.set_state(ENDED)

@@ -12,6 +12,7 @@ from typing import Any, TYPE_CHECKING
 
 from dataclasses import replace
 
+from ...handler.stages import order_stages
 from ...system import file_lock
 from ..torchserve.metrics import ModelMetrics, parse_metrics
 
@@ -121,9 +122,27 @@ def build_metrics(
     requests: int,      # with a response
     latency: float,     # seconds of all requests
     text: str,          # of `read_worker_metrics`
+    groups: Sequence[Sequence[str]] = (),   # of stages in their order, that have processes of
+                                            # their own, and so batches of their own
 ) -> ModelMetrics:
     "Build a model's totals from the front's and the workers'"
     found = re.findall(rf'(?m)^{_SECONDS}_total\{{model_name="{re.escape(name)}"\}} (\S+)', text)
     in_worker = sum(map(float, found))
     queue = max(0.0, latency - in_worker)
-    return replace(parse_metrics(text, name), latency=latency, queue=queue, requests=requests)
+    later = [s for g in groups[1:] for s in (*g, f"to_{g[0]}")]
+    counts = {s: n for s in later if (n := count_batches(text, name, s))}
+    parsed = parse_metrics(text, name)
+    return replace(
+        parsed, latency=latency, queue=queue, requests=requests, stage_batches=counts,
+        stages=_in_order(parsed.stages, groups))
+
+def _in_order(seconds: dict[str, float], groups: Sequence[Sequence[str]]) -> dict[str, float]:
+    "Return the seconds of stages in the order of a request, which their processes do not know"
+    known = [s for g in groups for s in (f"to_{g[0]}", *g) if s in seconds]
+    return {s: seconds[s] for s in order_stages(dict.fromkeys([*known, *seconds]))}
+
+def count_batches(text: str, name: str, stage: str) -> int:
+    "Return the batches that a stage has run for"
+    labels = rf'model_name="{re.escape(name)}",stage="{stage}"'
+    found = re.findall(rf"(?m)^zz_stage_seconds_count\{{{labels}\}} (\S+)", text)
+    return int(sum(map(float, found)))

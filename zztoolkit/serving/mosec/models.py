@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools, json, time, warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -19,7 +19,7 @@ from ..server import Address, not_ready_error
 from ..torchserve.config import read_exit_codes, Settings
 from ..torchserve.logs import failure_reason, tail_log
 from ..torchserve.metrics import ModelMetrics
-from ..torchserve.status import ModelStatus
+from ..torchserve.status import GroupStatus, ModelStatus
 from ..torchserve.worker import error_response, Response
 from .frames import QUEUE_FULL, TOO_LARGE, WORKER_DIED
 from .metrics import build_metrics, read_worker_metrics
@@ -40,6 +40,15 @@ def to_http(r: Response) -> httpx.Response:
     reason = {"reason_phrase": r.reason.encode()} if r.reason else {}
     return httpx.Response(r.status, headers=headers, content=r.body, extensions=reason)
 
+# %% ../../../nbs/serving/mosec/06_models.ipynb #is-complete
+def is_complete(state: Mapping[str, Any], workers: int) -> bool:
+    "Return whether every worker is ready, those of stages included"
+    return state["ready"] >= workers and all(g["ready"] >= g["workers"] for g in state["groups"])
+
+def group_statuses(groups: Sequence[Mapping[str, Any]]) -> tuple[GroupStatus, ...]:
+    "Return the state of a pipeline's groups of stages"
+    return tuple(GroupStatus(**{**g, "stages": tuple(g["stages"])}) for g in groups)
+
 # %% ../../../nbs/serving/mosec/06_models.ipynb #state
 class SupervisorClient:
     "Commands to a supervisor, and what it reports"
@@ -56,7 +65,9 @@ class SupervisorClient:
 
     def state(self, v: RunningVersion) -> dict[str, Any]:
         "Return a version's workers, as the supervisor sees them"
-        nothing = {"ready": 0, "workers": 0, "pids": [], "front": 0, "failures": 0, "exit_code": 0}
+        nothing = {
+            "ready": 0, "workers": 0, "groups": [], "pids": [], "front": 0,
+            "failures": 0, "exit_code": 0}
         return self._state()["versions"].get(v.key, nothing)
 
     def stop_version(self, v: RunningVersion, seconds: float) -> bool:
@@ -93,7 +104,8 @@ class Models(SupervisorClient):
         return ModelStatus(
             name, v.version, state["ready"], state["workers"], v.plan["batch_size"],
             v.plan["max_batch_delay"], in_flight, tuple(state["pids"]),
-            tuple(x for x in self._versions[name] if x != v.version))
+            tuple(x for x in self._versions[name] if x != v.version),
+            group_statuses(state["groups"]))
 
     def statuses(self) -> list[ModelStatus]: return [self.status(n) for n in sorted(self._serving)]
 
@@ -114,7 +126,7 @@ class Models(SupervisorClient):
 
         def is_done() -> bool:
             state = self.state(v)
-            return state["workers"] == workers == state["ready"]
+            return state["workers"] == workers and is_complete(state, workers)
         if wait_until(is_done, self.settings.startup_timeout): return
         problem = f"{name} has not {workers} ready workers after {self.settings.startup_timeout} s"
         raise ToolkitError(problem, do=f"%serve_logs {name}")
@@ -153,7 +165,7 @@ class Loading(Models):
 
         def outcome() -> str:
             state = self.state(v)
-            if state["ready"] >= workers and v.send(b"", "", {}, ping=True): return "ready"
+            if is_complete(state, workers) and v.send(b"", "", {}, ping=True): return "ready"
             if not self._is_failed(v, state): return ""
             lines = tail_log(Path(v.plan["log"]), since)
             return failure_reason(lines, read_exit_codes(self.folder / "exits")) or "it ended"
@@ -248,7 +260,9 @@ class Requests(Loading):
         for v in list(self._versions[name].values()):
             more, latency, _ = v.read_totals()
             responses, seconds = responses + more, seconds + latency
-        return build_metrics(name, int(responses), seconds, self.metrics())
+        plan = self._serving[name].plan if name in self._serving else {"groups": []}
+        groups = [g["stages"] for g in plan["groups"] if g["stages"]]
+        return build_metrics(name, int(responses), seconds, self.metrics(), groups)
 
 def not_found(name: str, version: str = "") -> Response:
     "Return TorchServe's error for an unknown model, or for an unknown version of a known one"

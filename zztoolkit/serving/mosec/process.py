@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...folders import claim
+from ...pipeline.handover import remove_lost
 from ...system import wait_until
 from ..torchserve.process import die_with_parent, EXIT_NOT_DRAINED, inherit_orphans, start_child
 from .guard import guard_worker, Slot
@@ -21,14 +22,17 @@ from .metrics import fold_ended
 __all__ = []
 
 # %% ../../../nbs/serving/mosec/04_process.ipynb #front
+_LATER_DELAY = 1        # milliseconds; the requests of one batch reach the next group together
+
 def front_config(plan: dict[str, Any]) -> dict[str, Any]:
-    "Return the configuration of mosec's front, a program in Rust: one route, one stage"
-    runtime = {
-        "worker": "model",
-        "max_batch_size": plan["batch_size"],
-        "max_wait_time": plan["max_batch_delay"]}
+    "Return the configuration of mosec's front, a program in Rust: a stage for each group"
+    names = [g["name"] for g in plan["groups"]]
+    delays = [plan["max_batch_delay"], *(_LATER_DELAY for _ in names[1:])]
+    runtimes = [
+        {"worker": name, "max_batch_size": plan["batch_size"], "max_wait_time": delay}
+        for name, delay in zip(names, delays)]
     route = {
-        "endpoint": "/predict", "workers": ["model"],
+        "endpoint": "/predict", "workers": names,
         "is_sse": False, "mime": "application/octet-stream"}
     return {
         "address": "127.0.0.1", "port": plan["port"], "path": str(Path(plan["home"], "front")),
@@ -36,7 +40,7 @@ def front_config(plan: dict[str, Any]) -> dict[str, Any]:
         "timeout": plan["request_timeout"] * 1000,
         "max_request_size": plan["max_request_size"],
         "namespace": "mosec", "log_level": "error", "compression": False,
-        "runtimes": [runtime], "routes": [route]}
+        "runtimes": runtimes, "routes": [route]}
 
 def start_front(plan: dict[str, Any]) -> subprocess.Popen:
     "Start mosec's front; workers connect to a socket in its folder"
@@ -44,6 +48,7 @@ def start_front(plan: dict[str, Any]) -> subprocess.Popen:
     folder = Path(plan["home"], "front")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    Path(plan["home"], "handover").mkdir(exist_ok=True)
     config = folder / "config.json"
     config.write_text(json.dumps(front_config(plan)))
     with open(plan["console"], "ab") as console:
@@ -52,8 +57,8 @@ def start_front(plan: dict[str, Any]) -> subprocess.Popen:
 # %% ../../../nbs/serving/mosec/04_process.ipynb #guard
 class Guard:
     "The guard of one worker, seen from the supervisor"
-    def __init__(self, plan: dict[str, Any], index: int):
-        self.slot, self.plan, self.index = Slot(), plan, index
+    def __init__(self, plan: dict[str, Any], index: int, group: int = 0):
+        self.slot, self.plan, self.index, self.group = Slot(), plan, index, group
         self.pid = self._fork()
 
     def _fork(self) -> int:
@@ -61,7 +66,7 @@ class Guard:
         if not pid:
             for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL)
             die_with_parent()
-            guard_worker(self.slot, self.plan, self.index)
+            guard_worker(self.slot, self.plan, self.index, self.group)
         return pid
 
     def has_ended(self) -> bool:
@@ -89,14 +94,16 @@ class Guard:
         if not self.slot.pid: return
         with suppress(ProcessLookupError): os.kill(self.slot.pid, number)
 
-# %% ../../../nbs/serving/mosec/04_process.ipynb #version
-class Version:
-    "The processes of one version of a model: mosec's front, and workers with their guards"
-    def __init__(self, plan: dict[str, Any]):
-        self.plan, self.front = plan, start_front(plan)
-        self.guards = [Guard(plan, i) for i in range(plan["workers"])]
+# %% ../../../nbs/serving/mosec/04_process.ipynb #pool
+class Pool:
+    "The workers of a handler, or of a group of a pipeline's stages, with their guards"
+    def __init__(self, plan: dict[str, Any], group: int):
+        about = plan["groups"][group]
+        self.plan, self.group = plan, group
+        self.stages, self.is_own = about["stages"], about["own"]
+        self.guards: list[Guard] = []
         self.leaving: list[Guard] = []      # that finish their batch
-        self.stop_at = 0.0                  # when the drain is over
+        self.scale(about["workers"])
 
     def scale(self, workers: int):
         "Run this many workers; those that are too many finish their batch"
@@ -104,14 +111,47 @@ class Version:
             guard = self.guards.pop()
             guard.end_gently()
             self.leaving.append(guard)
-        self.guards += [Guard(self.plan, i) for i in range(len(self.guards), workers)]
+        more = range(len(self.guards), workers)
+        self.guards += [Guard(self.plan, i, self.group) for i in more]
+
+    def forget_ended(self): self.leaving = [g for g in self.leaving if not g.has_ended()]
+
+    def revive(self):
+        for guard in self.guards: guard.revive()
+
+    @property
+    def slots(self) -> list[Slot]: return [g.slot for g in self.guards]
+
+    @property
+    def ready(self) -> int: return sum(s.is_ready for s in self.slots)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "stages": self.stages, "is_own": self.is_own, "ready": self.ready,
+            "workers": len(self.guards)}
+
+# %% ../../../nbs/serving/mosec/04_process.ipynb #version
+class Version:
+    "The processes of one version of a model: mosec's front, and workers with their guards"
+    def __init__(self, plan: dict[str, Any]):
+        self.plan, self.front = plan, start_front(plan)
+        self.pools = [Pool(plan, i) for i in range(len(plan["groups"]))]
+        self.workers = plan["workers"]
+        self.stop_at = 0.0                  # when the drain is over
+
+    def scale(self, workers: int):
+        "Run this many workers, besides those of a stage's own"
+        self.workers = workers
+        for pool in self.pools:
+            if not pool.is_own: pool.scale(workers)
 
     def tend(self):
         "Start again what has died, and forget what has ended"
-        self.leaving = [g for g in self.leaving if not g.has_ended()]
+        for pool in self.pools: pool.forget_ended()
         if self.stop_at: return
         if self.front.poll() is not None: self.front = start_front(self.plan)
-        for guard in self.guards: guard.revive()
+        for pool in self.pools: pool.revive()
+        remove_lost(Path(self.plan["home"], "handover"), self.plan["request_timeout"], time.time())
 
     def drain(self, seconds: float):
         "Reject new requests; those in flight get some seconds"
@@ -120,7 +160,8 @@ class Version:
         self.front.terminate()
 
     @property
-    def all_guards(self) -> list[Guard]: return [*self.guards, *self.leaving]
+    def all_guards(self) -> list[Guard]:
+        return [g for pool in self.pools for g in (*pool.guards, *pool.leaving)]
 
     @property
     def is_drained(self) -> bool: return self.front.poll() is not None
@@ -137,12 +178,20 @@ class Version:
         for guard in self.all_guards: guard.kill()
         shutil.rmtree(self.plan["home"], ignore_errors=True)
 
+    @property
+    def ready(self) -> int:
+        "Ready workers; without a worker of each stage, none is"
+        shared = [pool.ready for pool in self.pools if not pool.is_own]
+        own = [pool.ready for pool in self.pools if pool.is_own]
+        return min(shared, default=self.workers) if all(own) else 0
+
     def describe(self) -> dict[str, Any]:
         "Return what the owner reads"
-        slots = [g.slot for g in self.guards]
+        slots = [slot for pool in self.pools for slot in pool.slots]
         return {
-            "ready": sum(s.is_ready for s in slots),
-            "workers": len(slots),
+            "ready": self.ready,
+            "workers": self.workers,
+            "groups": [p.describe() for p in self.pools] if len(self.pools) > 1 else [],
             "pids": [s.pid for s in slots if s.pid],
             "front": self.front.pid,
             "failures": max((s.failures for s in slots), default=0),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from ...archive.mar import Mar, whole_setting
+from ...pipeline.placement import Group
 from ..torchserve.api import open_client
 from ..torchserve.config import free_ports, Settings
 from ..torchserve.worker import error_response, Response
@@ -25,6 +26,21 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = []
+
+# %% ../../../nbs/serving/mosec/05_version.ipynb #groups
+def plan_groups(
+    mar: Mar,
+    workers: int,       # of stages without workers of their own
+) -> list[dict[str, Any]]:
+    "Return mosec's stages: one for a handler, one for each group of a pipeline's stages"
+    if not mar.groups: return [{"name": "model", "stages": [], "own": False, "workers": workers}]
+    return [_plan_group(i, g, workers) for i, g in enumerate(mar.groups)]
+
+def _plan_group(number: int, g: Group, workers: int) -> dict[str, Any]:
+    least, _ = g.workers or (workers, workers)      # mosec does not scale by itself
+    return {
+        "name": f"group{number}", "stages": list(g.stages), "own": bool(g.workers),
+        "workers": least}
 
 # %% ../../../nbs/serving/mosec/05_version.ipynb #plan
 _HEAD = 1 << 16     # bytes of a frame's head, at most
@@ -45,6 +61,7 @@ def plan_version(
         "model": str(folder / "tmp" / "models" / uuid.uuid4().hex),
         "port": free_ports(1)[0],
         "workers": sizes.workers,
+        "groups": plan_groups(mar, sizes.workers),
         "batch_size": sizes.batch_size,
         "max_batch_delay": config.get("maxBatchDelay", 100),
         "capacity": settings.job_queue_size,

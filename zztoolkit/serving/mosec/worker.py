@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import faulthandler, hmac, threading, time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...handler.lanes import enter_lane, open_lanes
 from ...handler.torchserve import as_requests
+from ...pipeline.handover import HANDOVER
+from ...pipeline.placement import Place, placed
 from ..torchserve.worker import error_response, load_worker, mime_type, predict, Response
 from .frames import BAD_TOKEN, from_frame, response_to_frame
 from .metrics import BatchCounter, worker_metrics
@@ -42,10 +45,18 @@ def read_request(frame: bytearray, token: str) -> dict | Response:
     request, = as_requests([(bytes(body), mime_type(head["kind"]))])
     return request | about
 
+# %% ../../../nbs/serving/mosec/02_worker.ipynb #handed-over
+def read_handed_over(frame: bytearray) -> dict | Response:
+    "Return a request that an earlier group of stages has sent on, or the response that it made"
+    body, head = from_frame(frame)
+    request_id = str(head.pop("id", ""))
+    if head["kind"] != HANDOVER: return Response(bytes(body), **head)
+    request, = as_requests([(bytes(body), HANDOVER)])
+    return request | {"requestId": request_id.encode()}
+
 # %% ../../../nbs/serving/mosec/02_worker.ipynb #respond
-def respond(service: Any, frames: Sequence[bytearray], token: str) -> list[Response]:
-    "Return a response for each frame; one that is rejected never reaches the handler"
-    requests = [read_request(frame, token) for frame in frames]
+def respond(service: Any, requests: Sequence[dict | Response]) -> list[Response]:
+    "Return a response for each request; one that is rejected never reaches the handler"
     good = [r for r in requests if isinstance(r, dict) and r["parameters"]]
     responses = iter(predict(service, good) if good else [])
 
@@ -100,25 +111,45 @@ class Watchdog:
             faulthandler.dump_traceback_later(seconds, file=_STDERR, exit=True)
 
 # %% ../../../nbs/serving/mosec/02_worker.ipynb #lane
+Read = Callable[[bytearray], "dict | Response"]
+
 class LaneWorker:
     "One lane of a worker: turns frames of requests into frames of responses"
-    def __init__(self, service: Any, token: str, watchdog: Watchdog, counter: BatchCounter):
-        self.service, self.token = service, token
+    def __init__(self, service: Any, read: Read, watchdog: Watchdog, counter: BatchCounter):
+        self.service, self.read = service, read
         self.watchdog, self.counter = watchdog, counter
 
     def enter(self): enter_lane(self.service)
 
     def __call__(self, frames: Sequence[bytearray]) -> list[bytes]:
+        requests = list(map(self.read, frames))
         with self.watchdog.watch() as watch:
-            responses = respond(self.service, frames, self.token)
+            responses = respond(self.service, requests)
         self.counter.count(len(frames), watch.seconds)
-        return list(map(response_to_frame, responses))
+        return [_to_frame(*pair) for pair in zip(requests, responses)]
+
+def _to_frame(request: dict | Response, response: Response) -> bytes:
+    if isinstance(request, Response): return response_to_frame(response)
+    return response_to_frame(response, id=request["requestId"].decode())
 
 # %% ../../../nbs/serving/mosec/02_worker.ipynb #load-lanes
-def load_lanes(plan: dict[str, Any], index: int, count: int = 1) -> list[LaneWorker]:
+def place_of(plan: dict[str, Any], group: int) -> Place | None:
+    "Return which stages a worker runs; None for all of them"
+    groups = plan["groups"]
+    if len(groups) == 1: return None
+    return Place(group, sum(g["workers"] for g in groups), Path(plan["home"], "handover"))
+
+def load_lanes(
+    plan: dict[str, Any],
+    index: int,         # of the worker in its group
+    count: int = 1,     # of lanes, at most
+    group: int = 0,     # of a pipeline's stages
+) -> list[LaneWorker]:
     "Load the handler of a worker; return a lane for each batch that it takes at once"
     folder, size = Path(plan["model"]), plan["batch_size"]
-    service = load_worker(folder, gpu_of(index), size, worker_metrics(), plan["name"])
+    with placed(place_of(plan, group)):
+        service = load_worker(folder, gpu_of(index), size, worker_metrics(), plan["name"])
     watchdog, counter = Watchdog(plan["timeout"]), BatchCounter(plan["name"])
     services = open_lanes(service, count, watchdog.count_wait)
-    return [LaneWorker(s, plan["token"], watchdog, counter) for s in services]
+    read = read_handed_over if group else partial(read_request, token=plan["token"])
+    return [LaneWorker(s, read, watchdog, counter) for s in services]

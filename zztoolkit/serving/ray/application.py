@@ -13,8 +13,9 @@ from ray import serve
 
 from ...errors import ToolkitError
 from ..torchserve.config import Settings
-from .plan import deployment_options, make_plan, Plan
+from .plan import deployment_options, make_plan, Plan, router_options
 from .replica import Replica
+from .router import Router
 from .unpacking import verify
 
 # %% auto #0
@@ -31,8 +32,14 @@ def make_application(
     Its code has the archive's digest as its version: Ray Serve keeps the replicas of an
     application whose number alone changes.
     """
-    deployment = serve.deployment(Replica, **deployment_options(plan, workers))
-    return deployment.options(version=plan.digest, _internal=True).bind(plan, archive)
+    def bind(cls: type, options: dict[str, Any], *args: Any) -> Any:
+        deployment = serve.deployment(cls, **options)
+        return deployment.options(version=plan.digest, _internal=True).bind(plan, *args)
+
+    groups = [
+        bind(Replica, deployment_options(plan, workers, i), archive, i)
+        for i in range(len(plan.pools))]
+    return bind(Router, router_options(plan), *groups) if plan.groups else groups[0]
 
 # %% ../../../nbs/serving/ray/03_application.ipynb #build
 _KNOWN = ("archive", "sha256", "max_request_size", "queue_size")

@@ -17,7 +17,8 @@ from ..torchserve.config import Settings
 from ..torchserve.worker import Response
 from .plan import Plan
 from .replica import Request
-from .version import poll, queue_full, Version
+from .router import queue_full
+from .version import poll, Version
 
 # %% auto #0
 __all__ = []
@@ -67,7 +68,7 @@ class Front(Versions):
     async def start(self, plan: dict[str, Any], archive: str = "") -> None:
         "Start a version beside those that serve. Raise `ToolkitError` if it does not load"
         data = await asyncio.to_thread(_put, archive) if archive else None
-        v = Version(Plan(**plan), data, self.prefix)
+        v = Version(Plan.from_dict(plan), data, self.prefix)
         self.versions[v.plan.name][v.plan.version] = v
         try: await v.start(self.settings.startup_timeout)
         except BaseException:

@@ -16,7 +16,7 @@ from ...archive.mar import Mar
 from ...errors import ToolkitError
 from ..mosec.frames import TOO_LARGE
 from ..mosec.metrics import build_metrics, read_worker_metrics
-from ..mosec.models import to_http
+from ..mosec.models import group_statuses, to_http
 from ..server import Address
 from ..torchserve.config import Settings
 from ..torchserve.logs import tail_log
@@ -79,7 +79,7 @@ class Models(FrontClient):
         return ModelStatus(
             name, current, v["ready"], v["workers"], v["batch_size"], v["max_batch_delay"],
             v["in_flight"], tuple(pid for v in versions.values() for pid in v["pids"]),
-            tuple(x for x in versions if x != current))
+            tuple(x for x in versions if x != current), group_statuses(v["groups"]))
 
     def status(self, name: str) -> ModelStatus:
         "Return the state of the version that serves. Raise `ToolkitError` for an unknown model"
@@ -195,4 +195,6 @@ class Requests(Loading):
         requests, seconds = state["retired"].get(name, (0, 0.0))
         for v in state["versions"].get(name, {}).values():
             requests, seconds = requests + v["requests"], seconds + v["seconds"]
-        return build_metrics(name, int(requests), seconds, self.metrics())
+        current = state["versions"].get(name, {}).get(state["serving"].get(name), {"groups": []})
+        groups = [g["stages"] for g in current["groups"]]
+        return build_metrics(name, int(requests), seconds, self.metrics(), groups)

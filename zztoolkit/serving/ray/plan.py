@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...archive.mar import Mar, whole_setting
+from ...pipeline.placement import Group, Workers
 from ...system import usable_cores
 from ..torchserve.config import Settings
 
@@ -35,6 +37,31 @@ class Plan:
     queue_size: int         # requests that wait for a replica
     home: str = ""          # folder of the server, if its replicas run on this machine
     folder: str = ""        # unpacked archive; default: each machine unpacks it
+    groups: tuple[Group, ...] = ()      # of a pipeline's stages, if some have workers of their own
+
+    @classmethod
+    def from_dict(cls, about: Mapping[str, Any]) -> Plan:
+        "Return the plan that `dataclasses.asdict` has made a dictionary, and JSON, of"
+        def group(g: Mapping[str, Any]) -> Group:
+            return Group(tuple(g["stages"]), tuple(g["workers"]) if g["workers"] else None)
+        return cls(**{**about, "groups": tuple(map(group, about["groups"]))})
+
+    @property
+    def pools(self) -> tuple[Group, ...]:
+        "Groups of stages, each with replicas of its own; one for a handler"
+        return self.groups or (Group(("",)),)
+
+    def bounds(self, group: int = 0) -> Workers:
+        "Return the least and the most replicas of a group"
+        return self.pools[group].workers or (self.workers, self.max_workers)
+
+    def batch_delay(self, group: int) -> int:
+        "Return milliseconds; the requests of one batch reach the next group together"
+        return 1 if group else self.max_batch_delay
+
+    def replicas_of(self, group: int) -> str:
+        "Return the name of the folder in which the replicas of a group keep records"
+        return f"{self.app}+{group}" if self.groups else self.app
 
     @property
     def app(self) -> str:
@@ -71,18 +98,22 @@ def make_plan(
         max_request_size=settings.max_request_size,
         queue_size=settings.job_queue_size,
         home=home,
-        folder=folder)
+        folder=folder,
+        groups=mar.groups if len(mar.groups) > 1 else ())
 
 # %% ../../../nbs/serving/ray/01_plan.ipynb #scaling
 def scaling_options(
     plan: Plan,
-    workers: int = 0,   # default: those of the archive
+    workers: int = 0,   # default: those of the archive; a stage's own stay
+    group: int = 0,     # of stages
 ) -> dict[str, Any]:
     "Return how many replicas there are: a number, or bounds between which Ray Serve chooses"
-    if workers or plan.workers == plan.max_workers: return {"num_replicas": workers or plan.workers}
+    least, most = plan.bounds(group)
+    if workers and not plan.pools[group].workers: least = most = workers
+    if least == most: return {"num_replicas": least}
     return {"autoscaling_config": {
-        "min_replicas": plan.workers,
-        "max_replicas": plan.max_workers,
+        "min_replicas": least,
+        "max_replicas": most,
         "target_ongoing_requests": max(2, plan.batch_size),
         "upscale_delay_s": 5,
         "downscale_delay_s": 60}}
@@ -103,15 +134,25 @@ def actor_options(plan: Plan) -> dict[str, Any]:
     return {"num_cpus": 0, "runtime_env": {"py_executable": script, "env_vars": environment}}
 
 # %% ../../../nbs/serving/ray/01_plan.ipynb #deployment-options
-def deployment_options(plan: Plan, workers: int = 0) -> dict[str, Any]:
-    "Return the options of an archive's deployment"
+def deployment_options(plan: Plan, workers: int = 0, group: int = 0) -> dict[str, Any]:
+    "Return the options of the deployment of an archive, or of a group of its stages"
     health = {"health_check_period_s": 1, "graceful_shutdown_wait_loop_s": 0.1} if plan.home else {}
     return {
-        "name": plan.name,
+        "name": f"{plan.name}-{plan.pools[group].name}" if plan.groups else plan.name,
         "max_ongoing_requests": plan.max_ongoing,
-        "max_queued_requests": plan.queue_size,
+        "max_queued_requests": -1 if group else plan.queue_size,    # later ones were let in before
         "ray_actor_options": actor_options(plan),
         "graceful_shutdown_timeout_s": plan.timeout,
         "max_constructor_retry_count": 1,
         "logging_config": {"log_level": "ERROR", "enable_access_log": False},
-        **scaling_options(plan, workers), **health}
+        **scaling_options(plan, workers, group), **health}
+
+def router_options(plan: Plan) -> dict[str, Any]:
+    "Return the options of the deployment that sends requests through the groups of stages"
+    replicas = sum(plan.bounds(i)[1] for i in range(len(plan.groups)))
+    most = plan.queue_size + plan.max_ongoing * replicas
+    actor = actor_options(plan) | {"num_cpus": 0}
+    if not plan.home: actor["num_gpus"] = 0
+    return deployment_options(plan) | {
+        "name": plan.name, "num_replicas": 1, "autoscaling_config": None,
+        "max_ongoing_requests": most, "max_queued_requests": -1, "ray_actor_options": actor}

@@ -16,6 +16,7 @@ from typing import Any
 from ray import serve
 
 from ...handler.torchserve import as_requests
+from ...pipeline.placement import Place, placed
 from ..bodies import read_body
 from ..http import has_token, to_starlette
 from ..mosec.frames import BAD_TOKEN, TOO_LARGE
@@ -63,6 +64,12 @@ def own_gpu() -> int | None:
     gpus = torch.cuda.device_count()
     return serve.get_replica_context().rank.rank % gpus if gpus else None
 
+# %% ../../../nbs/serving/ray/02_replica.ipynb #place
+def place_of(plan: Plan, group: int) -> Place | None:
+    "Return which stages a replica runs; None for all of them"
+    if not plan.groups: return None
+    return Place(group, sum(plan.bounds(i)[0] for i in range(len(plan.groups))))
+
 # %% ../../../nbs/serving/ray/02_replica.ipynb #end-if-it-hangs
 @contextmanager
 def ended_after(seconds: float) -> Iterator[None]:
@@ -71,21 +78,39 @@ def ended_after(seconds: float) -> Iterator[None]:
     try: yield
     finally: faulthandler.cancel_dump_traceback_later()
 
+# %% ../../../nbs/serving/ray/02_replica.ipynb #ingress
+class Ingress:
+    "A deployment that Ray Serve's own HTTP sends requests to"
+    plan: Plan
+
+    async def predict(self, request: Request) -> Response: raise NotImplementedError
+
+    async def __call__(self, request: Any) -> Any: # starlette's Request, Response
+        "Answer a request that came over Ray Serve's own HTTP, with `ZZ_TOKEN` if there is one"
+        token = os.environ.get("ZZ_TOKEN", "")
+        if token and not has_token(request, token): return to_starlette(BAD_TOKEN)
+        body = await read_body(request, self.plan.max_request_size)
+        if body is None: return to_starlette(TOO_LARGE)
+        headers = dict(request.headers)
+        headers.pop("authorization", None)
+        kind = headers.pop("content-type", "application/octet-stream")
+        return to_starlette(await self.predict(Request(body, kind, headers)))
+
 # %% ../../../nbs/serving/ray/02_replica.ipynb #replica
-class Replica:
+class Replica(Ingress):
     """A worker of a model. Ray Serve starts it, sends it requests, and replaces one that died.
 
     The handler is loaded and called in one thread of its own. A batch that it works on blocks the
     event loop: so the next batch is put together when the handler is free, and is as full as it
     can be.
     """
-    def __init__(self, plan: Plan, archive: Any = None):
+    def __init__(self, plan: Plan, archive: Any = None, group: int = 0):
         if plan.home: write_to(Path(plan.log))
         print(f"[PID]{os.getpid()}", flush=True)
-        self.plan, self._thread = plan, ThreadPoolExecutor(1, "handler")
+        self.plan, self.group, self._thread = plan, group, ThreadPoolExecutor(1, "handler")
         self._answer.set_max_batch_size(plan.batch_size)
-        self._answer.set_batch_wait_timeout_s(plan.max_batch_delay / 1000)
-        self.record = Record(plan.home, plan.app)
+        self._answer.set_batch_wait_timeout_s(plan.batch_delay(group) / 1000)
+        self.record = Record(plan.home, plan.replicas_of(group))
         metrics = new_metric if plan.home else ray_metric
         self.service = self._thread.submit(self._load, archive, metrics).result()
         self.counter = BatchCounter(plan.name, metrics)
@@ -96,7 +121,8 @@ class Replica:
         try:
             folder = unpack(self.plan, archive)
             cache = worker_metrics(metrics)
-            return load_worker(folder, own_gpu(), self.plan.batch_size, cache, self.plan.name)
+            with placed(place_of(self.plan, self.group)):
+                return load_worker(folder, own_gpu(), self.plan.batch_size, cache, self.plan.name)
         except BaseException:
             logging.error("Backend worker process died.", exc_info=True)
             raise
@@ -121,16 +147,5 @@ class Replica:
         "Return the handler's description of itself"
         message = to_message(Request(b"", "", {"describe": "True"})) | {"parameters": []}
         return self._thread.submit(predict, self.service, [message]).result()[0]
-
-    async def __call__(self, request: Any) -> Any: # starlette's Request, Response
-        "Answer a request that came over Ray Serve's own HTTP, with `ZZ_TOKEN` if there is one"
-        token = os.environ.get("ZZ_TOKEN", "")
-        if token and not has_token(request, token): return to_starlette(BAD_TOKEN)
-        body = await read_body(request, self.plan.max_request_size)
-        if body is None: return to_starlette(TOO_LARGE)
-        headers = dict(request.headers)
-        headers.pop("authorization", None)
-        kind = headers.pop("content-type", "application/octet-stream")
-        return to_starlette(await self.predict(Request(body, kind, headers)))
 
     def __del__(self): self.record.close()

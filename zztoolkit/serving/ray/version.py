@@ -14,15 +14,17 @@ from typing import Any
 from ray import exceptions, serve
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from ..mosec.frames import QUEUE_FULL, WORKER_DIED
+from ..mosec.frames import WORKER_DIED
+from ..mosec.models import is_complete
 from ..server import not_ready_error
 from ..torchserve.config import read_exit_codes
 from ..torchserve.logs import failure_reason, last_traceback, tail_log
-from ..torchserve.worker import error_response, Response
+from ..torchserve.worker import Response
 from .application import make_application
-from .plan import Plan
+from .plan import deployment_options, Plan
 from .records import has_begun, running_pids
 from .replica import Request
+from .router import queue_full
 
 # %% auto #0
 __all__ = []
@@ -34,10 +36,6 @@ async def poll(condition: Callable[[], Any], timeout: float, every: float = 0.05
     while not (value := await asyncio.to_thread(condition)) and time.monotonic() < end:
         await asyncio.sleep(every)
     return value
-
-# %% ../../../nbs/serving/ray/05_version.ipynb #queue-full
-def queue_full(name: str) -> Response:
-    return error_response(503, QUEUE_FULL.format(name), "ServiceUnavailableException")
 
 # %% ../../../nbs/serving/ray/05_version.ipynb #version
 class RunningVersion:
@@ -67,24 +65,34 @@ class RunningVersion:
 # %% ../../../nbs/serving/ray/05_version.ipynb #state
 class VersionState(RunningVersion):
     "What a version's replicas do"
-    @property
-    def pids(self) -> list[int]:
-        "Process ids of the replicas that serve, if they run on this machine"
-        return running_pids(self.plan.home, self.plan.app) if self.plan.home else []
+    def _pids(self) -> list[list[int]]:
+        "Return the process ids of the replicas that serve, by group, if they run on this machine"
+        if not self.plan.home: return []
+        groups = range(len(self.plan.pools))
+        return [running_pids(self.plan.home, self.plan.replicas_of(i)) for i in groups]
 
-    def _count_running(self) -> int:
-        "Return how many replicas a cluster has ready"
+    def _count_running(self) -> list[int]:
+        "Return how many replicas of each group a cluster has ready"
         application = serve.status().applications.get(self.app)
-        if not application: return 0
-        counts = (d.replica_states.get("RUNNING", 0) for d in application.deployments.values())
-        return sum(counts)
+        known = application.deployments if application else {}
+        names = [deployment_options(self.plan, 0, i)["name"] for i in range(len(self.plan.pools))]
+        return [known[n].replica_states.get("RUNNING", 0) if n in known else 0 for n in names]
+
+    def _describe_groups(self, counts: list[int]) -> list[dict[str, Any]]:
+        return [
+            {"stages": g.stages, "is_own": bool(g.workers), "ready": ready,
+             "workers": g.workers[0] if g.workers else self.workers}
+            for g, ready in zip(self.plan.groups, counts)]
 
     def describe(self) -> dict[str, Any]:
-        "Return the state of its replicas"
-        pids = self.pids
-        ready = len(pids) if self.plan.home else self._count_running()
+        "Return the state of its replicas; without one of each stage, none is ready"
+        pids = self._pids()
+        counts = list(map(len, pids)) if self.plan.home else self._count_running()
+        shared = [n for n, g in zip(counts, self.plan.pools) if not g.workers]
+        ready = min(shared, default=self.workers) if all(counts) else 0
         return {
-            "ready": ready, "workers": self.workers, "pids": pids,
+            "ready": ready, "workers": self.workers, "groups": self._describe_groups(counts),
+            "pids": [pid for group in pids for pid in group],
             "batch_size": self.plan.batch_size, "max_batch_delay": self.plan.max_batch_delay,
             "in_flight": self.in_flight, "requests": self.requests, "seconds": self.seconds}
 
@@ -109,7 +117,7 @@ class Startable(VersionState):
         await asyncio.to_thread(self.run)
 
         def outcome() -> str:
-            if self.describe()["ready"] >= self.workers: return "ready"
+            if is_complete(self.describe(), self.workers): return "ready"
             return self.failure()
         reason = await poll(outcome, timeout)
         if reason == "ready": return
@@ -121,7 +129,8 @@ class Startable(VersionState):
         log = Path(self.plan.log)
         log.touch()
         self._log_start = log.stat().st_size
-        Path(self.plan.home, "replicas", self.plan.app).mkdir(exist_ok=True)
+        for i in range(len(self.plan.pools)):
+            Path(self.plan.home, "replicas", self.plan.replicas_of(i)).mkdir(exist_ok=True)
 
     async def scale(self, workers: int, timeout: float) -> bool:
         "Run this many replicas; return whether they are ready"
@@ -151,8 +160,9 @@ class Version(Startable):
         return response
 
     def _of_dead_replica(self, request: Request) -> Response | None:
-        home = self.plan.home
-        is_lost = not home or has_begun(home, self.plan.app, request.id)
+        home, groups = self.plan.home, range(len(self.plan.pools))
+        names = map(self.plan.replicas_of, groups)
+        is_lost = not home or any(has_begun(home, name, request.id) for name in names)
         return WORKER_DIED if is_lost else None
 
     async def describe_handler(self) -> Response:

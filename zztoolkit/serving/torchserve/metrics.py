@@ -25,6 +25,16 @@ class ModelMetrics:
     stages: dict[str, float] = field(default_factory=dict)   # of all batches, in their order
     requests: int = 0        # with a response
     buckets: dict[str, Buckets] = field(default_factory=dict)   # by stage
+    stage_batches: dict[str, int] = field(default_factory=dict) # of stages whose processes make
+                                                                # batches of their own
+
+    def stage_means(self, before: ModelMetrics) -> dict[str, float]:
+        "Return the seconds of a batch in each stage since an earlier reading"
+        def count(s: str) -> int:
+            earlier = before.stage_batches.get(s, before.batches)
+            return self.stage_batches.get(s, self.batches) - earlier
+        seconds = {s: total - before.stages.get(s, 0.0) for s, total in self.stages.items()}
+        return {s: x / count(s) for s, x in seconds.items() if count(s)}
 
 # %% ../../../nbs/serving/torchserve/05_metrics.ipynb #parse-lines
 def _parse_lines(text: str, name: str) -> tuple[dict[str, float], dict[str, Buckets]]:

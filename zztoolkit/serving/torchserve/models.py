@@ -12,6 +12,7 @@ from typing import Any, TYPE_CHECKING
 
 from ...archive.mar import Mar
 from ...errors import ToolkitError
+from ...pipeline.placement import reject_stage_workers
 from ...system import wait_until
 from ..server import Address, not_ready_error
 from zztoolkit.serving.torchserve.api import (
@@ -96,6 +97,7 @@ class Loading(Models):
     "Versions that come and go"
     def start_version(self, mar: Mar):
         "Register a version and wait for its workers; unregister it if they do not start"
+        reject_stage_workers([g.name for g in mar.groups if g.workers], "TorchServe")
         log = model_log_path(self.folder)
         since = log.stat().st_size if log.exists() else 0     # ignore an earlier failure in the log
         try:

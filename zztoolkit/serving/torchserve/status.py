@@ -13,6 +13,15 @@ from .api import count_queued, count_ready, ManagementClient, worker_pids
 # %% auto #0
 __all__ = []
 
+# %% ../../../nbs/serving/torchserve/08_status.ipynb #stage-group
+@dataclass(frozen=True)
+class GroupStatus:
+    "State of the processes that some stages of a pipeline share"
+    stages: tuple[str, ...]
+    ready: int      # workers
+    workers: int    # configured
+    is_own: bool    # the workers of one stage alone
+
 # %% ../../../nbs/serving/torchserve/08_status.ipynb #status
 @dataclass(frozen=True)
 class ModelStatus:
@@ -26,10 +35,17 @@ class ModelStatus:
     queued: int = 0                 # requests
     pids: tuple[int, ...] = ()      # of the workers of all versions
     other_versions: tuple[str, ...] = ()    # about to come or to go
+    groups: tuple[GroupStatus, ...] = ()    # of a pipeline's stages, if some have own workers
+
+    @property
+    def stage_workers(self) -> dict[str, tuple[int, int]]:
+        "Workers of each stage that has its own: ready, configured"
+        return {g.stages[0]: (g.ready, g.workers) for g in self.groups if g.is_own}
 
     @property
     def state(self) -> str:
-        if self.ready >= self.workers > 0: return "ready"
+        is_complete = all(g.ready >= g.workers for g in self.groups)
+        if self.ready >= self.workers > 0 and is_complete: return "ready"
         if self.ready: return "partly ready"
         return "loading" if self.workers else "no workers"
 

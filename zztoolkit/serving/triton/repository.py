@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...archive.mar import copy_mar, Mar
 from ...errors import ToolkitError
+from ...pipeline.placement import reject_stage_workers
 from .config import format_config, is_ours, model_config, triton_version
 from .model import ARCHIVE
 
@@ -78,6 +79,7 @@ def write_model(
         with _staging(repository) as staging:
             mar = copy_mar(archive, staging)
             target = repository / mar.name
+            reject_stage_workers([g.name for g in mar.groups if g.workers], "Triton")
             _check_target(target)
             _write_files(mar, staging / "new")
             _replace(staging / "new", target, staging / "old")
