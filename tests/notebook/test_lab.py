@@ -26,6 +26,12 @@ class Classify(Handler):
         return super().preprocess(requests)
     def postprocess(self, outputs): return [{"version": 1, "class": int(y.argmax())} for y in outputs]""", "%serve_panel"]
 
+LLM = ["""%load_ext zztoolkit
+from zztoolkit.samples import smollm2
+weights = smollm2()""", "%%serve assistant --llm weights\npass", "%serve_panel", """import threading
+def ask(): assistant.chat("Tell me a long story about a wolf.", max_tokens=400, show=False)
+for _ in range(12): threading.Thread(target=ask).start()"""]
+
 FLAGS_OF = ["%load_ext zztoolkit\nfrom pathlib import Path\nartifact = Path('model.pt')", "%%serve goods --ba\nclass Goods: pass"]
 
 
@@ -53,7 +59,7 @@ def lab(tmp_path_factory):
     home = tmp_path_factory.mktemp("lab")
     without_outputs(ROOT / "nbs" / "tutorials" / "quality_inspection.ipynb", home / "quality_inspection.ipynb")
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    for name, cells in (("panel", PANEL), ("flags", FLAGS_OF)):
+    for name, cells in (("panel", PANEL), ("flags", FLAGS_OF), ("llm", LLM)):
         (home / f"{name}.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=kernel)))
     settings = home / "settings" / "@jupyterlab"
     for plugin, value in SETTINGS.items():
@@ -224,4 +230,31 @@ def test_panel_in_jupyterlab(lab, browser, photo):
     with page.expect_response(re.compile("/api/kernels/.*/restart")): page.locator(".jp-Dialog .jp-mod-accept").click()     # a JupyterLab that is ended in between does not end
     page.locator(".zz-still").get_by_text("Not live").wait_for(timeout=20_000)
     assert not live.locator(".zz-zone").is_visible()
+    page.close()
+
+@pytest.mark.browser
+def test_a_language_model_in_the_panel(lab, browser):
+    "Twelve ask and eight answers grow at a time; then it is stopped in the middle, and all end"
+    page = opened(browser, lab, "llm.ipynb")
+    page.get_by_title("File Browser").first.click()
+    run_all_cells(page)
+    live = page.locator(".zz-panel")
+    live.locator(".zz-card").wait_for(timeout=180_000)
+    def figure(title: str) -> float:
+        text = live.locator(".zz-figure", has=page.locator(f"small:text-is('{title}')")).locator("b").evaluate("e => e.firstChild.textContent")
+        return float(text.replace(",", ""))
+    end, seen = time.monotonic() + 120, []
+    while time.monotonic() < end and not seen:
+        now = [figure(title) for title in ("Active", "Waiting", "Tokens")] if live.get_by_text("First token, mean").is_visible() else [0] * 3
+        if now[:2] == [8, 4] and now[2] > 0: seen = now
+        page.wait_for_timeout(300)
+    assert seen, now
+    assert "assistant" in live.inner_text() and "TorchServe" not in live.locator(".zz-head:visible").first.inner_text()
+    assert live.locator(".zz-spark polyline").count() >= 3
+    live.screenshot(path=PICTURES / "panel-llm.png")
+    live.get_by_role("button", name="Stop", exact=True).click()
+    live.get_by_text("Stop assistant?").wait_for(timeout=20_000)
+    live.locator(".zz-yes:visible").click()
+    live.get_by_text("Nothing is served.").wait_for(timeout=120_000)
+    assert live.locator(".zz-card:visible").count() == 0
     page.close()

@@ -22,9 +22,11 @@ __all__ = []
 @contextmanager
 def _served(model: str, steps: Callable[[str], None]) -> Iterator[Any]:
     "Serve an archive meanwhile, or find the model on a running server; yield the endpoint"
+    from zztoolkit.measure.llm.target import is_url
     from zztoolkit.serving.rollout import deploy
     from zztoolkit.serving.torchserve.server import LocalServer
-    if model.endswith(".mar"):
+    if is_url(model): yield model
+    elif model.endswith(".mar"):
         with LocalServer() as server: yield deploy(server, model, steps)
     else: yield _find_running(model)
 
@@ -57,10 +59,10 @@ def _show_result(result: Any, save: Optional[Path], picture: Optional[Path]):
 @command
 def bench(
     model: Annotated[str, typer.Argument(
-        help="a .mar, which is served meanwhile, or the name of a model that a running `zz "
-             "serve` has",
+        help="a .mar, which is served meanwhile, the name of a model that a running `zz serve` "
+             "has, or the address of a language model, e.g. http://127.0.0.1:8000",
     )],
-    inputs: Annotated[Path, typer.Argument(help=INPUTS.help)],
+    inputs: Annotated[Path, typer.Argument(help=BENCH["inputs"].help)],
     concurrency: Annotated[str, shared_option(
         BENCH["concurrency"],
     )] = BENCH["concurrency"].default,
@@ -69,6 +71,13 @@ def bench(
     slo: Annotated[Optional[str], shared_option(BENCH["slo"])] = None,
     seconds: Annotated[float, shared_option(BENCH["seconds"])] = BENCH["seconds"].default,
     grpc: Annotated[bool, shared_option(BENCH["grpc"])] = False,
+    max_tokens: Annotated[int, shared_option(
+        BENCH["max_tokens"],
+    )] = BENCH["max_tokens"].default,
+    llm_model: Annotated[Optional[str], shared_option(BENCH["model"])] = None,
+    token_file: Annotated[Optional[Path], typer.Option(
+        exists=True, dir_okay=False, help="file with the token of that address [default: OPENAI_API_KEY]",
+    )] = None,
     save: Annotated[Optional[Path], shared_option(BENCH["save"])] = None,
     picture: Annotated[Optional[Path], PICTURE] = None,
     against: Annotated[Optional[Path], typer.Option(
@@ -80,19 +89,27 @@ def bench(
     from zztoolkit.measure.benchmarking import benchmark
     from zztoolkit.measure.comparison import compare
     from zztoolkit.measure.levels import parse_numbers
+    from zztoolkit.measure.llm.target import is_url
     from zztoolkit.measure.results import Benchmark
     _check_inputs(inputs)
     before, steps = Benchmark.load(against) if against else None, Steps()
     rates = parse_numbers(rate, float) if rate else None
+    llm = _llm_options(max_tokens, llm_model, token_file) if is_url(model) else {}
     with _served(model, steps) as endpoint:
         steps("benchmark")
         result = benchmark(
             endpoint, inputs, parse_numbers(concurrency), rates, poisson, slo, seconds,
-            grpc=grpc, progress=steps.update,
-        )
+            grpc=grpc, progress=steps.update, **llm)
     steps.done("measured")
     _show_result(result, save, picture)
     if before: typer.echo(f"against {against}:\n{compare(before, result)!r}")
+
+def _llm_options(
+    max_tokens: int, model: Optional[str], token_file: Optional[Path],
+) -> dict[str, Any]:
+    "Return the options of `benchmark` for a language model"
+    token = token_file.read_text().strip() if token_file else ""
+    return {"max_tokens": max_tokens, "model": model or "", "token": token}
 
 # %% ../../nbs/cli/06_measuring.ipynb #tune-command
 @command

@@ -8,14 +8,18 @@ from __future__ import annotations
 import math, time
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, overload, TYPE_CHECKING
 
 from ..errors import check_whole, ToolkitError
 from .connections import require_grpc
 from .levels import LoadLevel, measure_level, parse_duration, resolve_target, Setup
+from .llm.benchmarking import benchmark_llm
+from .llm.results import LLMBenchmark
+from .llm.target import LLMSource
 from .load import LoadGenerator
 from .profile import closed_loop, LoadProfile, open_loop, read_payloads
 from .results import Benchmark
+from ..llm.server import LLMServer
 from ..serving.endpoint import Endpoint
 from ..serving.failures import one_line_interrupts
 from ..system import usable_cores
@@ -34,7 +38,8 @@ def describe_setup(endpoint: Endpoint, bodies: Sequence[tuple[bytes, str]]) -> S
         status.max_batch_delay,
         usable_cores(),
         len(bodies),
-        round(fmean(len(body) for body, _ in bodies)))
+        round(fmean(len(body) for body, _ in bodies)),
+        {", ".join(g.stages): g.workers for g in status.groups})
 
 # %% ../../nbs/measure/11_benchmarking.ipynb #profiles
 def _as_list(x: Any) -> list: return [x] if isinstance(x, (int, float)) else list(x)
@@ -72,26 +77,51 @@ def _check_responses(endpoint: Endpoint, levels: Sequence[LoadLevel]):
         found=errors or "nothing came back",
         do=f"call {endpoint.name}.predict(...) with one of the inputs to see why")
 
+# %% ../../nbs/measure/11_benchmarking.ipynb #check-objective
+def _check_no_rate(rate: Any, poisson: bool, grpc: bool):
+    "Raise `ToolkitError` for a load that language models are not measured by"
+    if rate is None and not poisson and not grpc: return
+    problem = "a language model is measured by numbers of clients, over HTTP"
+    raise ToolkitError(problem, do="concurrency=(1, 4, 16)")
+
+def _parse_p99(slo: Any) -> float:
+    "Return a p99 latency objective in seconds; 0: none"
+    if not slo or isinstance(slo, (str, float, int)): return parse_duration(slo) if slo else 0.0
+    do = "slo='50ms', the p99 latency of a response"
+    raise ToolkitError("TTFT and TPOT are of language models", found=str(slo), do=do)
+
 # %% ../../nbs/measure/11_benchmarking.ipynb #benchmark
+if TYPE_CHECKING:
+    @overload
+    def benchmark(endpoint: LLMSource, inputs: Any, *args: Any, **options: Any) -> LLMBenchmark: ...
+    @overload
+    def benchmark(endpoint: Endpoint, inputs: Any, *args: Any, **options: Any) -> Benchmark: ...
+
 @one_line_interrupts("the measurement")
 def benchmark(
-    endpoint: Endpoint,
-    inputs: Any,                             # a folder, or one or several inputs of `predict`
+    endpoint: Endpoint | LLMSource,          # also a language model, or the address of one
+    inputs: Any,                             # a folder, or inputs of `predict`; prompts
     concurrency: int | Sequence[int] = (1, 4, 16), # closed-loop clients of each level
     rate: float | Sequence[float] | None = None, # instead: requests per second of each level
     poisson: bool = False,                   # at random times
-    slo: str | float | None = None,          # p99 latency objective: "50ms", or seconds
+    slo: Any = None,                         # "50ms" at p99; of an LLM "ttft=500ms,tpot=50ms"
     seconds: float = 12,                     # of a level, at most
     warmup: float = 2,                       # seconds of a level that do not count
     grpc: bool = False,                      # over gRPC instead of HTTP
     progress: Callable[[str], None] = lambda line: None,
     started: Callable[[LoadGenerator], None] = lambda load: None, # called with each level's sender
-) -> Benchmark:
+    **llm: Any,                              # of a language model: max_tokens=64, model, token
+) -> Benchmark | LLMBenchmark:
     "Measure an endpoint at each load level. Raise `ToolkitError` without any good response"
+    if isinstance(endpoint, (LLMServer, str)):
+        _check_no_rate(rate, poisson, grpc)
+        return benchmark_llm(
+            endpoint, inputs, concurrency, slo, seconds, warmup, progress=progress, **llm)
+    if llm: raise TypeError(f"options of a language model: {', '.join(llm)}")
     _check_seconds(seconds)
     if grpc: require_grpc()
     profiles = build_profiles(concurrency, rate, poisson)
-    objective, bodies = parse_duration(slo) if slo else 0.0, read_payloads(inputs)
+    objective, bodies = _parse_p99(slo), read_payloads(inputs)
     setup = describe_setup(endpoint, bodies)
     def measure(profile: LoadProfile) -> LoadLevel:
         target = resolve_target(endpoint, grpc)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from .gpu import busiest_jpeg_engine
 from .levels import LoadLevel, OUTSIDE, Setup
+from .resources import Usage
 
 # %% auto #0
 __all__ = []
@@ -47,7 +48,12 @@ def find_bottleneck(level: LoadLevel, setup: Setup) -> Bottleneck:
 # %% ../../nbs/measure/08_bottleneck.ipynb #cores
 NOISE_CORES = 0.25    # cores of other processes that may have changed a figure
 
-def _own_cores(level: LoadLevel) -> float:
+class _Measured(Protocol):
+    "Load with what it took of the machine"
+    @property
+    def usage(self) -> Usage: ...
+
+def _own_cores(level: _Measured) -> float:
     return sum(level.usage.cores.get(k, 0) for k in ("workers", "frontend", "generator"))
 
 def _idle_cores(level: LoadLevel, setup: Setup) -> float:
@@ -55,7 +61,7 @@ def _idle_cores(level: LoadLevel, setup: Setup) -> float:
     idle = level.usage.cores.get("idle", setup.cores)
     return max(0.0, min(setup.cores - _own_cores(level), idle))
 
-def other_processes_cores(level: LoadLevel) -> float:
+def other_processes_cores(level: _Measured) -> float:
     "Return the cores that unrelated processes used"
     return max(0.0, level.usage.cores.get("machine", 0) - _own_cores(level))
 
@@ -224,7 +230,7 @@ def _gpu_limit(gpu: Mapping[str, float]) -> _Limit | None:
     return next((part for part in _gpu_parts(gpu) if part.percent >= _FULL), None)
 
 # %% ../../nbs/measure/08_bottleneck.ipynb #gpu-evidence
-def _gpu_evidence(gpu: Mapping[str, float]) -> str:
+def describe_gpu(gpu: Mapping[str, float]) -> str:
     "Describe what the card reports"
     texts = {
         "gpu": "a kernel ran {:.0f} % of the time",
@@ -277,7 +283,7 @@ def _worker_evidence(busy: _Busy) -> tuple[str, ...]:
     utilization, usage = min(busy.level.worker_utilization, 1), busy.level.usage
     stage = f"{busy.share:.0%} of it in {busy.stage}"
     cores = f"workers take {busy.worker_cores:.2f} cores of {busy.setup.cores}"
-    gpu = [_gpu_evidence(usage.busiest_gpu)] if usage.gpus else []
+    gpu = [describe_gpu(usage.busiest_gpu)] if usage.gpus else []
     return (
         f"a worker holds a batch {utilization:.0%} of the time, {stage}",
         f"{cores}, {busy.idle_cores:.2f} are free",

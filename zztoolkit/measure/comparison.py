@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar, Union
 
 from ..errors import ToolkitError
 from .bottleneck import NOISE_CORES, other_processes_cores
 from .levels import LoadLevel
+from .llm.levels import LLMLevel
+from .llm.results import LLMBenchmark
 from .results import Benchmark
 
 # %% auto #0
@@ -37,7 +40,8 @@ class Change:
         return "" if self.significant else "  within noise"
 
     def __str__(self) -> str:
-        values = f"{self.before:>8.1f} → {self.after:>8.1f}  {self.ratio - 1:+7.0%}"
+        change = f"{self.ratio - 1:+7.0%}" if self.before else f"{'–':>7}"
+        values = f"{self.before:>8.1f} → {self.after:>8.1f}  {change}"
         return f"{self.load:<12} {self.metric:<9} {values}{self.remark}"
 
 # %% ../../nbs/measure/12_comparison.ipynb #comparison
@@ -50,22 +54,25 @@ class Comparison(tuple):
 # %% ../../nbs/measure/12_comparison.ipynb #differ
 def _differ(a: Sequence[float], b: Sequence[float]) -> bool:
     "Return whether all of one side are beyond all of the other, with means over 5 % apart"
+    if min(len(a), len(b)) < 2: return False    # one figure does not show its noise
     mean_a, mean_b = fmean(a), fmean(b)
     is_apart = max(a) < min(b) or max(b) < min(a)
     return is_apart and abs(mean_b - mean_a) > 0.05 * min(mean_a, mean_b)
 
-def _windows_differ(a: LoadLevel, b: LoadLevel, metric: str) -> bool:
+Level = Union[LoadLevel, LLMLevel]
+
+def _windows_differ(a: Level, b: Level, metric: str) -> bool:
     before, after = ([getattr(w, metric) for w in level.windows] for level in (a, b))
     return _differ(before, after)
 
 # %% ../../nbs/measure/12_comparison.ipynb #compare-levels
-def _compare_totals(a: LoadLevel, b: LoadLevel, disturbed: bool) -> Iterator[Change]:
-    for metric in ("rate", "p50", "p99"):
+def _compare_totals(a: Level, b: Level, disturbed: bool) -> Iterator[Change]:
+    for metric in a.total.compared:
         significant = _windows_differ(a, b, metric) and not disturbed
         before, after = getattr(a.total, metric), getattr(b.total, metric)
         yield Change(a.load, metric, before, after, significant, disturbed)
 
-def _compare_stages(a: LoadLevel, b: LoadLevel, disturbed: bool) -> Iterator[Change]:
+def _compare_stages(a: Level, b: Level, disturbed: bool) -> Iterator[Change]:
     "Yield stages that changed by a fifth, if the latency changed: there is one figure per run"
     if not _windows_differ(a, b, "mean"): return
     for stage, before in a.stages.items():
@@ -75,14 +82,20 @@ def _compare_stages(a: LoadLevel, b: LoadLevel, disturbed: bool) -> Iterator[Cha
         if is_large and change > 0.05 * a.total.mean:
             yield Change(a.load, stage, before, after, not disturbed, disturbed)
 
-def _compare_levels(a: LoadLevel, b: LoadLevel) -> Iterator[Change]:
+def _compare_levels(a: Level, b: Level) -> Iterator[Change]:
     disturbed = max(map(other_processes_cores, (a, b))) > NOISE_CORES
     yield from _compare_totals(a, b, disturbed)
     yield from _compare_stages(a, b, disturbed)
 
 # %% ../../nbs/measure/12_comparison.ipynb #compare
-def compare(before: Benchmark, after: Benchmark) -> Comparison:
-    "Compare the loads that both have: responses per second, latencies and stages in milliseconds"
+_Result = TypeVar("_Result", Benchmark, LLMBenchmark)
+
+def compare(before: _Result, after: _Result) -> Comparison:
+    """Compare the loads that both have: rates, latencies and stages in milliseconds.
+
+    Of language models also tokens per second, the times to them, and goodput.
+    """
+    if type(before) is not type(after): raise _not_alike(before, after)
     later = {l.load: l for l in after.levels}
     pairs = [(l, later[l.load]) for l in before.levels if l.load in later]
     if pairs: return Comparison(c for a, b in pairs for c in _compare_levels(a, b))
@@ -91,3 +104,7 @@ def compare(before: Benchmark, after: Benchmark) -> Comparison:
         "nothing to compare",
         found=f"no load is in both: {loads}",
         do="run both with the same -c or --rate")
+
+def _not_alike(before: object, after: object) -> ToolkitError:
+    kinds = f"{type(before).__name__} and {type(after).__name__}"
+    return ToolkitError("two benchmarks of different kinds", kinds)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re, time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast, Protocol
+from dataclasses import dataclass, field
+from typing import cast, ClassVar, Protocol
 
 from ..errors import ToolkitError
 from .connections import Target
@@ -45,6 +45,7 @@ def parse_numbers(
 @dataclass(frozen=True)
 class Window:
     "Some seconds of a load; latencies of good responses in milliseconds"
+    compared: ClassVar = ("rate", "p50", "p99")     # between two benchmarks
     seconds: float
     rate: float     # good responses per second
     mean: float
@@ -93,9 +94,7 @@ def split_latency(
     batches = after.batches - before.batches
     queue = 1000 * (after.queue - before.queue) / requests
     worker = 1000 * (after.latency - before.latency) / requests - queue
-    handler = {
-        name: 1000 * (seconds - before.stages.get(name, 0)) / batches
-        for name, seconds in after.stages.items() if batches}
+    handler = {name: 1000 * seconds for name, seconds in after.stage_means(before).items()}
     if not batches: handler = {"worker": worker}
     return {
         "client_queue": client_queue,
@@ -115,6 +114,8 @@ class Setup:
     cores: int                # usable
     payloads: int
     payload_bytes: int        # mean of one
+    groups: Mapping[str, int] = field(default_factory=dict)     # processes, by the stages of a
+                              # pipeline that they run, if some stages have their own
 
 # %% ../../nbs/measure/07_levels.ipynb #level
 @dataclass(frozen=True)
@@ -164,6 +165,13 @@ class _Span:
     def handler_seconds(self) -> float:
         before, after = self.first.metrics.stages, self.last.metrics.stages
         return sum(after.values()) - sum(before.values())
+
+    def busiest(self, groups: Mapping[str, int]) -> float:
+        "Return the utilization of a pipeline's busiest processes; 0.0 where they run all stages"
+        before, after = self.first.metrics.stages, self.last.metrics.stages
+        def seconds(stages: str) -> float:
+            return sum(after.get(s, 0.0) - before.get(s, 0.0) for s in stages.split(", "))
+        return max((seconds(s) / (self.seconds * n) for s, n in groups.items()), default=0.0)
 
     @property
     def answered(self) -> int:
@@ -246,7 +254,7 @@ def _build_level(
         stages=stages,
         batch=span.answered / span.batches if span.batches else 0.0,
         handler_utilization=span.handler_seconds / worker_seconds,
-        worker_utilization=in_worker / worker_seconds,
+        worker_utilization=max(in_worker / worker_seconds, span.busiest(setup.groups)),
         timer_lag=1000 * sender.timer_lag,
         usage=measured.usage(span, sender.cores))
 

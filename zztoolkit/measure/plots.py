@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from zztoolkit.measure.llm.results import LLMBenchmark
     from zztoolkit.measure.results import Benchmark
 
 # %% auto #0
@@ -22,6 +23,8 @@ STAGE_COLOURS = {
     "read": "#b3e5fc",
     "decode": "#0d47a1",
     "preprocess": "#1e88e5",
+    "prefill": "#fb8c00",
+    "queue or prefill": "#fb8c00",
     "inference": "#43a047",
     "worker": "#43a047",
     "postprocess": "#fdd835",
@@ -45,7 +48,7 @@ def draw_rates(b: Benchmark, ax: Any):
     right.legend(loc="upper left", frameon=False)
 
 # %% ../../nbs/measure/09_plots.ipynb #draw-stages
-def draw_stages(b: Benchmark, ax: Any):
+def draw_stages(b: Benchmark | LLMBenchmark, ax: Any):
     "Draw the stages of a mean request, by load"
     rows, left = range(len(b.levels)), [0.0] * len(b.levels)
     longest = max(l.total.mean for l in b.levels)
@@ -71,7 +74,7 @@ def _draw_gpu(timeline: list[dict[str, float]], ax: Any):
 # %% ../../nbs/measure/09_plots.ipynb #draw-timeline
 _GROUPS = {"workers": "workers", "frontend": "frontend", "generator": "sender"}
 
-def draw_timeline(b: Benchmark, ax: Any):
+def draw_timeline(b: Benchmark | LLMBenchmark, ax: Any):
     "Draw busy cores and the GPU over time, at the knee"
     timeline = b.knee.usage.timeline
     times = [s["at"] for s in timeline]

@@ -15,6 +15,7 @@ from ..display import figure, Table
 from .bottleneck import Bottleneck, find_bottleneck, NOISE_CORES, other_processes_cores
 from .gpu import busiest_jpeg_engine
 from .levels import LoadLevel, Setup, Window
+from .llm.results import build_llm_benchmark, LLMBenchmark
 from .plots import draw_rates, draw_stages, draw_timeline
 from .records import load_record, rename_keys, save_record
 from .resources import Usage
@@ -109,7 +110,7 @@ class Benchmark:
         return save_record(self, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Benchmark:
+    def load(cls, path: str | Path) -> Any: # a `Benchmark`, or one of a language model
         "Read what `save` has written. Raise `ToolkitError`"
         return load_record(path, "benchmark", "Benchmark", build_benchmark)
 
@@ -171,7 +172,8 @@ def _build_level(d: Mapping[str, Any]) -> LoadLevel:
         "total": Window(**d["total"]),
         "usage": Usage(**usage)})
 
-def build_benchmark(d: Mapping[str, Any]) -> Benchmark:
+def build_benchmark(d: Mapping[str, Any]) -> Benchmark | LLMBenchmark:
     "Build a benchmark from its JSON, of this version or an earlier one"
+    if "objective" in d: return build_llm_benchmark(d)
     levels = tuple(map(_build_level, d["levels"]))
     return Benchmark(Setup(**d["setup"]), levels, d["slo"], d["measured"])

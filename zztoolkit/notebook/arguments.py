@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..measure.levels import parse_duration
+from ..measure.llm.objective import parse_slo
 from ..measure.servers import parse_servers
 from ..measure.tuning.space import parse_parameter
 from ..system import parse_memory
@@ -97,24 +98,31 @@ SERVE = by_name(
 )
 
 # %% ../../nbs/notebook/03c_arguments.ipynb #shared-options
-INPUTS = Option("inputs", "what to send: a folder, or a file", in_notebook=
-                ", or a variable of the notebook (a payload, or a list of them)")
+_VALUES = ", or a variable of the notebook (a payload, or a list of them)"
+INPUTS = Option("inputs", "what to send: a folder, or a file", in_notebook=_VALUES)
 SLO = Option("--slo", "p99 latency objective, e.g. 50ms", parse_with(parse_duration))
 SAVE = Option("--save", "JSON file to keep the result in", writable_file)
 MODEL = Option("name", "name of a served model")
+BENCH_MODEL = Option(
+    "name", "name of a served model, or the address of a language model: http://127.0.0.1:8000, "
+    "its token in OPENAI_API_KEY")
 ONLY_MODEL = Option("name", "model (default: the only one)", optional=True)
 
 # %% ../../nbs/notebook/03c_arguments.ipynb #bench-options
 BENCH = by_name(
-    INPUTS,
+    Option("inputs", "what to send: a folder, or a file; to a language model a text file with a "
+           "prompt on each line, or a .jsonl file of chats", in_notebook=_VALUES),
     Option("--concurrency -c", "numbers of concurrent (closed-loop) clients, one level each",
            comma_separated(at_least(1, 10_000)), "1,4,16"),
     Option("--rate -r", "instead: requests per second (open loop), one level each",
            comma_separated(positive)),
     Option("--poisson", "with --rate: random (Poisson) arrivals", action="store_true"),
-    SLO,
+    Option("--slo", "p99 latency objective, e.g. 50ms; of a language model, e.g. "
+           "ttft=500ms,tpot=50ms, also e2el", parse_with(parse_slo)),
     Option("--seconds -s", "maximum duration of a level", positive, 12),
     Option("--grpc", "send over gRPC instead of HTTP", action="store_true"),
+    Option("--max-tokens", "of a language model's answer", at_least(1), 64),
+    Option("--model", "of an address that serves several language models"),
     SAVE,
 )
 

@@ -6,16 +6,23 @@
 from __future__ import annotations
 
 import argparse, glob, inspect, os, re, shlex
+from IPython.core.completer import CompletionContext, context_matcher, SimpleCompletion
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from ..compile.artifact import Artifact
 from ..features.features import Features
+from ..llm.server import LLMServer
+from ..measure.llm.results import LLMBenchmark
 from ..measure.results import Benchmark
 from ..measure.tuning.result import TuneResult
 from ..serving.endpoint import Endpoint
+from ..serving.server import SERVERS
+
+if TYPE_CHECKING:
+    from zztoolkit.notebook.magics import MeasureMagics
 
 # %% auto #0
 __all__ = []
@@ -88,7 +95,9 @@ def _is_features(value: Any) -> bool: return isinstance(value, (Features, Path))
 def _is_payload(value: Any) -> bool:
     "Return whether `predict` may accept a value: not code, and not an object of this toolkit"
     if callable(value) or inspect.ismodule(value): return False
-    return not isinstance(value, (Artifact, Features, Endpoint, Benchmark, TuneResult))
+    return not isinstance(value, _OWN)
+
+_OWN = (Artifact, Features, Endpoint, LLMServer, Benchmark, LLMBenchmark, TuneResult)
 
 VARIABLES = {   # arguments that may be variables
     "model": _is_model, "artifact": _is_model, "features": _is_features,
@@ -96,3 +105,39 @@ VARIABLES = {   # arguments that may be variables
 }
 FILES = (*VARIABLES, "extra_file", "save")      # arguments that may be files
 FOLDERS = ("store", "folder")                   # arguments that are folders
+
+# %% ../../nbs/notebook/03b_completion.ipynb #suggest-values
+def suggest_values(shell: Any, argument: str, start: str) -> list[tuple[str, str]]:
+    "Return the variables and files that fit an argument"
+    fits = VARIABLES.get(argument)
+    names = suggest_variables(shell.user_ns, fits, shell.user_ns_hidden) if fits else []
+    takes_files = argument in (*FILES, *FOLDERS)
+    files = suggest_paths(start, argument in FOLDERS) if takes_files else []
+    variables = [(name, "instance") for name in names if name.startswith(start)]
+    return variables + [(path, "path") for path in files]
+
+# %% ../../nbs/notebook/03b_completion.ipynb #suggest
+def suggest(magics: MeasureMagics, line: TypedLine) -> list[tuple[str, str]]:
+    "Return texts and kinds of what may stand at the cursor in the line of a magic"
+    parser = getattr(magics, line.magic).parser
+    argument = find_argument(parser, line)
+    is_flag = line.word.startswith("-") and not (argument and argument.option_strings)
+    if is_flag or not argument: return [(flag, "option") for flag in suggest_flags(parser, line)]
+    known = {"name": ("model", magics.reachable_models), "server": ("server", lambda _: SERVERS)}
+    if argument.dest not in known: return suggest_values(magics.shell, argument.dest, line.word)
+    kind, names = known[argument.dest]
+    return [(name, kind) for name in names(line.magic) if name.startswith(line.word)]
+
+# %% ../../nbs/notebook/03b_completion.ipynb #completer
+def make_completer(magics: MeasureMagics) -> Callable[[CompletionContext], dict[str, Any]]:
+    "Return IPython's matcher for the lines of these magics"
+    @context_matcher(identifier="zztoolkit.magics")
+    def complete(context: CompletionContext) -> dict[str, Any]:
+        line = parse_typed_line(context.text_until_cursor)
+        is_ours = line and any(line.magic in kind for kind in magics.magics.values())
+        found = suggest(magics, line) if line and is_ours else []
+        completions = [SimpleCompletion(text, type=kind) for text, kind in found]
+        fragment = line.word if line else context.token
+        return {"completions": completions, "matched_fragment": fragment,
+                "suppress": bool(completions), "ordered": True}
+    return complete

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse, os, re
-from IPython.core.completer import CompletionContext, context_matcher, SimpleCompletion
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, Magics, magics_class
 from collections.abc import Callable, Sequence
@@ -16,14 +15,14 @@ from ..display import Steps
 from ..errors import ToolkitError
 from ..llm.server import LLMServer
 from ..measure.benchmarking import benchmark
+from ..measure.llm.results import LLMBenchmark
+from ..measure.llm.target import is_url, LLMSource
 from ..measure.results import Benchmark
 from ..measure.tuning.result import TuneResult
 from ..measure.tuning.tuner import tune
-from .arguments import arguments, BENCH, MODEL, ONLY_MODEL, Option, SERVE, TUNE
+from .arguments import arguments, BENCH, BENCH_MODEL, MODEL, ONLY_MODEL, Option, SERVE, TUNE
 from .cells import Cells, CellsUnderTest
-from .completion import FILES, find_argument, FOLDERS, parse_typed_line
-from .completion import suggest_flags, suggest_paths, suggest_variables
-from .completion import TypedLine, VARIABLES
+from .completion import make_completer
 from .llms import NotebookLLMs
 from .options import at_least, parse_line
 from .options import variable_file_or_text, variable_or_text
@@ -31,7 +30,7 @@ from .panel.panel import Panel, show_panel
 from .serve import check_identifier, find_server, serve_cell, ServeOptions, shared_server
 from ..serving.endpoint import Endpoint
 from ..serving.failures import one_line_interrupts
-from ..serving.server import DEFAULT_SERVER, Server, SERVERS
+from ..serving.server import DEFAULT_SERVER, Server
 
 if TYPE_CHECKING:
     from zztoolkit.gateway.gateway import Gateway
@@ -99,16 +98,19 @@ def remove_elsewhere(servers: Servers, endpoint: Endpoint):
         if is_there and endpoint.name in server.models(): server.endpoint(endpoint.name).remove()
 
 # %% ../../nbs/notebook/04_magics.ipynb #run-benchmark
-def run_benchmark(endpoint: Endpoint, inputs: Any, args: argparse.Namespace) -> Benchmark:
-    "Benchmark an endpoint with the options of `%bench`, show the result and return it"
+def run_benchmark(
+    served: Endpoint | LLMSource, inputs: Any, args: argparse.Namespace,
+) -> Benchmark | LLMBenchmark:
+    "Benchmark what is served with the options of `%bench`, show the result and return it"
     from IPython.display import display
     steps = Steps()
     steps("benchmark")
+    is_llm = not isinstance(served, Endpoint)
+    llm = {"max_tokens": args.max_tokens, "model": args.model or ""} if is_llm else {}
     with one_line_interrupts("the measurement"):
-        result = benchmark(
-            endpoint, inputs, args.concurrency, args.rate, args.poisson, args.slo, args.seconds,
-            grpc=args.grpc, progress=steps.update,
-        )
+        result: Benchmark | LLMBenchmark = benchmark(
+            served, inputs, args.concurrency, args.rate, args.poisson, args.slo, args.seconds,
+            grpc=args.grpc, progress=steps.update, **llm)
     steps.done("measured")
     if args.save: result.save(args.save)
     display(result.show())
@@ -162,16 +164,31 @@ class MeasureMagics(Magics):
     "Magics that measure; `ServeMagics` registers them with its own"
     shell: Any
     servers: Servers
+    llms: NotebookLLMs
+
+    def reachable_models(self, magic: str) -> list[str]:
+        "Return the names that a magic may take, as Tab offers them; none while a server is busy"
+        llms = [] if magic in ("tune", "serve_gateway") else [*self.llms]
+        try: return [*served_models(self.servers), *llms]
+        except ToolkitError: return llms
+
+    def _find_served(self, name: str) -> Endpoint | LLMSource:
+        "Return a language model, the address of one, or an endpoint"
+        if is_url(name): return name
+        if name in self.llms: return self.llms[name]
+        known = [*served_models(self.servers), *self.llms]
+        if not self.llms or name in known: return find_endpoint(self.servers, name)
+        raise ToolkitError(f"no model {name!r} is served", f"served: {', '.join(known)}")
 
     def _server(self, name: str) -> Server: raise NotImplementedError
 
-    @arguments(MODEL, *BENCH.values())
+    @arguments(BENCH_MODEL, *BENCH.values())
     @line_magic
-    def bench(self, line: str) -> Benchmark:
+    def bench(self, line: str) -> Benchmark | LLMBenchmark:
         "Benchmark a served model at rising load and name its bottleneck"
         args = parse_line(self.bench, line)
-        endpoint = find_endpoint(self.servers, args.name)
-        return run_benchmark(endpoint, variable_or_text(self.shell.user_ns, args.inputs), args)
+        served = self._find_served(args.name)
+        return run_benchmark(served, variable_or_text(self.shell.user_ns, args.inputs), args)
 
     @arguments(MODEL, *TUNE.values())
     @line_magic
@@ -265,7 +282,7 @@ class ServeMagics(MeasureMagics):
         parse_line(self.serve_panel, line)
         if self.panel: self.panel.close()
         print_unseen(self.servers)
-        self.panel = show_panel(self.server)
+        self.panel = show_panel(self.server, llms=self.llms)
         display(self.panel)
 
     @arguments(Option("name", "model whose server gets it (default: TorchServe)", optional=True))
@@ -298,47 +315,6 @@ def served_name(source: str) -> str:
     try: args = parse_line(ServeMagics.serve, words)
     except UsageError: return ""
     return "" if args.llm else args.name
-
-# %% ../../nbs/notebook/04_magics.ipynb #suggest
-def suggest(magics: ServeMagics, line: TypedLine) -> list[tuple[str, str]]:
-    "Return texts and kinds of what may stand at the cursor in the line of a magic"
-    parser = getattr(magics, line.magic).parser
-    argument = find_argument(parser, line)
-    is_flag = line.word.startswith("-") and not (argument and argument.option_strings)
-    if is_flag or not argument: return [(flag, "option") for flag in suggest_flags(parser, line)]
-    if argument.dest == "name":
-        return [(n, "model") for n in _reachable_models(magics.servers) if n.startswith(line.word)]
-    if argument.dest == "server":
-        return [(n, "server") for n in SERVERS if n.startswith(line.word)]
-    return suggest_values(magics.shell, argument.dest, line.word)
-
-def _reachable_models(servers: Servers) -> list[str]:
-    try: return list(served_models(servers))
-    except ToolkitError: return []
-
-# %% ../../nbs/notebook/04_magics.ipynb #suggest-values
-def suggest_values(shell: Any, argument: str, start: str) -> list[tuple[str, str]]:
-    "Return the variables and files that fit an argument"
-    fits = VARIABLES.get(argument)
-    names = suggest_variables(shell.user_ns, fits, shell.user_ns_hidden) if fits else []
-    takes_files = argument in (*FILES, *FOLDERS)
-    files = suggest_paths(start, argument in FOLDERS) if takes_files else []
-    variables = [(name, "instance") for name in names if name.startswith(start)]
-    return variables + [(path, "path") for path in files]
-
-# %% ../../nbs/notebook/04_magics.ipynb #completer
-def make_completer(magics: ServeMagics) -> Callable[[CompletionContext], dict[str, Any]]:
-    "Return IPython's matcher for the lines of these magics"
-    @context_matcher(identifier="zztoolkit.magics")
-    def complete(context: CompletionContext) -> dict[str, Any]:
-        line = parse_typed_line(context.text_until_cursor)
-        is_ours = line and any(line.magic in kind for kind in magics.magics.values())
-        found = suggest(magics, line) if line and is_ours else []
-        completions = [SimpleCompletion(text, type=kind) for text, kind in found]
-        fragment = line.word if line else context.token
-        return {"completions": completions, "matched_fragment": fragment,
-                "suppress": bool(completions), "ordered": True}
-    return complete
 
 # %% ../../nbs/notebook/04_magics.ipynb #load
 def load(shell: Any):

@@ -165,7 +165,7 @@ def figure_html(title: str, value: str, unit: str, row: Row, top: float) -> str:
     number = f"<b>{value}<i>{unit}</i></b>"
     return div("zz-figure", f"<small>{title}</small>", number, sparkline(row, top))
 
-def _memory_html(title: str, mib: float, row: Row) -> str:
+def memory_figure(title: str, mib: float, row: Row) -> str:
     value, unit = format_memory(mib).split()
     return figure_html(title, value, unit, row, 2 * mib or 1)
 
@@ -182,18 +182,17 @@ def figures_html(model: ModelView, snapshot: Snapshot) -> str:
         figure_html("Latency, mean", latency, unit, rows.get("latency", []), 0.01),
         figure_html("Waiting", queued, "requests", rows.get("queue", []), 4),
         figure_html("CPU", cores, all_cores, rows.get("cores", []), 1),
-        _memory_html("Memory", model.memory, rows.get("memory", [])),
-        *_gpu_figures(snapshot),
+        memory_figure("Memory", model.memory, rows.get("memory", [])),
+        *gpu_figures(snapshot.busiest_gpu, snapshot.history),
     )
 
-def _gpu_figures(snapshot: Snapshot) -> list[str]:
-    "Draw the figures of the busiest GPU; \"in use\" counts any kernel, hence the SMs beside it"
-    gpu, rows = snapshot.busiest_gpu, snapshot.history
+def gpu_figures(gpu: Mapping[str, float], rows: Mapping[str, Row]) -> list[str]:
+    "Draw the figures of a GPU; \"in use\" counts any kernel, hence the SMs beside it"
     shares = {"gpu": "GPU in use", "sm": "SMs"}
     figures = [figure_html(title, f"{gpu[k]:.0f}", "%", rows.get(k, []), 100)
                for k, title in shares.items() if k in gpu]
     if "memory" in gpu:
-        figures.append(_memory_html("GPU memory", gpu["memory"], rows.get("memory", [])))
+        figures.append(memory_figure("GPU memory", gpu["memory"], rows.get("memory", [])))
     return figures
 
 # %% ../../../nbs/notebook/panel/03_html.ipynb #stages-html
@@ -251,12 +250,16 @@ def note_html(snapshot: Snapshot) -> str:
     return div(f"zz-note {_tone(snapshot.state)}", _NOTES.get(snapshot.state, ""))
 
 # %% ../../../nbs/notebook/panel/03_html.ipynb #still-html
+def still_page(remark: str, *parts: str) -> str:
+    "Return parts as a picture that needs no kernel, with a remark above"
+    note = div("zz-note", remark) if remark else ""
+    css = "zz-still zz-past" if remark else "zz-still"
+    return style_html() + div(css, note, *parts)
+
 def still_html(snapshot: Snapshot, remark: str = "") -> str:
     "Draw a snapshot as a picture that needs no kernel"
     cards = [_card_html(model, snapshot) for model in snapshot.models]
-    note = div("zz-note", remark) if remark else ""
-    css = "zz-still zz-past" if remark else "zz-still"
-    return style_html() + div(css, note, note_html(snapshot), *cards, server_html(snapshot))
+    return still_page(remark, note_html(snapshot), *cards, server_html(snapshot))
 
 def _card_html(model: ModelView, snapshot: Snapshot) -> str:
     return div(

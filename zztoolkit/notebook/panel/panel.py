@@ -12,6 +12,7 @@ from typing import Any, TYPE_CHECKING
 
 from .buttons import import_widgets
 from .html import div, error_html, still_html, style_html
+from .llms import LLMs, LLMSection
 from .widgets import make_visibility, Section
 from ...errors import ToolkitError
 from ...serving.torchserve.running import running_servers, RunningServer
@@ -126,16 +127,19 @@ class Panel:
     "Live view of what is served. Display it; `close()` ends it and leaves a still picture"
     def __init__(
         self, server: LocalServer | None = None, repository: ModelRepository | None = None,
+        llms: LLMs | None = None,
     ):
         w = import_widgets()
         self.server, self.repository = server or LocalServer(), repository
         self._servers, self._sections = ServerList(self.server), list[Section]()
         self._poller = Poller(self)
         self._body, self._trouble, self._table = w.VBox(), w.HTML(), w.HTML()
+        self._llms = LLMSection({} if llms is None else llms, self._poller.changed)
         style = w.HTML(style_html())
         style.add_class("zz-style")
         visibility = make_visibility(self._poller.seen)
-        self.widget = w.VBox([style, self._trouble, self._table, self._body, visibility])
+        parts = [style, self._trouble, self._table, self._llms.box, self._body, visibility]
+        self.widget = w.VBox(parts)
         self.widget.add_class("zz-panel")
         self._picture = StillPicture()
 
@@ -145,6 +149,8 @@ class Panel:
             self._show_sections()
             self._table.value = self._repository_html()
             happened = [s.poll() for s in self._sections]
+            happened.append(self._llms.poll())
+            self._body.layout.display = "none" if self._has_only_llms else ""
             self._trouble.value = ""
             return any(happened)
         except Exception as e:
@@ -158,12 +164,19 @@ class Panel:
         self._sections = [known.get(_key(s)) or Section(s, changed) for s in servers]
         self._body.children = tuple(s.box for s in self._sections)
 
+    @property
+    def _has_only_llms(self) -> bool:
+        is_off = all(s.snapshot.state == "stopped" for s in self._sections)
+        return is_off and bool(self._llms.cards)
+
     def _repository_html(self) -> str:
         return self.repository.status()._repr_html_() if self.repository else ""
 
     def still(self, remark: str = "") -> str:
         "Return the last poll as a still picture, in HTML"
-        return self._table.value + "".join(still_html(s.snapshot, remark) for s in self._sections)
+        shown = [] if self._has_only_llms else self._sections
+        servers = "".join(still_html(s.snapshot, remark) for s in shown)
+        return self._table.value + self._llms.still(remark) + servers
 
     def update_still(self):
         "Update the picture beneath the panel"
@@ -181,6 +194,7 @@ class Panel:
         self._poller.close()
         for section in self._sections:
             for card in section.cards.values(): card.close()
+        self._llms.close()
         self.widget.close()
         self.update_still()
 
@@ -188,8 +202,9 @@ class Panel:
 def show_panel(
     server: LocalServer | None = None, # default: those of other processes of this user
     repository: ModelRepository | None = None,  # of that server, whose models are listed, too
+    llms: LLMs | None = None,   # language models by their names, as they come and go
 ) -> Panel:
     "Open a panel of what is served; the last expression of a cell shows it"
     limit = server.limits.get("panel") if server else None
     if limit: raise ToolkitError("the panel cannot show this server", found=limit)
-    return Panel(server, repository)
+    return Panel(server, repository, llms)

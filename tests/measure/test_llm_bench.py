@@ -1,0 +1,162 @@
+"A language model under load: what is measured, what bounds it, and what goes wrong"
+from __future__ import annotations
+
+import json, random, threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from support.llms import is_idle
+from support.pods import wait_until
+from zztoolkit.display import png_of
+from zztoolkit.errors import ToolkitError
+from zztoolkit.llm import LLMServer
+from zztoolkit.measure import Benchmark, benchmark, compare
+from zztoolkit.measure.llm.asking import AskingClients, encode_chat
+from zztoolkit.measure.llm.prompts import read_chats
+from zztoolkit.measure.llm.target import find_target
+from zztoolkit.samples import smollm2
+
+QUESTIONS = [f"Tell me a story about {animal}." for animal in ("a wolf", "two foxes", "an owl who reads", "a bear in winter")]
+WORDS = "river stone market lantern bicycle window harbour winter neighbour apple train paper".split()
+
+@pytest.fixture(scope="module")
+def llm():
+    "Two answers grow at a time"
+    with LLMServer(smollm2(), "smol", max_active=2) as server: yield server
+
+def long_prompts(n: int) -> list[str]:
+    "Prompts that share no beginning, so that no cache of prefixes helps"
+    rng = random.Random(0)
+    return [" ".join(rng.choices(WORDS, k=250)) for _ in range(n)]
+
+
+def test_more_clients_than_places_are_bound_by_the_queue(llm, tmp_path):
+    b = benchmark(llm, QUESTIONS, (1, 6), slo="ttft=60s,tpot=10s", seconds=2, warmup=0, max_tokens=12)
+    one, six = b.levels
+    assert [l.load for l in b.levels] == ["1 client", "6 clients"] and not one.errors and not six.errors
+    for level in b.levels:
+        t = level.total
+        assert t.requests >= level.clients and t.rate > 0 and 0 < t.ttft_p50 <= t.ttft_p99 and 0 < t.tpot_p50 <= t.tpot_p99
+        assert t.tokens > 0 and t.prompt_tokens > 0 and 0 < level.answer <= 12 and level.prompt > 30
+        assert t.good == 1 and t.goodput > 0
+        assert sum(level.stages.values()) == pytest.approx(t.mean) and 0 < level.growing < 2.1
+        assert level.usage.cores["workers"] > 0 and level.usage.memory["workers"] > 100
+    assert one.stages["queue"] < 0.1 * one.total.mean and six.stages["queue"] > 0.3 * six.total.mean
+    assert b.bottleneck.resource == "queue" and "of 2" in str(b), b
+    wait_until(lambda: is_idle(llm), 10)    # what still grew was cancelled
+
+    again = Benchmark.load(b.save(tmp_path / "smol.json"))
+    assert str(again.table().rows) == str(b.table().rows)
+    changes = compare(b, again)
+    assert {c.metric for c in changes} >= {"tokens", "rate", "ttft_p50", "tpot_p50", "goodput"} and not changes.significant
+    assert png_of(b.show()).startswith(b"\x89PNG")
+
+def test_long_prompts_are_bound_by_prefill(llm):
+    b = benchmark(llm, long_prompts(60), 2, seconds=1, warmup=0, max_tokens=2)
+    assert b.bottleneck.resource == "prefill" and b.levels[0].stages["prefill"] > b.levels[0].stages["decode"], b
+    assert b.levels[0].prompt > 250 and not b.levels[0].repeated
+
+def test_short_prompts_and_long_answers_are_bound_by_decode(llm):
+    b = benchmark(llm, {"messages": [{"role": "user", "content": "Tell me a long story about a wolf."}], "max_tokens": 40}, 2, seconds=1, warmup=0)
+    assert b.bottleneck.resource == "decode" and b.levels[0].answer > 20 and b.levels[0].repeated, b
+
+def test_the_clients_count_what_the_server_counts(llm):
+    "Tokens of prompts and answers, and the time to the first token"
+    target = find_target(llm)
+    before = target.counters()
+    with AskingClients(target, [encode_chat(c, target, 10) for c in read_chats(QUESTIONS)], 3) as load:
+        wait_until(lambda: sum(a.is_good for a in load.asked) >= 9, 120)
+    wait_until(lambda: is_idle(llm), 10)
+    after, good = target.counters(), [a for a in load.asked if a.is_good]
+    answered, read = after.tokens - before.tokens, after.prompt_tokens - before.prompt_tokens
+    assert 0 <= answered - sum(a.tokens for a in good) <= 3 * 10
+    assert 0 <= read - sum(a.prompt_tokens for a in good) <= 3 * max(a.prompt_tokens for a in good)
+    begun = [a.ttft for a in load.asked if a.parts]
+    first = after.first.since(before.first)
+    assert 0 <= first.count - len(begun) <= 3
+    assert 0.9 < sum(begun) / len(begun) / (1000 * first.mean) < 1.5
+
+def test_an_address_that_speaks_openais_api(llm, monkeypatch):
+    target = find_target(f"{llm.url}/v1", token=llm.token)
+    assert (target.url, target.name, target.pid) == (llm.url, "smol", 0) and target.counters() and llm.token not in repr(target)
+    monkeypatch.setenv("OPENAI_API_KEY", llm.token)
+    b = benchmark(llm.url, "Hello", 1, seconds=1, warmup=0, max_tokens=4)
+    assert b.levels[0].total.tokens > 0 and "engine" not in b.table().columns and "queue" in b.levels[0].stages
+    with pytest.raises(ToolkitError, match="401"): benchmark(llm.url, "Hello", 1, token="wrong")
+    with pytest.raises(ToolkitError, match="no model 'gpt' there"): benchmark(llm.url, "Hello", 1, model="gpt")
+    with pytest.raises(ToolkitError, match="does not respond"): benchmark("http://127.0.0.1:9", "Hello", 1)
+    with pytest.raises(ToolkitError, match="not an address"): benchmark("classifier", "Hello", 1)
+
+def test_failures_are_counted_by_kind(llm):
+    "A prompt longer than the context is rejected; the others are answered"
+    b = benchmark(llm, ["Hello", "word " * 9000], 2, seconds=1, warmup=0, max_tokens=4)
+    [level] = b.levels
+    assert set(level.errors) == {"400 context_length_exceeded"} and level.total.requests and 0 < level.total.good < 1
+    with pytest.raises(ToolkitError, match="(?s)no request got a good answer.*context_length_exceeded"):
+        benchmark(llm, "word " * 9000, 1, seconds=1, warmup=0)
+
+def test_what_does_not_fit_a_language_model(llm):
+    with pytest.raises(ToolkitError, match="by numbers of clients"): benchmark(llm, "Hello", rate=5)
+    with pytest.raises(ToolkitError, match="not an objective of a language model"): benchmark(llm, "Hello", slo="50ms")
+    with pytest.raises(ToolkitError, match="nothing to ask"): benchmark(llm, [])
+
+
+# Another server: a script that speaks as vLLM does, and can fail
+
+class FakeVLLM(BaseHTTPRequestHandler):
+    "Answers of three parts; the body of a request says how they fail"
+    bodies: list[dict] = []
+    metrics = "vllm:num_requests_running{engine=\"0\"} 1.0\nvllm:request_queue_time_seconds_sum 3.0\nvllm:request_queue_time_seconds_count 2.0\n"
+
+    def log_message(self, *_): pass
+
+    def do_GET(self):
+        text = self.metrics if self.path == "/metrics" else json.dumps({"data": [{"id": "llama"}]})
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.bodies.append(body)
+        how = body["messages"][0]["content"]
+        self.send_response(429 if how == "full" else 200)
+        self.end_headers()
+        if how == "full": return self.wfile.write(b"not JSON")
+        for part in ("", "The", " capital", " is Paris"): self.event({"choices": [{"index": 0, "delta": {"content": part}}]})
+        if how == "error": return self.event({"error": {"message": "EngineCore died", "type": "EngineDead"}})
+        if how == "cut": return
+        if how == "counted": self.event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 30}})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def event(self, value): self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
+
+@contextmanager
+def fake_vllm():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeVLLM)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try: yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+def test_vllm_is_asked_for_answers_of_one_length_and_its_counts_are_read():
+    with fake_vllm() as url:
+        target = find_target(url)
+        assert target.name == "llama" and target.counters().queue.mean == 1.5
+        b = benchmark(url, "counted", 1, seconds=1, warmup=0, max_tokens=30)
+        assert FakeVLLM.bodies[-1]["ignore_eos"] and FakeVLLM.bodies[-1]["max_tokens"] == 30
+        assert (b.levels[0].answer, b.levels[0].prompt) == (30, 7)
+        uncounted = benchmark(url, "good", 1, seconds=1, warmup=0).levels[0]
+        assert uncounted.answer == 3     # parts, where the server does not count
+        assert not any(uncounted.errors)
+
+@pytest.mark.parametrize("how, kind", [("full", "429"), ("error", "500 EngineDead"), ("cut", "Cut")])
+def test_every_failure_has_a_kind(how, kind):
+    with fake_vllm() as url:
+        b = benchmark(url, ["good", how], 1, seconds=1, warmup=0)
+        assert set(b.levels[0].errors) == {kind} and b.levels[0].total.requests, b.levels[0].errors

@@ -1,0 +1,1 @@
+"Measure language models: tokens, first tokens, and what bounds them"
