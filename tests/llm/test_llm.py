@@ -199,7 +199,7 @@ def test_an_engine_that_dies_is_started_again(small):
         [worker] = [p for p in keeper.children(recursive=True) if "zztoolkit.llm.worker" in p.cmdline()]
         worker.kill()
         with pytest.raises(openai.APIError, match="the engine died"): list(events)
-        wait_until(lambda: small._is_healthy(), 60)
+        wait_until(lambda: small.is_healthy, 60)
         assert "Paris" in chat(client).choices[0].message.content
         assert "zz_llm_engine_restarts 1.0" in small.metrics()
 

@@ -33,6 +33,8 @@ ALERTS = {
     "ZzErrorBudgetBurnsSlowly": ([counter("zz_responses_total", 'code="2xx"', (60, 600), (900, 598), (600, 600)), counter("zz_responses_total", 'code="5xx"', (60, 0), (900, 2), (600, 0))], 55, 900, 1500),
     "ZzLatencyOverObjective": ([counter("zz_request_seconds_bucket", MODEL + f',le="{le}"', (30, within), (30, then), (60, within)) for le, within, then in (("0.5", 60, 57), ("1", 60, 58), ("2", 60, 60), ("+Inf", 60, 60))], 29, 55, 80),
     "ZzQueueGrows": ([counter("ts_inference_requests_total", MODEL, (120, 60)), counter("ts_queue_latency_microseconds", MODEL, (30, 60 * 1e4), (30, 60 * 5e5), (60, 60 * 1e4))], 29, 50, 80),
+    "ZzFirstTokenLate": ([counter("zz_llm_time_to_first_token_seconds_bucket", f'le="{le}"', (30, within), (30, then), (60, within)) for le, within, then in (("1", 60, 50), ("2", 60, 54), ("5", 60, 60), ("+Inf", 60, 60))], 29, 55, 80),
+    "ZzFirstTokenLate, of vLLM": ([counter("vllm:time_to_first_token_seconds_bucket", f'model_name="assistant",le="{le}"', (30, within), (30, then), (60, within)) for le, within, then in (("1", 60, 50), ("2.5", 60, 54), ("5", 60, 60), ("+Inf", 60, 60))], 29, 55, 80),
     "ZzQueueNearlyFull": ([gauge("zz_queued_requests", VERSION, (30, 3), (10, 90), (30, 0))], 29, 35, 45),
     "ZzNothingServes": ([gauge("zz_ready_workers", VERSION, (30, 2), (15, 0), (30, 2))], 29, 38, 50),
     # Every replica starts, dies and starts again: each is up for a minute in five.

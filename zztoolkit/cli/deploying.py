@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 
 from .application import app, command
 from .batches import parse_pairs
+from ..errors import ToolkitError
 from ..serving.server import name_servers
 
 # %% auto #0
@@ -29,9 +30,10 @@ Namespace = Annotated[str, typer.Option("--namespace", "-n")]
 # %% ../../nbs/cli/08_deploying.ipynb #render
 @deploy_command
 def render(
-    archives: Annotated[list[str], typer.Argument(
-        help=".mar, or name@sha256:DIGEST of one in the model store or the folder",
-    )],
+    archives: Annotated[Optional[list[str]], typer.Argument(
+        help=".mar, or name@sha256:DIGEST of one in the model store or the folder; "
+             "none beside --llm: the language model alone",
+    )] = None,
     to: Annotated[Path, typer.Option(
         "--to", "-t", help="folder; an earlier rendering is replaced, but keeps its archives",
     )] = Path("deploy"),
@@ -64,6 +66,9 @@ def render(
     server: Annotated[str, typer.Option(
         help=f"that runs the models, in pods and in their image: {name_servers()}",
     )] = "torchserve",
+    llm: Annotated[str, typer.Option(
+        help="NAME=FOLDER, or NAME=FILE.gguf, of a language model: its digest is computed",
+    )] = "",
     kuberay: Annotated[bool, typer.Option(
         "--kuberay",
         help="write a RayService too: a Ray cluster of several pods, which KubeRay runs",
@@ -71,11 +76,14 @@ def render(
 ):
     "Write a container build and a Helm chart for archives"
     from zztoolkit.deploy.rendering import render as write
+    if kuberay and llm:
+        do = "a release of its own for the language model"
+        raise ToolkitError("a Ray cluster serves no language model", "--kuberay with --llm", do)
     pairs = parse_pairs(example or [], "an example", "NAME=FILE")
     examples = {model: Path(file) for model, file in pairs.items()}
     release = write(
-        archives, to, name, image, values, examples, build, package or [], models_image, keys,
-        lambda step: typer.echo(f"{step} …", err=True), "ray" if kuberay else server,
+        archives or [], to, name, image, values, examples, build, package or [], models_image, keys,
+        lambda step: typer.echo(f"{step} …", err=True), "ray" if kuberay else server, llm,
     )
     typer.echo(str(release))
     if kuberay:
@@ -93,7 +101,15 @@ def _next_steps(release: Any, folder: Path) -> list[str]:
         steps.append(f"podman build -t {image} {shlex.quote(f'{folder}/container')}")
     store = release.section("store")
     lacks_image = store.get("kind") == "oci" and not store.get("image")
-    return [*steps, _build_models(folder) if lacks_image else f"zz deploy check {shlex.quote(str(folder))}"]
+    llm = release.section("llm")
+    if lacks_image: steps.append(_build_models(folder))
+    if llm.get("name") and not llm.get("volume"): return [*steps, _name_volume(folder)]
+    return steps if lacks_image else [*steps, f"zz deploy check {shlex.quote(str(folder))}"]
+
+def _name_volume(folder: Path) -> str:
+    dockerfile = shlex.quote(f"{folder}/llm.Dockerfile")
+    return (f"put the weights into a volume (or an image: podman build -t NAME -f {dockerfile} FOLDER), "
+            "and render again with --values FILE that names it as llm.volume")
 
 def _build_models(folder: Path) -> str:
     dockerfile = shlex.quote(f"{folder}/models.Dockerfile")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex, signal, threading, typer, warnings
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -144,11 +145,15 @@ _HOST = "address of all ports but inference and management"
 _WORK = "folder for the server's files [default: a temporary one]"
 _ENDPOINT_WAIT = "seconds after SIGTERM in which new requests are accepted"
 _DRAIN = "seconds for the requests in flight then"
+_WEIGHTS = ("NAME=FOLDER@sha256:DIGEST of a language model, of which name and digest may be "
+            "left out: .gguf, OpenVINO's folder, or safetensors for vLLM")
 _VARIABLES = ("names of further environment variables that handlers see, joined by commas; "
               "all others are removed")
 
 # %% ../../nbs/cli/05_services.ipynb #pod-options
-Store = Annotated[Path, typer.Argument(help="folder of archives", envvar="ZZ_STORE")]
+Store = Annotated[Optional[Path], typer.Argument(
+    help="folder of archives; none of them, or no folder: the language model alone",
+    envvar="ZZ_STORE")]
 Models = Annotated[str, _env("ZZ_MODELS", _MODELS)]
 Config = Annotated[Optional[Path], _env(
     "ZZ_CONFIG", "YAML with these options", is_eager=True, callback=_from_config)]
@@ -174,11 +179,29 @@ WithGateway = Annotated[bool, typer.Option(
     envvar="ZZ_GATEWAY",
     help="speak the Open Inference Protocol (HTTP, gRPC) and TensorFlow Serving's REST, too",
 )]
+LLM = Annotated[str, _env("ZZ_LLM", _WEIGHTS)]
+LLMEngine = Annotated[str, _env("ZZ_LLM_ENGINE", "that runs it: auto, openvino or vllm")]
+LLMContext = Annotated[int, _env(
+    "ZZ_LLM_CONTEXT", "tokens of its prompt and answer [default: the model's own]", min=0)]
+LLMActive = Annotated[int, _env("ZZ_LLM_ACTIVE", "its answers that grow at a time", min=1)]
+LLMArgs = Annotated[Optional[list[str]], typer.Option(
+    "--llm-arg", envvar="ZZ_LLM_ARGS", help="further word of vLLM's command; may be repeated")]
+
+# %% ../../nbs/cli/05_services.ipynb #parse-llm
+def _parse_llm(
+    weights: str, engine: str, context_length: int, active: int, args: list[str],
+) -> Any:
+    "Return the configuration of a language model; None without one. Raise `ToolkitError`"
+    if not weights: return None
+    from zztoolkit.deploy.weights import parse_llm
+    return replace(
+        parse_llm(weights), engine=engine, context_length=context_length, max_active=active,
+        extra=tuple(args))
 
 # %% ../../nbs/cli/05_services.ipynb #run
 @command
 def run(
-    store: Store,
+    store: Store = None,
     models: Models = "",
     config: Config = None,
     keys: Keys = None,
@@ -198,8 +221,13 @@ def run(
     env: Variables = "",
     gateway: WithGateway = False,
     server: ServerName = "torchserve",
+    llm: LLM = "",
+    llm_engine: LLMEngine = "auto",
+    llm_context: LLMContext = 0,
+    llm_active: LLMActive = 8,
+    llm_arg: LLMArgs = None,
 ):
-    """Run a pod: verify the archives, serve them, and drain on SIGTERM
+    """Run a pod: verify archives and weights, serve them, and drain on SIGTERM
 
     Exit code 0: every request was answered; 75: some were cut off;
     1: it cannot serve, and its last lines say why.
@@ -215,6 +243,7 @@ def run(
     pod = PodConfig(
         store, parse_models(models), keys, tokens, tls, token_auth, front, host,
         pod_ports, work, endpoint_wait, settings, names, gateway, server,
+        _parse_llm(llm, llm_engine, llm_context, llm_active, llm_arg or []),
     )
     raise typer.Exit(run_pod(pod))
 
@@ -232,8 +261,12 @@ def image(
     server: Annotated[str, typer.Option(
         help=f"that runs the models: {name_servers()}; torchserve's image alone has Java",
     )] = "torchserve",
+    llm: Annotated[str, typer.Option(
+        help="engine of a language model: openvino, or vllm, whose own image is the base; "
+             "without archives the image has no Java then",
+    )] = "",
 ):
     "Write a pod's build context: Dockerfile, hash-locked requirements, and this toolkit's wheel"
     from zztoolkit.deploy.image import write_image_context
-    context = write_image_context(folder, archives or [], extra or [], server)
+    context = write_image_context(folder, archives or [], extra or [], server, llm)
     typer.echo(f"podman build -t NAME {shlex.quote(str(context))}")

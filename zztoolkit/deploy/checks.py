@@ -28,8 +28,8 @@ def _check_archives(release: Release) -> Check:
     places = ["archives"]
     if (release.folder / "container").is_dir(): places.append("container/models")
     problems = list(filter(None, (_archive_problem(release, m, place) for m in release.models for place in places)))
-    models = ", ".join(map(describe_model, release.models))
-    return Check("archives", not problems, "; ".join(problems) or models, "zz deploy render it again", required=True)
+    served = ", ".join(map(describe_model, release.served))
+    return Check("archives", not problems, "; ".join(problems) or served, "zz deploy render it again", required=True)
 
 def _archive_problem(release: Release, model: Mapping[str, Any], place: str) -> str:
     "Return what is wrong with an archive, '' if nothing is"
@@ -119,7 +119,7 @@ def _check_image(release: Release) -> Check:
 def _check_server(release: Release) -> Iterator[Check]:
     "Compare the server that pods start with the one that their image was written for"
     file = release.folder / "container" / "Dockerfile"
-    if not file.is_file(): return
+    if not file.is_file() or not release.models: return
     kind, own = release.section("server").get("kind", DEFAULT_SERVER), _server_of(file.read_text())
     detail = f"{kind}, in pods and in their image"
     if own != kind: detail = f"pods start {kind}, and their image was written for {own}"

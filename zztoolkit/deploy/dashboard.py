@@ -122,6 +122,27 @@ def _machine_panels() -> list[Panel]:
         Panel("Memory of the limit", "percentunit", {"{{pod}}": memory}, width=12, most=1),
     ]
 
+# %% ../../nbs/deploy/15_dashboard.ipynb #llm
+def _either(query: str, own: str, of_vllm: str) -> str:
+    "Return a query of METRIC for a language model on our own server, or on vLLM's"
+    return f"{query.replace('METRIC', own)} or {query.replace('METRIC', of_vllm)}"
+
+def _llm_panels() -> list[Panel]:
+    grows = f"sum (rate(METRIC{{{_OF}}}[$__rate_interval]))"
+    tokens = _either(grows, "zz_llm_generated_tokens_total", "vllm:generation_tokens_total")
+    active = _either(f"sum (METRIC{{{_OF}}})", "zz_llm_active_requests", "vllm:num_requests_running")
+    waiting = _either(f"sum (METRIC{{{_OF}}})", "zz_llm_waiting_requests", "vllm:num_requests_waiting")
+    first = _either(
+        f"sum by (le) (rate(METRIC{{{_OF}}}[$__rate_interval]))",
+        "zz_llm_time_to_first_token_seconds_bucket", "vllm:time_to_first_token_seconds_bucket")
+    return [
+        Panel("First token", "s", {f"p{q}": f"histogram_quantile({q / 100:g}, {first})" for q in (50, 95)},
+              about="from a request to the first token of its answer, the wait for a place in it"),
+        Panel("Tokens of answers", "short", {"in a second": tokens}),
+        Panel("Answers", "short", {"grow": active, "wait for a place": waiting},
+              about="those that wait are what keda scales on"),
+    ]
+
 # %% ../../nbs/deploy/15_dashboard.ipynb #gpu
 def _gpu_panels() -> list[Panel]:
     def dcgm(title: str, unit: str, query: str, most: float | None = None, about: str = "", legend: str = "") -> Panel:
@@ -144,6 +165,7 @@ def panels() -> dict[str, list[Panel]]:
         "What callers experience": _caller_panels(),
         "Where the time of a request goes": _time_panels(),
         "What is served": _served_panels(),
+        "Language model": _llm_panels(),
         "CPU and memory": _machine_panels(),
         "GPU (dcgm-exporter)": _gpu_panels(),
     }

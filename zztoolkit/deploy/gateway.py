@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .pod_config import allowed_environment, PodConfig
 from ..gateway.gateway import GatewayProcess, require_packages, rows_at_once
@@ -15,13 +16,16 @@ from ..gateway.models import ModelDescription, Models, read_model
 from ..gateway.process import Plan
 from ..serving.torchserve.config import free_ports
 
+if TYPE_CHECKING:
+    from zztoolkit.deploy.language_model import LanguageModel
+
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/deploy/04a_gateway.ipynb #pod-gateway
 class PodGateway:
     "Gateway of a pod; the proxy in front of it checks callers"
-    def __init__(self, pod: PodConfig):
+    def __init__(self, pod: PodConfig, llm: LanguageModel | None = None):
         require_packages()
         self.process: GatewayProcess | None = None
         self.models: list[ModelDescription] = []    # that are announced
@@ -31,7 +35,7 @@ class PodGateway:
         self.plan = Plan(
             f"http://127.0.0.1:{pod.ports.inference}", http, grpc, settings.response_timeout + 5,
             settings.max_request_size, settings.drain_timeout,
-            at_once=rows_at_once(settings.job_queue_size))
+            at_once=rows_at_once(settings.job_queue_size), llms=[llm.address] if llm else [])
 
     def start(self):
         "Start it, and wait until it responds. Raise `ToolkitError`"

@@ -50,8 +50,9 @@ def objects_in(manifest: str) -> list[dict]:
     return [o for o in yaml.safe_load_all(manifest) if o]
 
 def describe_model(model: Mapping[str, Any]) -> str:
-    "Return name, version and digest of a model's values"
-    return f"{model['name']} {model['version']} ({model['sha256'][:12]})"
+    "Return name, version and digest of a model's values; a language model has no version"
+    words = model["name"], model.get("version", ""), f"({model['sha256'][:12]})"
+    return " ".join(filter(None, words))
 
 # %% ../../nbs/deploy/10_helm.ipynb #release
 @dataclass(frozen=True)
@@ -103,5 +104,11 @@ class Release:
         "Return every Kubernetes object of the release, tests included. Raise `ToolkitError` if values are wrong"
         return objects_in(helm("template", self.name, *self.args, "-n", namespace))
 
+    @property
+    def served(self) -> list[dict[str, Any]]:
+        "Values of each model, and of the language model"
+        llm = self.section("llm")
+        return [*self.models, llm] if llm.get("name") else self.models
+
     def __str__(self) -> str:
-        return f"{self.name} in {self.folder}: {', '.join(map(describe_model, self.models))}"
+        return f"{self.name} in {self.folder}: {', '.join(map(describe_model, self.served))}"

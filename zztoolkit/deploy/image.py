@@ -15,6 +15,7 @@ from ..archive.signing import signature_of
 from .pod_config import usual_pattern
 from .wheel import own_wheel, pip
 from ..errors import ToolkitError
+from ..llm.engines import check_engine
 from ..serving.server import DEFAULT_SERVER, server_kind
 from ..system import sha256
 
@@ -63,14 +64,19 @@ def _lock_line(package: dict) -> str:
         do="install it from a package index")
 
 # %% ../../nbs/deploy/08_image.ipynb #needed-extras
-def needed_extras(mars: Sequence[Mar], server: str = DEFAULT_SERVER) -> list[str]:
-    "Return this toolkit's extras that the archives' backends, devices and tokenizers need, and the server"
+def needed_extras(
+    mars: Sequence[Mar],
+    server: str = DEFAULT_SERVER,
+    llm: str = "",      # engine of a language model
+) -> list[str]:
+    "Return this toolkit's extras that the archives' backends, devices and tokenizers need, the server, and the engine"
     artifacts = [a for m in mars for a in m.artifacts.values()]
     backends = {a.get("backend") or a["engine"] for a in artifacts} & {"openvino", "tensorrt"}
     devices = {"gpu"} if any(a["device"] == "cuda" for a in artifacts) else set()
     texts = {"text"} if any("tokenizer.json" in m.files for m in mars) else set()
     servers = {server} - {DEFAULT_SERVER}
-    return sorted(backends | devices | texts | servers | {"gateway"})
+    engines = {"llm"} if llm == "openvino" else set()       # vLLM comes with the image's base
+    return sorted(backends | devices | texts | servers | engines | {"gateway"})
 
 def _with_extras(wheel: Path, extras: Sequence[str]) -> str:
     return f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
@@ -81,9 +87,11 @@ def write_image_context(
     archives: Sequence[Path] = (),   # to bake in; none: the pod mounts them
     extra: Sequence[str] = (),       # packages that handlers import, as pip takes them
     server: str = DEFAULT_SERVER,    # that runs the models
+    llm: str = "",                   # engine of a language model: openvino or vllm; without archives there is no Java then
 ) -> Path: # the folder
-    "Write what `podman build` (or docker) needs. Raise `ToolkitError` for an unknown server"
+    "Write what `podman build` (or docker) needs. Raise `ToolkitError` for an unknown server or engine"
     server_kind(server)
+    if llm: check_engine(llm)
     if folder.is_file():
         raise ToolkitError(
             f"{folder} is a file",
@@ -93,10 +101,10 @@ def write_image_context(
     for old in (*folder.glob("*.whl"), *models.iterdir()): old.unlink()
     mars = [open_mar(a) for a in archives]
     _copy_archives(mars, models)
-    wheel = _with_extras(own_wheel(folder), needed_extras(mars, server))
+    wheel = _with_extras(own_wheel(folder), needed_extras(mars, server, llm))
     lines = lock_requirements(wheel, *extra)
     (folder / "requirements.lock").write_text("\n".join(lines) + "\n")
-    (folder / "Dockerfile").write_text(dockerfile(server))
+    (folder / "Dockerfile").write_text(dockerfile(server, llm, has_models=bool(mars) or not llm))
     script = folder / "entrypoint.sh"
     script.write_text(entrypoint())
     script.chmod(0o644)
@@ -114,10 +122,18 @@ def _copy_archives(mars: Sequence[Mar], folder: Path):
 # %% ../../nbs/deploy/08_image.ipynb #dockerfile
 _FRONTEND = "/opt/zztoolkit/lib/python{python}/site-packages/ts/frontend"    # TorchServe's, in Java
 
-def dockerfile(server: str = DEFAULT_SERVER) -> str:
-    "Return the Dockerfile, for the Python that runs here; without Java where the server needs none"
-    has_java = server == DEFAULT_SERVER
+BASES = {"vllm": "vllm/vllm-openai:latest"}     # that has the engine; others are installed
+PYTHON_IMAGE = "python:{python}-slim-bookworm"
+
+def dockerfile(
+    server: str = DEFAULT_SERVER,
+    llm: str = "",              # engine of a language model
+    has_models: bool = True,    # besides the language model
+) -> str:
+    "Return the Dockerfile, for the Python that runs here; without Java where nothing needs it"
+    has_java = has_models and server == DEFAULT_SERVER
     words = {
+        "{base}": BASES.get(llm, PYTHON_IMAGE),
         "{java}": "default-jre-headless " if has_java else "",
         "{tidy}": "" if has_java else f" && rm -r {_FRONTEND}",
         "{server}": server,

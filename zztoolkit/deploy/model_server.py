@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TYPE_CHECKING
+from typing import Any, Protocol, TYPE_CHECKING
 
+from .pages import Pages
+from .pod_config import PodConfig
 from .verifying import VerifiedArchive
 
 if TYPE_CHECKING:
@@ -63,3 +65,27 @@ class ModelServer(Protocol):
 
     def stop(self) -> None:
         "Kill it and everything that it started: nothing is in flight"
+
+# %% ../../nbs/deploy/04c_model_server.ipynb #no-models
+class NoModels:
+    "Nothing, where a language model is alone; Prometheus finds an empty page at the port for metrics"
+    title, responds = "no model server", True
+    process: subprocess.Popen | None = None
+
+    def __init__(self, pod: PodConfig):
+        self.pod = pod
+        self.models: Any = None     # nobody asks them: there are no names
+        self.pages: Pages | None = None
+
+    def start(self, archives: Sequence[VerifiedArchive]):
+        self.pages = Pages(self.pod.host, self.pod.ports.metrics, lambda path: (200, ""))
+
+    def tend(self, *others: subprocess.Popen): pass
+    def failure(self, archive: VerifiedArchive) -> str: return ""
+    def workers(self) -> list[WorkerStatus]: return []
+    def exits(self) -> dict[int, int]: return {}
+    def take_key(self) -> str: return ""
+    def last_lines(self) -> str: return ""
+
+    def stop(self):
+        if self.pages: self.pages.close()

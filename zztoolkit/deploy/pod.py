@@ -24,10 +24,12 @@ __all__ = ['run_pod']
 
 # %% ../../nbs/deploy/06_pod.ipynb #check-processes
 def _check_processes(server: Server):
-    "Raise `ToolkitError` if the model server, haproxy or the gateway has ended"
+    "Raise `ToolkitError` if a process has ended that is not started again"
     model_server = server.model_server
     parts = {"haproxy": server.proxy, "the gateway": server.gateway}
-    model_server.tend(*(p.process for p in parts.values() if p and p.process))
+    others = (*parts.values(), server.llm)
+    model_server.tend(*(p.process for p in others if p and p.process))
+    if server.llm: server.llm.tend()
     process = model_server.process      # None as long as it starts
     if process and process.poll() is not None:
         raise ToolkitError(
@@ -90,7 +92,7 @@ class Watch:
         self.notices = notices
 
     def _report_exits(self):
-        exits = list(self.server.model_server.exits().items())
+        exits = list(self.server.exits().items())
         for pid, code in exits[self.n_exits:]: say(f"worker {pid} ended: {describe_exit_code(code)}")
         self.n_exits = len(exits)
 
@@ -157,6 +159,7 @@ def _serve(server: Server, stop: threading.Event, hurry: threading.Event) -> boo
     "Verify, start and watch until `stop`; then drain. Return whether every request was answered"
     archives = verify_all(server.pod, server.folder / "store")
     for a in archives: say(str(a))
+    if server.llm: say(server.llm.verify())
     server.start(archives)
     watch = Watch(server)
     while not stop.wait(0.5): watch.look()

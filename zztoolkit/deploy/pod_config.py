@@ -9,9 +9,11 @@ import os, re, sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..archive.rules import check_name
+from .weights import LLMConfig
 from ..errors import ToolkitError
 from ..serving.server import DEFAULT_SERVER, server_kind
 from ..serving.torchserve.config import Settings
@@ -70,7 +72,7 @@ class Ports:
 @dataclass(frozen=True)
 class PodConfig:
     "Configuration of a pod: what it serves, and how"
-    store: Path                        # folder of the archives
+    store: Path | None                 # folder of the archives; None: a language model alone
     models: Sequence[ModelRef] = ()    # none: every archive of the store
     keys: Path | None = None           # public keys, one of which must have signed every archive
     tokens: Path | None = None         # file of the tokens that callers show to the proxy
@@ -85,6 +87,7 @@ class PodConfig:
     env: Sequence[str] = ()            # names of further environment variables for handlers
     gateway: bool = False              # the Open Inference Protocol and TensorFlow Serving's REST, too
     server: str = DEFAULT_SERVER       # that runs the models, of `SERVERS`
+    llm: LLMConfig | None = None       # language model, beside the archives or alone
 
     def __post_init__(self):
         if not self.front and (self.tokens or self.tls):
@@ -92,11 +95,18 @@ class PodConfig:
                 "tokens and TLS need the proxy",
                 found="--tokens or --tls with --no-front",
                 do="leave one of them out")
-        if self.gateway and not self.front:
-            raise ToolkitError("the gateway needs the proxy", found="--gateway with --no-front")
+        if self.has_gateway and not self.front:
+            option = "--gateway" if self.gateway else "--llm"
+            raise ToolkitError("the gateway needs the proxy", found=f"{option} with --no-front")
+        if self.llm and self.own_tokens:
+            raise ToolkitError(
+                "a language model has no tokens of its own",
+                found="neither --tokens nor --no-token-auth",
+                do="--tokens FILE, one a line; --no-token-auth only where a gateway authenticates")
         self._check_server()
-        if not self.store.is_dir():
-            raise ToolkitError(f"{self.store} is not a folder", do="give the folder of the archives")
+        if self.store and self.store.is_dir() or self.llm and not self.store: return
+        problem = f"{self.store} is not a folder" if self.store else "nothing to serve"
+        raise ToolkitError(problem, do="give the folder of the archives")
 
     def _check_server(self):
         server_kind(self.server)
@@ -106,6 +116,17 @@ class PodConfig:
             found="--no-front",
             do="leave it out, or --server torchserve")
 
+    @cached_property
+    def has_archives(self) -> bool:
+        "Whether there are archives to serve; a language model may be alone"
+        if self.models or not self.llm: return True
+        return bool(self.store and any(self.store.glob("*.mar")))
+
+    @property
+    def has_gateway(self) -> bool:
+        "Whether it speaks standard protocols; a language model is reached by one"
+        return self.gateway or self.llm is not None
+
     @property
     def own_tokens(self) -> bool:
         "Whether callers show the model server's own keys"
@@ -114,7 +135,7 @@ class PodConfig:
     @property
     def hidden_key(self) -> bool:
         "Whether the proxy shows the model server a key that callers never see"
-        return self.front and not self.own_tokens
+        return self.front and self.has_archives and not self.own_tokens
 
 # %% ../../nbs/deploy/01_pod_config.ipynb #allowed-environment
 _ALLOWED = """PATH HOME USER LOGNAME SHELL HOSTNAME TERM PWD LANG LANGUAGE TZ TMPDIR TEMP TMP

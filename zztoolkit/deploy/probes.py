@@ -41,11 +41,12 @@ _VERSION = ("model_name", "model_version")
 
 def _server_metrics(server: Server) -> Iterator[Metric]:
     in_service = server.was_ready and not server.is_draining
-    archives = {(a.name, a.mar.version, a.mar.digest, a.signed_by): 1 for a in server.archives}
-    exits = Counter(server.model_server.exits().values())
+    served = {(a.name, a.mar.version, a.mar.digest, a.signed_by): 1 for a in server.archives}
+    if llm := server.llm: served[llm.name, llm.digest[:12], llm.digest, ""] = 1
+    exits = Counter(server.exits().values())
     yield _gauge("zz_draining", "1 from SIGTERM on", (), {(): server.is_draining})
     yield _gauge("zz_in_service", "1 from the first time it was ready to SIGTERM", (), {(): in_service})
-    yield _gauge("zz_model_info", "archives that are served", (*_VERSION, "digest", "signed_by"), archives)
+    yield _gauge("zz_model_info", "archives and weights that are served", (*_VERSION, "digest", "signed_by"), served)
     yield _counter("zz_worker_exits", "workers that ended, by exit code", ("code",),
                    {(str(code),): n for code, n in sorted(exits.items())})
 
@@ -82,7 +83,8 @@ def metrics(server: Server) -> str:
     "Return the text of `/metrics`"
     registry = CollectorRegistry()
     registry.register(ServerCollector(server))
-    return generate_latest(registry).decode()
+    of_llm = server.llm.metrics() if server.llm else ""
+    return generate_latest(registry).decode() + of_llm
 
 # %% ../../nbs/deploy/05a_probes.ipynb #responder
 PATHS = ("/livez", "/readyz", "/metrics")

@@ -9,6 +9,7 @@ import hashlib, json, re, resource
 from pathlib import Path
 
 from ..errors import ToolkitError
+from ..llm.errors import ApiError
 from ..system import usable_cores
 
 # %% auto #0
@@ -89,16 +90,18 @@ backend torchserve
   server torchserve 127.0.0.1:{target}
 {backends}"""
 
-# The gateway's paths: /v2 of the Open Inference Protocol, /v1/models of TensorFlow Serving, and gRPC,
-# whose good responses name their model.
-_GATEWAY_MODELS = """  http-request set-var(txn.model) path,field(4,/),field(1,:) if { path_beg /v2/models/ }
+# The gateway's paths: /v2 of the Open Inference Protocol, /v1/models of TensorFlow Serving, those of OpenAI's API,
+# and gRPC, whose good responses name their model.
+_GATEWAY_MODELS = """  acl openai path /v1/chat/completions /v1/completions /v1/embeddings /v1/models
+  http-request unset-var(txn.model) if openai
+  http-request set-var(txn.model) path,field(4,/),field(1,:) if { path_beg /v2/models/ }
   http-request set-var(txn.model) path,field(4,/),field(1,:) if { path_beg /v1/models/ }
   http-response set-var(txn.model) res.hdr(zz-model) if { res.hdr(zz-model) -m found }
   http-response del-header zz-model
 """
 _GATEWAY_ROUTES = """  acl rpc req.fhdr(content-type) -m beg application/grpc
   use_backend gateway_grpc if rpc
-  use_backend gateway if { path /v2 } or { path_beg /v2/ } or { path_beg /v1/models/ }
+  use_backend gateway if openai or { path /v2 } or { path_beg /v2/ } or { path_beg /v1/models/ }
 """
 _GATEWAY_BACKENDS = """backend gateway
   server gateway 127.0.0.1:{http}
@@ -115,7 +118,8 @@ _ACCESS = """  acl one_header req.fhdr_cnt(authorization) eq 1
   http-request del-header describe
 """
 # The same in the words of the gateway's protocols, whose clients read `error`. A gRPC probe has no token.
-_ACCESS_STANDARD = """  http-request allow if {{ path_beg /grpc.health.v1.Health/ }} {{ req.fhdr(content-type) -m beg application/grpc }}
+_ACCESS_STANDARD = """  http-request return status 401 content-type application/json string '{no_key}' hdr WWW-Authenticate Bearer if openai !one_header or openai !bearer or openai !known
+  http-request allow if {{ path_beg /grpc.health.v1.Health/ }} {{ req.fhdr(content-type) -m beg application/grpc }}
   acl standard path /v2
   acl standard path_beg /v2/ /v1/models/
   http-request return status 401 content-type application/json string '{no_token}' hdr WWW-Authenticate Bearer if standard !one_header or standard !bearer or standard !known
@@ -148,6 +152,7 @@ _ERRORS = {
 _NO_FORM = ("forms are not supported, and curl sends one by default: "
             "send it with Content-Type: application/octet-stream, or application/json")
 _NO_TOKEN = "give one token, in one header: Authorization: Bearer TOKEN"
+_NO_KEY = json.dumps(ApiError(401, _NO_TOKEN, None, "invalid_api_key").to_dict())
 
 # %% ../../nbs/deploy/03_proxy_config.ipynb #proxy-config
 def _max_connections() -> int:
@@ -170,7 +175,7 @@ def haproxy_config(
     not_up = _error_body(503, *_ERRORS[503])
     errors = [f"  http-error status {code} content-type application/json string '{_error_body(code, *words)}'"
               for code, words in _ERRORS.items()]
-    standard = _ACCESS_STANDARD.format(no_token=json.dumps({"error": _NO_TOKEN}))
+    standard = _ACCESS_STANDARD.format(no_token=json.dumps({"error": _NO_TOKEN}), no_key=_NO_KEY)
     access = _ACCESS.format(
         folder=folder, standard=standard if gateway else "",
         no_token=_error_body(401, "Unauthorized", _NO_TOKEN))

@@ -80,7 +80,7 @@ def diff(
     "Return what applying a release would change. Raise `ToolkitError` if no cluster responds"
     objects = release.objects(namespace)
     if against is None: return diff_objects(objects_in(_manifest(release.name, namespace)), objects)
-    models = diff_models(against.models, release.models)
+    models = diff_models(against.served, release.served)
     return "\n".join(filter(None, [*models, diff_objects(against.objects(namespace), objects)]))
 
 def _manifest(name: str, namespace: str) -> str:

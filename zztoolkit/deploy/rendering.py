@@ -19,7 +19,7 @@ from .helm import Release
 from .image import write_image_context
 from .verifying import check_one_version, check_versions_differ
 from zztoolkit.deploy.values import (
-    chart_folder, check_examples, Example, examples_of, find_archive, model_values,
+    chart_folder, check_examples, Example, examples_of, find_archive, LLMWeights, model_values,
     read_own_values, resources, stored_name, work_size,
 )
 from ..errors import ToolkitError
@@ -59,9 +59,9 @@ def archive_set_digest(models: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
 # %% ../../nbs/deploy/11_rendering.ipynb #check-versions
-def _check_versions(mars: Sequence[Mar]):
-    "Raise `ToolkitError` for no archive, or two of one version"
-    if not mars: raise ToolkitError("nothing to render", do="give one or more archives")
+def _check_versions(mars: Sequence[Mar], llm: LLMWeights | None = None):
+    "Raise `ToolkitError` for nothing to serve, or two archives of one version"
+    if not mars and not llm: raise ToolkitError("nothing to render", do="give one or more archives, or --llm")
     versions = [(m.name, m.version) for m in mars]
     check_versions_differ(versions, do="give one of them another version")
 
@@ -110,6 +110,15 @@ def _models_dockerfile(archives: Path, models: Sequence[Mapping[str, Any]]) -> s
     files = [p.name for m in models for p in sorted(archives.glob(f"{m['file']}*"))]
     return _MODELS_IMAGE.replace("FILES", " ".join(files))
 
+_LLM_IMAGE = """# The weights alone, for `llm.volume.image`: podman build -f llm.Dockerfile -t NAME FOLDER-OF-THE-WEIGHTS
+FROM scratch
+COPY FILES /
+"""
+
+def _llm_dockerfile(llm: LLMWeights) -> str:
+    "Return the Dockerfile of an image of a language model's weights"
+    return _LLM_IMAGE.replace("FILES", llm.files.path.name if llm.files.kind == "gguf" else ".")
+
 # %% ../../nbs/deploy/11_rendering.ipynb #chart
 def _write_chart(folder: Path, models: Sequence[dict], examples: Mapping[str, Example]):
     "Copy the chart, add the examples, and name each model's example in its values"
@@ -135,18 +144,21 @@ class RenderOptions:
     models_image: str = ""
     progress: Callable[[str], None] = lambda step: None
     server: str = DEFAULT_SERVER    # that runs the models
+    llm: LLMWeights | None = None
 
 # %% ../../nbs/deploy/11_rendering.ipynb #values
 def _format_values(options: RenderOptions, mars: Sequence[Mar], models: Sequence[dict]) -> str:
     "Return values.yaml of a release"
     import yaml
+    llm = options.llm
     image = options.image or f"{options.name}:{archive_set_digest(models)}"
     values = dict(
-        image=parse_image(image), models=list(models), resources=resources(mars, options.server),
-        server={"kind": options.server, "workSize": work_size(mars)})
+        image=parse_image(image), models=list(models), resources=resources(mars, options.server, llm),
+        server={"kind": options.server, "workSize": work_size(mars, llm)})
+    if llm: values["llm"] = llm.to_values()
     if options.models_image: values["store"] = {"image": options.models_image}
     devices = {a.get("device") for m in mars for a in m.artifacts.values()}
-    if "cuda" in devices: values["gpu"] = {"count": 1}
+    if "cuda" in devices or llm and llm.engine == "vllm": values["gpu"] = {"count": 1}
     head = "# Written by `zz deploy render`. Your own values go into another file: --values FILE.\n"
     return head + yaml.safe_dump(values, sort_keys=False)
 
@@ -164,25 +176,28 @@ def render(
     keys: str | Path | None = None,             # a public key, or a folder of them: every archive must be signed with one
     progress: Callable[[str], None] = lambda step: None,
     server: str = DEFAULT_SERVER,               # that runs the models
+    llm: str = "",                              # NAME=FOLDER or NAME=FILE.gguf: a language model, beside the archives or alone
 ) -> Release:
     "Write a container build and a chart for archives. Each is copied and the copy verified first; nothing of it runs"
     to = Path(to)
     stores, trusted = [default_store(), to / "archives"], public_keys(Path(keys)) if keys else []
     originals = [find_archive(a, stores) for a in archives]
-    _check_versions(originals)
+    weights = LLMWeights.read(llm) if llm else None
+    _check_versions(originals, weights)
     server_kind(server)
     check_one_version([m.name for m in originals], server)
     check_examples(originals, examples or {})
     if values: read_own_values(Path(values))
     if image: parse_image(image)
-    name = name or re.sub("[_.]", "-", originals[0].name.lower())
+    first = originals[0].name if originals else weights.name if weights else ""
+    name = name or re.sub("[_.]", "-", first.lower())
     _check_name(name)
     options = RenderOptions(
         name, image, Path(values) if values else None, examples or {},
-        not image if build is None else build, packages, models_image, progress, server)
+        not image if build is None else build, packages, models_image, progress, server, weights)
     with _build_folder(to) as folder:
         mars = [copy_verified(a, stores, folder / str(i), trusted) for i, a in enumerate(archives)]
-        _check_versions(mars)
+        _check_versions(mars, weights)
         _write_release(folder, to, mars, options)
         _replace(folder, to)
     return Release(to, name)
@@ -201,8 +216,10 @@ def _write_release(folder: Path, to: Path, mars: Sequence[Mar], options: RenderO
     if options.build:
         options.progress("finding the digests of all packages for the container build")
         files = [kept / m["file"] for m in models]
-        write_image_context(folder / "container", files, options.packages, options.server)
-    (folder / "models.Dockerfile").write_text(_models_dockerfile(kept, models))
+        engine = options.llm.engine if options.llm else ""
+        write_image_context(folder / "container", files, options.packages, options.server, engine)
+    if models: (folder / "models.Dockerfile").write_text(_models_dockerfile(kept, models))
+    if options.llm: (folder / "llm.Dockerfile").write_text(_llm_dockerfile(options.llm))
     (folder / "values.yaml").write_text(settings)
     if options.values: shutil.copyfile(options.values, folder / "own-values.yaml")
     (folder / "release.json").write_text(json.dumps({"name": options.name}) + "\n")
@@ -222,9 +239,13 @@ def _build_folder(to: Path) -> Iterator[Path]:
         if is_new:
             with suppress(OSError): to.rmdir()
 
+_WRITTEN = (
+    "values.yaml", "own-values.yaml", "release.json", "models.Dockerfile", "llm.Dockerfile",
+    "rayservice.yaml")
+
 def _replace(new: Path, to: Path):
     "Replace the earlier release in `to`, except its archives, by the new one"
     for old in to.iterdir():
         if old.name in ("chart", "container"): shutil.rmtree(old)
-        elif old.name in ("values.yaml", "own-values.yaml", "release.json", "models.Dockerfile", "rayservice.yaml"): old.unlink()
+        elif old.name in _WRITTEN: old.unlink()
     for part in new.iterdir(): part.rename(to / part.name)

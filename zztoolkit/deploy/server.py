@@ -12,7 +12,8 @@ from prometheus_client import Histogram
 
 from .any_server import AnyServer
 from .gateway import PodGateway
-from .model_server import ModelServer, WorkerStatus
+from .language_model import LanguageModel
+from .model_server import ModelServer, NoModels, WorkerStatus
 from .pod_config import PodConfig
 from .proxy import Proxy, use_key
 from .torchserve import TorchServe
@@ -43,10 +44,10 @@ class Server:
     def __init__(self, pod: PodConfig, folder: Path):
         self.pod, self.folder = pod, folder
         self.archives: list[VerifiedArchive] = []
-        self.was_ready = self.is_draining = False
-        kind = TorchServe if pod.server == DEFAULT_SERVER else AnyServer
-        self.model_server: ModelServer = kind(pod, folder)
-        self.gateway = PodGateway(pod) if pod.gateway else None
+        self.is_started = self.was_ready = self.is_draining = False
+        self.model_server = _model_server(pod, folder)
+        self.llm = LanguageModel(pod, pod.llm) if pod.llm else None
+        self.gateway = PodGateway(pod, self.llm) if pod.has_gateway else None
         self.proxy = _proxy(pod, folder, self.gateway) if pod.front else None
         self.latency = Latency([])
 
@@ -54,6 +55,8 @@ class Server:
         "Start the model server, the gateway and the proxy. Raise `ToolkitError` if one of them does not come up"
         self.archives = archives
         self.model_server.start(archives)
+        if self.llm: self.llm.start()
+        self.is_started = True
         self.latency = Latency(list({a.name for a in archives}))
         if self.gateway: self.gateway.start()
         if self.proxy: self.proxy.start(self.latency.observe)
@@ -67,8 +70,16 @@ class Server:
         if self.proxy and self.pod.hidden_key: use_key(self.proxy, self.model_server.take_key())
 
     def workers(self) -> list[WorkerStatus]:
-        "Return the status of every version. Raise `ToolkitError` if the model server does not respond"
-        return self.model_server.workers()
+        """Return the status of every version, and of the language model after them.
+
+        Raise `ToolkitError` if the model server does not respond.
+        """
+        workers = self.model_server.workers()
+        return [*workers, self.llm.status()] if self.llm else workers
+
+    def exits(self) -> dict[int, int]:
+        "Return the exit codes of the workers that failed, by process id"
+        return self.model_server.exits() | (self.llm.exits if self.llm else {})
 
     def wait_idle(self, timeout: float) -> bool:
         "Wait until no worker has a request. Return whether that happened in time"
@@ -77,12 +88,13 @@ class Server:
 
     @property
     def is_live(self) -> bool:
-        "Whether the model server and the proxy run and respond"
+        "Whether the servers and the proxy run and respond"
+        if not self.is_started: return True     # archives are being verified
         process = self.model_server.process
-        if process is None: return True         # archives are being verified
-        if process.poll() is not None: return False
+        if process and process.poll() is not None: return False
         in_service = self.was_ready and not self.is_draining
         if in_service and self.proxy and not self.proxy.responds: return False
+        if self.llm and not self.llm.is_live: return False
         return self.model_server.responds or not self.was_ready      # it does not respond before it is up
 
     @property
@@ -96,13 +108,19 @@ class Server:
     def stop(self):
         "End everything: nothing is in flight"
         if self.gateway: self.gateway.stop()
+        if self.llm: self.llm.stop()
         self.model_server.stop()
         if self.proxy: self.proxy.stop()
 
 # %% ../../nbs/deploy/05_server.ipynb #proxy
+def _model_server(pod: PodConfig, folder: Path) -> ModelServer:
+    if not pod.has_archives: return NoModels(pod)
+    return TorchServe(pod, folder) if pod.server == DEFAULT_SERVER else AnyServer(pod, folder)
+
 def _proxy(pod: PodConfig, folder: Path, gateway: PodGateway | None) -> Proxy:
     timeout = pod.settings.response_timeout + 10
     ports = pod.ports
+    target = gateway.ports[0] if gateway and not pod.has_archives else ports.inference
     return Proxy(
-        folder, pod.host, ports.front, ports.inference, pod.tokens, timeout, pod.tls,
+        folder, pod.host, ports.front, target, pod.tokens, timeout, pod.tls,
         pod.hidden_key, gateway.ports if gateway else None)

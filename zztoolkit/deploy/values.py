@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..archive.mar import Mar, open_mar
+from .weights import parse_llm, verify_weights, weights_files
 from ..errors import ToolkitError
 from ..handler.wire import encode_request
+from ..llm.model import find_model, ModelFiles
 from ..serving.server import DEFAULT_SERVER
 
 # %% auto #0
@@ -53,6 +56,40 @@ def model_values(mar: Mar) -> dict[str, Any]:
         name=mar.name, version=mar.version, file=stored_name(mar), sha256=mar.digest,
         workers=sizes.workers, batchSize=sizes.batch_size, maxBatchDelay=sizes.max_batch_delay)
 
+# %% ../../nbs/deploy/09_values.ipynb #llm-weights
+LLM_CORES = 4       # for a language model's engine, or for what feeds a GPU
+
+@dataclass(frozen=True)
+class LLMWeights:
+    "Weights of a language model that pods are to serve"
+    name: str
+    files: ModelFiles
+    digest: str
+    size: int       # bytes
+
+    @classmethod
+    def read(cls, text: str) -> LLMWeights: # NAME=FOLDER, as `zz run --llm` takes it
+        "Read weights, and compute their digest. Raise `ToolkitError`"
+        config = parse_llm(text)
+        paths = [config.path] if config.path.is_file() else weights_files(config.path)
+        size = sum(p.stat().st_size for p in paths)
+        return cls(config.name, find_model(config.path), verify_weights(config), size)
+
+    @property
+    def engine(self) -> str: return "vllm" if self.files.kind == "safetensors" else "openvino"
+
+    @property
+    def memory(self) -> int:
+        "Bytes that its engine needs besides a GPU's, by a rule of thumb: weights, keys and values, libraries"
+        return 3 * self.size // 2 + 2 * GIB
+
+    def to_values(self) -> dict[str, Any]:
+        "Return its section of the chart's values, where the weights' files are a volume"
+        file = self.files.path.name if self.files.kind == "gguf" else ""
+        return {"name": self.name, "file": file, "sha256": self.digest, "engine": self.engine}
+
+    def __str__(self) -> str: return f"{self.name} ({self.digest[:12]})"
+
 # %% ../../nbs/deploy/09_values.ipynb #resources
 GIB = 1 << 30
 FRONTEND_BYTES = 3 * GIB // 2     # of Java or of Ray, the proxy and the supervisor
@@ -67,18 +104,27 @@ def worker_memory(mar: Mar) -> int:
     "Return the bytes that its workers need, by a rule of thumb"
     return mar.sizes.workers * (WORKER_BYTES + 3 * mar.unpacked_size)
 
-def resources(mars: Sequence[Mar], server: str = DEFAULT_SERVER) -> dict[str, Any]:
+def resources(
+    mars: Sequence[Mar],
+    server: str = DEFAULT_SERVER,
+    llm: LLMWeights | None = None,      # beside the archives, or alone
+) -> dict[str, Any]:
     "Return the server's requests, which are its limits too"
-    own = MOSEC_BYTES if server == "mosec" else FRONTEND_BYTES
-    memory = own + sum(map(worker_memory, mars))
+    own = MOSEC_BYTES if server == "mosec" or not mars else FRONTEND_BYTES
+    memory = own + sum(map(worker_memory, mars)) + (llm.memory if llm else 0)
     half_gibs = math.ceil(2 * memory / GIB)
-    size = {"cpu": str(1 + sum(map(worker_threads, mars))), "memory": f"{half_gibs * 512}Mi"}
+    cores = 1 + sum(map(worker_threads, mars)) + (LLM_CORES if llm else 0)
+    size = {"cpu": str(cores), "memory": f"{half_gibs * 512}Mi"}
     return {"requests": size, "limits": dict(size)}
 
-def work_size(mars: Sequence[Mar]) -> str:
-    "Return the size of a pod's work folder: the archives packed and unpacked, and 2 GiB for logs and handlers"
+def work_size(mars: Sequence[Mar], llm: LLMWeights | None = None) -> str:
+    """Return the size of a pod's work folder: the archives packed and unpacked, and 2 GiB for logs and handlers.
+
+    A .gguf file is converted there.
+    """
     archives = sum(m.path.stat().st_size + m.unpacked_size for m in mars)
-    return f"{2 + math.ceil(archives / GIB)}Gi"
+    converted = llm.size if llm and llm.files.kind == "gguf" else 0
+    return f"{2 + math.ceil((archives + converted) / GIB)}Gi"
 
 # %% ../../nbs/deploy/09_values.ipynb #examples
 MAX_EXAMPLES = 700 << 10    # bytes in a ConfigMap, which may have 1 MiB; base64 takes a third more

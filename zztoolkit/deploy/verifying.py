@@ -75,7 +75,8 @@ def verify_archive(ref: ModelRef, store: Path, folder: Path, keys: Sequence[Path
 
 # %% ../../nbs/deploy/02_verifying.ipynb #verify-all
 def verify_all(pod: PodConfig, folder: Path) -> list[VerifiedArchive]:
-    "Copy and verify every archive that the pod serves"
+    "Copy and verify every archive that the pod serves; none beside a language model alone"
+    if not pod.has_archives or not pod.store: return []
     keys = public_keys(pod.keys) if pod.keys else []
     refs = list(pod.models) or [ModelRef(p.name) for p in sorted(pod.store.glob("*.mar"))]
     if not refs: raise ToolkitError(f"no archive in {pod.store}", do="zz archive makes one")

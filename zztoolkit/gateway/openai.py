@@ -99,6 +99,9 @@ async def forward(llms: LanguageModels, request: Request, body: bytes) -> Any:
         if kind.startswith("text/event-stream"): return stream_response(parts_of(reply))
         try: whole = await while_connected(request, reply.aread())
         finally: await reply.aclose()
+    except httpx.ConnectError:
+        message = "the model's server does not respond: it is being started"
+        raise ApiError(503, message, None, "starting") from None
     except httpx.TimeoutException: raise ApiError(504, "no response in time") from None
     except httpx.HTTPError: raise ApiError(502, "the model's server does not respond") from None
     return Response(whole, reply.status_code, media_type=kind)

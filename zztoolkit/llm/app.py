@@ -47,7 +47,8 @@ class Places:
             message = f"{self.n_waiting} requests are waiting already"
             raise ApiError(429, message, None, "queue_full")
         self._count(waiting=1)
-        try: await self._free.acquire()
+        try:
+            with self.metrics.queue_time.time(): await self._free.acquire()
         finally: self._count(waiting=-1)
         self._count(active=1)
         try: yield

@@ -29,6 +29,7 @@ class ServiceOptions:
     max_request_size: int = 8 << 20 # bytes
     drain_timeout: float = 10       # seconds for answers that grow when the server stops
     token: str = field(default="", repr=False)      # that requests show
+    extra: tuple[str, ...] = ()     # further words of vLLM's command
 
 @dataclass(frozen=True)
 class Launch:
@@ -85,13 +86,17 @@ def has_gpu() -> bool:
         return pynvml.nvmlDeviceGetCount() > 0
     except Exception: return False      # no driver, or none that works
 
+def check_engine(name: str):
+    "Raise `ToolkitError` for an unknown engine"
+    if name in ENGINES: return
+    raise ToolkitError("no such engine", repr(name), f"auto, or one of {', '.join(ENGINES)}")
+
 def choose_engine(files: ModelFiles, name: str = "auto") -> str:
     """Return the name of an engine for a model; `auto` takes the first that can serve it here.
 
     Raise `ToolkitError` for an engine that cannot, with the command that helps.
     """
-    if name != "auto" and name not in ENGINES:
-        raise ToolkitError("no such engine", repr(name), f"auto, or one of {', '.join(ENGINES)}")
+    if name != "auto": check_engine(name)
     names = ENGINES if name == "auto" else (name,)
     reasons = {n: _why_not(n, files, name == "auto") for n in names}
     fits = [n for n, reason in reasons.items() if not reason]

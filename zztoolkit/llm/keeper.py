@@ -28,6 +28,18 @@ def end_child(child: subprocess.Popen, timeout: float) -> int:
     child.wait()
     return EXIT_NOT_DRAINED if code == EXIT_NOT_DRAINED else 0
 
+# %% ../../nbs/llm/17_keeper.ipynb #log
+MOST_LOG = 8 << 20      # bytes
+
+def limit_log(log: Path):
+    "Empty a log that has grown too long; what is appended to it starts at its beginning again"
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > MOST_LOG: os.truncate(log, 0)
+
+def exit_code(code: int) -> int:
+    "Return the exit code for a server that ended by itself: of a signal, what a shell has for it"
+    return 128 - code if code < 0 else code or 1
+
 # %% ../../nbs/llm/17_keeper.ipynb #keep
 GRACE = 5       # seconds that a server may take to end after its drain
 
@@ -38,13 +50,13 @@ def keep(folder: str) -> int:
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: stop.set())
     inherit_orphans()
     claim(home)
-    with open(home / "console.log", "wb") as log:
+    with open(home / "console.log", "ab") as log:
         child = start_child(launch["command"], env=launch["environment"], stdout=log, cwd=home)
     threading.Thread(target=_wait_input_ends, args=(stop,), daemon=True).start()
-    while child.poll() is None and not stop.wait(0.1): pass
+    while child.poll() is None and not stop.wait(0.1): limit_log(home / "console.log")
     if child.poll() is not None and not stop.is_set():
         kill_orphans()
-        return child.returncode or 1
+        return exit_code(child.returncode)
     code = end_child(child, launch["drain_timeout"] + GRACE)
     kill_orphans()
     shutil.rmtree(home, ignore_errors=True)

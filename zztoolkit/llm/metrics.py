@@ -45,6 +45,8 @@ class Metrics:
         self.tokens = Counter("zz_llm_generated_tokens", "Tokens of answers", **own)
         self.active = Gauge("zz_llm_active_requests", "Answers that grow", **own)
         self.waiting = Gauge("zz_llm_waiting_requests", "Requests that wait for a place", **own)
+        self.queue_time = Histogram(
+            "zz_llm_queue_seconds", "From a request to its place", buckets=_SECONDS, **own)
         self.first_token = Histogram(
             "zz_llm_time_to_first_token_seconds", "From a request to the first of its answer",
             buckets=_SECONDS, **own)
@@ -62,6 +64,62 @@ class Metrics:
 
     def text(self) -> bytes: return generate_latest(self.registry)
 
+# %% ../../nbs/llm/10_metrics.ipynb #counters
+@dataclass(frozen=True)
+class Timer:
+    "Times that a server has measured: their sum, and how many"
+    seconds: float = 0.0
+    count: int = 0
+
+    @property
+    def mean(self) -> float | None: return self.seconds / self.count if self.count else None
+
+    def since(self, before: Timer) -> Timer:
+        "Return the times measured since an earlier reading"
+        return Timer(self.seconds - before.seconds, self.count - before.count)
+
+@dataclass(frozen=True)
+class LLMCounters:
+    "What a server has counted since its start; the first two are of this moment"
+    active: int = 0             # answers that grow
+    waiting: int = 0            # requests that wait for a place
+    prompt_tokens: int = 0
+    tokens: int = 0             # of answers
+    queue: Timer = Timer()      # from a request to its place
+    first: Timer = Timer()      # from a request to its first token
+
+# %% ../../nbs/llm/10_metrics.ipynb #names
+OWN = {"active": "zz_llm_active_requests", "waiting": "zz_llm_waiting_requests",
+       "prompt_tokens": "zz_llm_prompt_tokens_total", "tokens": "zz_llm_generated_tokens_total",
+       "rate": "zz_llm_tokens_per_second", "queue": "zz_llm_queue_seconds",
+       "first": "zz_llm_time_to_first_token_seconds"}
+VLLM = {"active": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting",
+        "prompt_tokens": "vllm:prompt_tokens_total", "tokens": "vllm:generation_tokens_total",
+        "rate": "", "queue": "vllm:request_queue_time_seconds",
+        "first": "vllm:time_to_first_token_seconds"}
+
+def find_names(text: str) -> Mapping[str, str] | None:
+    "Return the names by which metrics are ours or vLLM's; None for those of another server"
+    return next((names for names in (OWN, VLLM) if names["active"] in text), None)
+
+# %% ../../nbs/llm/10_metrics.ipynb #read-counters
+def _sum_samples(text: str) -> dict[str, float]:
+    "Return the value of each metric, over all its labels"
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for s in family.samples: values[s.name] = values.get(s.name, 0) + s.value
+    return values
+
+def read_counters(text: str, names: Mapping[str, str] = OWN) -> LLMCounters:
+    "Read what a server has counted from its metrics"
+    values = _sum_samples(text)
+    def count(name: str) -> int: return int(values.get(name, 0))
+    def timer(key: str) -> Timer:
+        return Timer(values.get(f"{names[key]}_sum", 0.0), count(f"{names[key]}_count"))
+    active, waiting = count(names["active"]), count(names["waiting"])
+    prompt_tokens, tokens = count(names["prompt_tokens"]), count(names["tokens"])
+    return LLMCounters(active, waiting, prompt_tokens, tokens, timer("queue"), timer("first"))
+
 # %% ../../nbs/llm/10_metrics.ipynb #status
 @dataclass(frozen=True)
 class LLMStatus:
@@ -72,20 +130,7 @@ class LLMStatus:
     tokens_per_second: float | None # in the last ten seconds; vLLM does not say
     time_to_first_token: float | None   # mean of all requests, seconds; None before the first
 
-OWN = {"active": "zz_llm_active_requests", "waiting": "zz_llm_waiting_requests",
-       "tokens": "zz_llm_generated_tokens_total", "rate": "zz_llm_tokens_per_second",
-       "first": "zz_llm_time_to_first_token_seconds"}
-VLLM = {"active": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting",
-        "tokens": "vllm:generation_tokens_total", "rate": "",
-        "first": "vllm:time_to_first_token_seconds"}
-
 def parse_status(text: str, names: Mapping[str, str] = OWN) -> LLMStatus:
     "Read a server's state from its metrics"
-    values: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for s in family.samples: values[s.name] = values.get(s.name, 0) + s.value
-    def number(key: str) -> int: return int(values.get(names[key], 0))
-    n, total = values.get(f"{names['first']}_count", 0), values.get(f"{names['first']}_sum", 0.0)
-    return LLMStatus(
-        number("active"), number("waiting"), number("tokens"),
-        values.get(names["rate"]), total / n if n else None)
+    c, rate = read_counters(text, names), _sum_samples(text).get(names["rate"])
+    return LLMStatus(c.active, c.waiting, c.tokens, rate, c.first.mean)

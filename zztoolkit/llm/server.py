@@ -15,7 +15,7 @@ from ..serving.endpoint import summary_html
 from ..serving.supervised import Supervised
 from ..serving.torchserve.config import free_ports, Settings
 from ..serving.torchserve.logs import tail_log
-from .chat import Answer, as_messages, ask, Conversation
+from .chat import Answer, as_messages, ask, Conversation, http_client
 from .engines import choose_engine, ENGINES, Launch, ServiceOptions
 from .keeper import start_keeper
 from .metrics import LLMStatus, parse_status
@@ -44,7 +44,7 @@ class LLMAddress:
     def _get(self, path: str, timeout: float = 10) -> Any: # httpx.Response
         import httpx
         options: dict[str, Any] = {"headers": self.headers, "timeout": timeout}
-        try: return httpx.get(self.url + path, trust_env=False, **options)
+        try: return http_client().get(self.url + path, **options)
         except httpx.HTTPError as e:
             raise ToolkitError(f"{self.name} does not respond", f"{type(e).__name__}: {e}") from e
 
@@ -103,18 +103,28 @@ class LLMServer(LLMAddress, Supervised):
     ) -> LLMServer:
         "Start it, and wait until it answers. Raise `ToolkitError`"
         if self.running: return self
-        if self.process: self._clear()      # it died
-        self._make_folder()
-        self.token, self.port = secrets.token_urlsafe(24), free_ports(1)[0]
-        (self.folder / "token").write_text(self.token)
         try:
-            self.launch = ENGINES[self.engine].load()(self.files, self._options(), self.folder, say)
-            self._keep(start_keeper(self.folder, self.launch, self.settings.drain_timeout))
+            self.spawn(say)
             self._wait_ready(timeout or self.settings.startup_timeout)
         except BaseException:
             self.kill()
             raise
         return self
+
+    def spawn(self, say: Callable[[str], None] = print):
+        "Start its processes, and do not wait until it answers. Raise `ToolkitError`"
+        if self.process: self._clear()      # it died
+        self._make_folder()
+        self.token, self.port = self._new_address()
+        (self.folder / "token").write_text(self.token)
+        self.launch = self._new_launch(say)
+        self._keep(start_keeper(self.folder, self.launch, self.settings.drain_timeout))
+
+    def _new_address(self) -> tuple[str, int]: return secrets.token_urlsafe(24), free_ports(1)[0]
+
+    def _new_launch(self, say: Callable[[str], None]) -> Launch:
+        "Return how the engine's server is started"
+        return ENGINES[self.engine].load()(self.files, self._options(), self.folder, say)
 
     def _options(self) -> ServiceOptions:
         s = self.settings
@@ -124,7 +134,7 @@ class LLMServer(LLMAddress, Supervised):
 
     def _wait_ready(self, timeout: float):
         end = time.monotonic() + timeout
-        while not self._is_healthy():
+        while not self.is_healthy:
             if self.process and self.process.poll() is not None:
                 raise ToolkitError(f"{self.name} does not load", self.logs(), _HELP)
             if time.monotonic() > end:
@@ -132,7 +142,9 @@ class LLMServer(LLMAddress, Supervised):
                 raise ToolkitError(problem, self.logs(5), "Settings(startup_timeout=...)")
             time.sleep(0.1)
 
-    def _is_healthy(self) -> bool:
+    @property
+    def is_healthy(self) -> bool:
+        "Whether it answers requests: not while its engine loads"
         try: return self._get("/health", timeout=2).status_code == 200
         except ToolkitError: return False
 

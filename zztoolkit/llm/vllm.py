@@ -23,7 +23,7 @@ def vllm_command(program: str, folder: Path, options: ServiceOptions) -> tuple[s
     return (
         program, "serve", str(folder), "--host", "127.0.0.1", "--port", str(options.port),
         "--served-model-name", options.name, "--max-num-seqs", str(options.max_active), *context,
-        "--shutdown-timeout", str(int(options.drain_timeout)))
+        "--shutdown-timeout", str(int(options.drain_timeout)), *options.extra)
 
 # %% ../../nbs/llm/16_vllm.ipynb #launch
 def launch(

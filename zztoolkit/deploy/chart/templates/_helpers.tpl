@@ -53,9 +53,14 @@ app.kubernetes.io/component: server
 {{- define "zz.url" -}}{{ include "zz.scheme" . }}://{{ include "zz.host" . }}.{{ .Release.Namespace }}.svc:{{ ternary 80 .Values.service.port (eq .Values.output "kserve") }}{{- end }}
 {{- define "zz.scheme" -}}{{ ternary "https" "http" .Values.tls.enabled }}{{- end }}
 
+{{/* A language model's answers take longer than a prediction, and its weights longer to load. */}}
+{{- define "zz.drain" -}}{{ ternary (max .Values.server.drainSeconds .Values.llm.drainSeconds) .Values.server.drainSeconds (ne .Values.llm.name "") }}{{- end }}
+{{- define "zz.startup" -}}{{ ternary (max .Values.server.startupSeconds .Values.llm.startupSeconds) .Values.server.startupSeconds (ne .Values.llm.name "") }}{{- end }}
+
 {{/* Endpoint wait, drain, the slowest request, and 20 s for what ends a process. */}}
 {{- define "zz.grace" -}}
-{{- with .Values.server }}{{ add .endpointWaitSeconds .drainSeconds (ceil .p99Seconds) 20 }}{{ end }}
+{{- $drain := include "zz.drain" . }}
+{{- with .Values.server }}{{ add .endpointWaitSeconds $drain (ceil .p99Seconds) 20 }}{{ end }}
 {{- end }}
 
 {{- define "zz.securityContext" -}}
@@ -86,7 +91,12 @@ limits: {cpu: "1", memory: 256Mi}
 {{/* Values that a schema cannot compare. */}}
 {{- define "zz.check" -}}
 {{- $v := .Values }}
-{{- if not $v.models }}{{ fail "models is empty: `zz deploy render` fills it from the archives" }}{{ end }}
+{{- if not (or $v.models $v.llm.name) }}{{ fail "models is empty: `zz deploy render` fills it from the archives" }}{{ end }}
+{{- if and (not $v.models) (ne $v.store.kind "image") }}{{ fail (printf "store.kind is %s, and models is empty: nothing comes from there" $v.store.kind) }}{{ end }}
+{{- if and $v.llm.name (not $v.llm.volume) }}{{ fail "llm.volume: name the claim, or the image (llm.Dockerfile makes it), that holds the weights" }}{{ end }}
+{{- if and $v.llm.name (not $v.llm.sha256) }}{{ fail "llm.sha256: `zz deploy render --llm` computes it from the weights" }}{{ end }}
+{{- if and $v.llm.name (eq $v.llm.engine "vllm") (eq (int $v.gpu.count) 0) }}{{ fail "llm.engine vllm needs a GPU: set gpu.count" }}{{ end }}
+{{- if and $v.llm.args (ne $v.llm.engine "vllm") }}{{ fail (printf "llm.args are vLLM's, and llm.engine is %s" $v.llm.engine) }}{{ end }}
 {{- $names := list }}{{ range $v.models }}{{ $names = append $names .name }}{{ end }}
 {{- if and (ne $v.server.kind "torchserve") (ne (len $names) (len (uniq $names))) }}{{ fail (printf "models: %s serves one version of a model in a pod; a release for each, or server.kind=torchserve" $v.server.kind) }}{{ end }}
 {{- if and $v.auth.enabled (not $v.auth.existingSecret) }}{{ fail "auth.existingSecret: name the Secret whose key `tokens` holds one token a line (kubectl create secret generic NAME --from-file=tokens), or set auth.enabled=false behind a gateway that authenticates" }}{{ end }}
@@ -107,6 +117,12 @@ limits: {cpu: "1", memory: 256Mi}
 {{- define "zz.queueQuery" -}}
 {{- $of := include "zz.series" . -}}
 sum(rate(ts_queue_latency_microseconds{ {{- $of -}} }[2m])) / clamp_min(sum(rate(ts_inference_requests_total{ {{- $of -}} }[2m])), 0.001) / 1000 or 0 * sum(up{ {{- $of -}} })
+{{- end }}
+
+{{/* In all replicas; KEDA divides it by their number. */}}
+{{- define "zz.waitingQuery" -}}
+{{- $of := include "zz.series" . -}}
+sum(zz_queued_requests{ {{- $of -}} ,model_name="{{ .Values.llm.name }}"}) or 0 * sum(up{ {{- $of -}} })
 {{- end }}
 
 {{/* Up at once, down slowly: a model takes long to load. */}}
@@ -131,6 +147,7 @@ scaleDown: {stabilizationWindowSeconds: {{ .Values.autoscaling.scaleDownWindowSe
   "$OF" (include "zz.series" .)
   "$LABELS" (printf "{namespace: %s, service: %s-metrics}" .Release.Namespace $name)
   "$AVAILABILITY" (toString $m.objectives.availability) "$LATENCY" (toString $m.objectives.latencySeconds) "$QUEUE" (toString $m.objectives.queueSeconds)
+  "$FIRST_TOKEN" (toString $m.objectives.firstTokenSeconds)
   "$JOBS" (toString .Values.server.jobQueueSize)
   "$GPU_OF" (printf "%s=\"%s\",%s=~\"%s\"" $m.gpu.namespaceLabel .Release.Namespace $m.gpu.podLabel $pod)
   "$GPU_POD" $m.gpu.podLabel "$GPU_NAMESPACE" $m.gpu.namespaceLabel

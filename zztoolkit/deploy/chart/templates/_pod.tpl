@@ -45,6 +45,12 @@ volumes:
   {{- with include "zz.modelsVolume" .root }}
   {{- . | nindent 2 }}
   {{- end }}
+  {{- if $v.llm.name }}
+  - name: llm
+    {{- with $v.llm.volume }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- end }}
   {{- with include "zz.s3Secret" .root }}
   - {name: s3, secret: {secretName: {{ . }}, defaultMode: 0440}}
   {{- end }}
@@ -71,12 +77,21 @@ volumes:
     - --host=0.0.0.0      # of the front, the metrics and the probes; inference and management stay on loopback
     - --work=/work
     - --endpoint-wait={{ $v.server.endpointWaitSeconds }}
-    - --drain-timeout={{ $v.server.drainSeconds }}
-    - --startup-timeout={{ $v.server.startupSeconds }}
+    - --drain-timeout={{ include "zz.drain" .root }}
+    - --startup-timeout={{ include "zz.startup" .root }}
     - --max-request-size={{ int64 $v.server.maxRequestSize }}
     - --job-queue-size={{ $v.server.jobQueueSize }}
     {{- if $v.gateway.enabled }}
     - --gateway
+    {{- end }}
+    {{- if $v.llm.name }}
+    - --llm={{ $v.llm.name }}=/llm{{ with $v.llm.file }}/{{ . }}{{ end }}@sha256:{{ $v.llm.sha256 }}
+    - --llm-engine={{ $v.llm.engine }}
+    - --llm-context={{ $v.llm.contextLength }}
+    - --llm-active={{ $v.llm.maxActive }}
+    {{- range $v.llm.args }}
+    - {{ printf "--llm-arg=%s" . | quote }}
+    {{- end }}
     {{- end }}
     {{- if $v.auth.enabled }}
     - --tokens=/etc/zztoolkit/tokens/tokens
@@ -106,7 +121,7 @@ volumes:
     - {name: metrics, containerPort: 8082}
     - {name: supervisor, containerPort: 8083}
   # Each waits for as long as the supervisor may wait for the server. TorchServe's own /ping says Healthy while models load, and with every worker dead: the supervisor looks at the workers.
-  startupProbe: {httpGet: {path: /readyz, port: supervisor}, periodSeconds: 5, failureThreshold: {{ div (add $v.server.startupSeconds 4) 5 }}, timeoutSeconds: 6}
+  startupProbe: {httpGet: {path: /readyz, port: supervisor}, periodSeconds: 5, failureThreshold: {{ div (add (include "zz.startup" .root) 4) 5 }}, timeoutSeconds: 6}
   readinessProbe: {httpGet: {path: /readyz, port: supervisor}, periodSeconds: 5, failureThreshold: 2, timeoutSeconds: 6}
   livenessProbe: {httpGet: {path: /livez, port: supervisor}, periodSeconds: 10, failureThreshold: 6, timeoutSeconds: 6}
   terminationMessagePolicy: FallbackToLogsOnError     # its last lines say why it ended
@@ -118,6 +133,9 @@ volumes:
     - {name: shm, mountPath: /dev/shm}
     {{- if include "zz.modelsVolume" .root }}
     - {name: models, mountPath: /models, {{ if eq $v.store.kind "oci" }}{{ if eq $v.store.oci.mount "volume" }}subPath: models, {{ end }}{{ end }}readOnly: true}
+    {{- end }}
+    {{- if $v.llm.name }}
+    - {name: llm, mountPath: /llm, readOnly: true}
     {{- end }}
     {{- if $v.signatures.existingConfigMap }}
     - {name: keys, mountPath: /etc/zztoolkit/keys, readOnly: true}
