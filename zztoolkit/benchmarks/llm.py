@@ -5,13 +5,15 @@
 # %% ../../nbs/benchmarks/15_llm.ipynb #imports
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import json, time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from statistics import median
+from typing import Any
 
-from ..llm.chat import stream_events
+from ..llm.chat import read_events
 from ..llm.engine import Engine, Sampling
 from ..llm.model import find_model, openvino_folder
 from ..llm.openvino import OpenVINOEngine
@@ -54,12 +56,20 @@ def run_in_process(engine: Engine, clients: int) -> Run:
     return Run(sum(counts.values()), time.monotonic() - start, median(firsts.values()))
 
 # %% ../../nbs/benchmarks/15_llm.ipynb #by-server
+def _stream(llm: LLMServer, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    "Yield the events of an answer by the leanest client: it has its share of the same cores"
+    connection = HTTPConnection("127.0.0.1", llm.port, timeout=300)
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), llm.headers)
+        yield from read_events(line.decode().rstrip() for line in connection.getresponse())
+    finally: connection.close()
+
 def _ask(llm: LLMServer, animal: str) -> tuple[int, float]:
     "Return the tokens of an answer, and the seconds to its first part"
     body = {"model": llm.name, "messages": messages_about(animal), "max_tokens": TOKENS,
             "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
     start, first, tokens = time.monotonic(), 0.0, 0
-    for event in stream_events(llm.url, llm.token, body, timeout=300):
+    for event in _stream(llm, body):
         text = "".join(c["delta"].get("content") or "" for c in event["choices"])
         if text and not first: first = time.monotonic() - start
         if event.get("usage"): tokens = event["usage"]["completion_tokens"]

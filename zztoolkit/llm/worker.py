@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib, json, os, select, sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,8 @@ def run_engine(engine: Engine, commands: Lines, send: Any):
     """
     while commands.is_open:
         for line in commands.read(0 if engine.busy else None):
-            for event in do_command(engine, json.loads(line)): send(event)
-        if engine.busy:
-            for piece in engine.step(): send({"event": "piece", **vars(piece)})
+            send(do_command(engine, json.loads(line)))
+        if engine.busy: send({"event": "piece", **vars(piece)} for piece in engine.step())
 
 # %% ../../nbs/llm/06_worker.ipynb #load-engine
 def load_engine(plan: dict[str, Any]) -> tuple[Engine, str]:
@@ -70,13 +69,14 @@ def main():
     die_with_parent()
     out = os.fdopen(os.dup(1), "wb")    # what libraries print must not come between events
     os.dup2(2, 1)
-    def send(event: dict[str, Any]):
-        out.write(json.dumps(event).encode() + b"\n")
+    def send(events: Iterable[dict[str, Any]]):
+        "Write the events of a step at once: each waking of the server takes a core from the engine"
+        out.writelines(json.dumps(event).encode() + b"\n" for event in events)
         out.flush()
     try: engine, check = load_engine(json.loads(sys.argv[1]))
     except ToolkitError as e: sys.exit(str(e))
     about = {"engine": engine.name, "context_length": engine.context_length, "check": check}
-    send({"event": "ready", "about": about})
+    send([{"event": "ready", "about": about}])
     run_engine(engine, Lines(0), send)
 
 # %% ../../nbs/llm/06_worker.ipynb #run-module
