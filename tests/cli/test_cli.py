@@ -2,7 +2,7 @@
 import json, re, shutil, signal, subprocess, sys
 from pathlib import Path
 
-import httpx, psutil, pytest
+import httpx, openai, psutil, pytest
 from typer.testing import CliRunner
 
 from support.ports import block_of_five
@@ -68,6 +68,24 @@ def test_serve_a_folder(packed, photo):
         assert 'zz_model_load_seconds_count{model_name="imagenet_classifier"} 1.0' in httpx.get(f"{url}/metrics", **given).text
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.wait()
+
+def test_serve_a_language_model():
+    "OpenAI's own client on the port that was asked for, with the printed command's token; SIGTERM: exit 0 and nothing left"
+    port = block_of_five()
+    server = subprocess.Popen([ZZ, "serve", "--llm", f"smol={samples.smollm2()}", "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+        said = "".join(said_until_ready(server))
+        family = psutil.Process(server.pid).children(recursive=True)
+        token = Path(re.search(r"Bearer \$\(cat (.*?)\)", said)[1]).read_text()
+        assert token not in said and "Paris" in said
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, max_retries=0)
+        answer = client.chat.completions.create(model="smol", messages=[{"role": "user", "content": "What is the capital of France?"}], temperature=0)
+        assert "Paris" in answer.choices[0].message.content
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0 and not psutil.wait_procs(family, 10)[1]
     finally:
         server.kill()
         server.wait()

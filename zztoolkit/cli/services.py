@@ -37,13 +37,19 @@ def serve(
     memory: Annotated[str, typer.Option(
         help="for the workers of all models of the folder: 2GB, 800MiB",
     )] = "2GB",
+    llm: Annotated[Optional[str], typer.Option(
+        help="a language model, in place of archives: .gguf, OpenVINO's folder, or safetensors for "
+             "vLLM; NAME=PATH names it",
+    )] = None,
 ):
     "Serve archives on this machine until Ctrl-C or SIGTERM; requests in flight get ten seconds to finish"
     from zztoolkit.serving.rollout import deploy
     from zztoolkit.serving.server import make_server
     from zztoolkit.serving.torchserve.config import Settings
+    settings = Settings(ports=tuple(range(port, port + 5)))
+    if llm: return _serve_llm(llm, settings, alone=not archives and not models)
     if not archives and not models: raise ToolkitError("no archive is given", do="FILE, or --models")
-    with make_server(server, Settings(ports=tuple(range(port, port + 5)))) as running:
+    with make_server(server, settings) as running:
         for path in archives or ():
             endpoint = deploy(running, path, lambda step: typer.echo(f"{path.name}: {step} …"))
             typer.echo(f"{endpoint!r}\n{_curl(running, endpoint.name, port)}")
@@ -67,6 +73,24 @@ def _open_repository(server: Any, folder: Path, memory: str) -> Any:
     repository = ModelRepository(server, folder, memory).start()
     typer.echo(f"{repository}\nloaded on demand, through the gateway: /predictions/MODEL; /metrics")
     return repository
+
+# %% ../../nbs/cli/05_services.ipynb #serve-llm
+def _serve_llm(text: str, settings: Any, alone: bool):
+    "Serve a language model until it is stopped. Raise `ToolkitError`"
+    from zztoolkit.deploy.weights import parse_llm, verify_weights
+    from zztoolkit.llm.server import LLMServer
+    if not alone:
+        do = "zz run FOLDER --llm, which serves both, or a zz serve for each"
+        raise ToolkitError("a language model is served alone", do=do)
+    given = parse_llm(text)
+    if given.digest: verify_weights(given)
+    with LLMServer(given.path, given.name, settings=settings) as running:
+        typer.echo(
+            f"{running.name} on {running.engine}, {running.check}\n"
+            f"OpenAI's API: {running.url}/v1, "
+            f'-H "Authorization: Bearer $({running.key_command})"')
+        _wait_for_stop(running)
+        _drain(running)
 
 # %% ../../nbs/cli/05_services.ipynb #wait-for-stop
 def _wait_for_stop(server: Any):

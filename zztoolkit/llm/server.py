@@ -120,7 +120,9 @@ class LLMServer(LLMAddress, Supervised):
         self.launch = self._new_launch(say)
         self._keep(start_keeper(self.folder, self.launch, self.settings.drain_timeout))
 
-    def _new_address(self) -> tuple[str, int]: return secrets.token_urlsafe(24), free_ports(1)[0]
+    def _new_address(self) -> tuple[str, int]: # token and port
+        port = next(iter(self.settings.ports), 0) or free_ports(1)[0]
+        return secrets.token_urlsafe(24), port
 
     def _new_launch(self, say: Callable[[str], None]) -> Launch:
         "Return how the engine's server is started"
@@ -169,6 +171,8 @@ class LLMServer(LLMAddress, Supervised):
     def logs(self, n: int = 15) -> str:
         "Return the last lines that its processes have printed"
         return "\n".join(tail_log(self.folder / "console.log")[-n:])
+
+    def last_log_lines(self, n: int = 15) -> str: return self.logs(n)   # as other servers have it
 
     def kill(self):
         "End all its processes at once, whatever they do"
