@@ -238,23 +238,21 @@ def test_a_language_model_in_the_panel(lab, browser):
     page = opened(browser, lab, "llm.ipynb")
     page.get_by_title("File Browser").first.click()
     run_all_cells(page)
-    live = page.locator(".zz-panel")
-    live.locator(".zz-card").wait_for(timeout=180_000)
+    card = page.locator(".zz-panel .zz-card", has_text="language model on")     # the tests beside this one serve, too
+    card.wait_for(timeout=180_000)
     def figure(title: str) -> float:
-        text = live.locator(".zz-figure", has=page.locator(f"small:text-is('{title}')")).locator("b").evaluate("e => e.firstChild.textContent")
+        text = card.locator(".zz-figure", has=page.locator(f"small:text-is('{title}')")).locator("b").evaluate("e => e.firstChild.textContent")
         return float(text.replace(",", ""))
     end, seen = time.monotonic() + 120, []
     while time.monotonic() < end and not seen:
-        now = [figure(title) for title in ("Active", "Waiting", "Tokens")] if live.get_by_text("First token, mean").is_visible() else [0] * 3
+        now = [figure(title) for title in ("Active", "Waiting", "Tokens")] if card.get_by_text("First token, mean").is_visible() else [0] * 3
         if now[:2] == [8, 4] and now[2] > 0: seen = now
         page.wait_for_timeout(300)
     assert seen, now
-    assert "assistant" in live.inner_text() and "TorchServe" not in live.locator(".zz-head:visible").first.inner_text()
-    assert live.locator(".zz-spark polyline").count() >= 3
-    live.screenshot(path=PICTURES / "panel-llm.png")
-    live.get_by_role("button", name="Stop", exact=True).click()
-    live.get_by_text("Stop assistant?").wait_for(timeout=20_000)
-    live.locator(".zz-yes:visible").click()
-    live.get_by_text("Nothing is served.").wait_for(timeout=120_000)
-    assert live.locator(".zz-card:visible").count() == 0
+    assert "assistant" in card.inner_text() and card.locator(".zz-spark polyline").count() >= 3
+    page.locator(".zz-panel").screenshot(path=PICTURES / "panel-llm.png")
+    card.get_by_role("button", name="Stop", exact=True).click()
+    card.get_by_text("Stop assistant?").wait_for(timeout=20_000)
+    card.locator(".zz-yes:visible").click()
+    card.wait_for(state="hidden", timeout=120_000)
     page.close()

@@ -9,6 +9,8 @@ import importlib.metadata, json, shutil, sys, tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ..archive.mar import Mar, open_mar
 from ..archive.signing import signature_of
@@ -56,7 +58,7 @@ def _lock_line(package: dict) -> str:
     info, metadata = package["download_info"], package["metadata"]
     name, version, url = metadata["name"], metadata["version"], info["url"]
     digest = info.get("archive_info", {}).get("hashes", {}).get("sha256")
-    if not digest and url.startswith("file://"): digest = sha256(url.removeprefix("file://"))
+    if not digest and url.startswith("file://"): digest = sha256(url2pathname(urlsplit(url).path))
     if digest: return f"{name}=={version} --hash=sha256:{digest}"
     raise ToolkitError(
         f"no digest of {name} {version}",
