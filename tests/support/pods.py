@@ -43,11 +43,6 @@ def swap(file: Path, text: str):
     new.write_text(text)
     new.replace(file)
 
-def names_itself(p: psutil.Process) -> bool:
-    "Whether a process calls itself a worker: of TorchServe, in Python, or of Ray Serve"
-    command = " ".join(p.cmdline())
-    return command.startswith("ray::ServeReplica:") or "model_service_worker" in command and "python" in p.exe()
-
 class Pod:
     "One `zz run`; `netns` is the network namespace it lives in, `host` where it is reached"
     def __init__(self, log: Path, *args, netns: str = "", host: str = "127.0.0.1", ports=None, env: dict | None = None):
@@ -85,11 +80,11 @@ class Pod:
     def java(self) -> psutil.Process: return next(p for p in self.family() if "java" in p.name())
 
     def workers(self) -> list[psutil.Process]:
-        "TorchServe's and Ray's name themselves; mosec's are forked by guards, and those by one supervisor"
+        "TorchServe's name themselves; mosec's are forked by guards, and those by one supervisor"
         family = self.family()
         forked = {p.pid: p.ppid() for p in family if any("mosec.process" in a for a in p.cmdline())}
         of_mosec = {pid for pid, guard in forked.items() if forked.get(guard) in forked}
-        return [p for p in family if p.pid in of_mosec or names_itself(p)]
+        return [p for p in family if p.pid in of_mosec or any("model_service_worker" in a for a in p.cmdline()) and "python" in p.exe()]
 
     def __enter__(self) -> Pod: return self
 
