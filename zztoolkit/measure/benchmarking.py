@@ -12,7 +12,9 @@ from typing import Any, overload, TYPE_CHECKING
 
 from ..errors import check_whole, ToolkitError
 from .connections import require_grpc
-from .levels import LoadLevel, measure_level, parse_duration, resolve_target, Setup
+from zztoolkit.measure.levels import (
+    describe_errors, LoadLevel, measure_level, parse_duration, resolve_target, Setup,
+)
 from .llm.benchmarking import benchmark_llm
 from .llm.results import LLMBenchmark
 from .llm.target import LLMSource
@@ -71,7 +73,7 @@ def _check_seconds(seconds: float):
 
 def _check_responses(endpoint: Endpoint, levels: Sequence[LoadLevel]):
     if any(l.total.rate for l in levels): return
-    errors = ", ".join(f"{n} × {kind}" for kind, n in levels[0].errors.items())
+    errors = describe_errors(levels[0].errors)
     raise ToolkitError(
         "no request got a good response",
         found=errors or "nothing came back",

@@ -11,7 +11,7 @@ from html import escape
 from typing import Protocol, TypeVar
 
 from .gpu import busiest_jpeg_engine
-from .levels import LoadLevel, OUTSIDE, Setup
+from .levels import LoadLevel, OUTSIDE, Setup, share_stages
 from .resources import Usage
 
 # %% auto #0
@@ -129,8 +129,7 @@ class _Room:
     @property
     def shares(self) -> dict[str, float]:
         "Shares of the latency, by stage"
-        mean = self.level.total.mean or 1.0
-        return {k: v / mean for k, v in self.level.stages.items()}
+        return share_stages(self.level.stages, self.level.total.mean)
 
     @property
     def evidence(self) -> str:

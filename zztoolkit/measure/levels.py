@@ -103,6 +103,15 @@ def split_latency(
         "server": worker - sum(handler.values()),
         "network": mean - client_queue - queue - worker}
 
+# %% ../../nbs/measure/07_levels.ipynb #words
+def describe_errors(errors: Mapping[str, int]) -> str:
+    "Return errors by kind as words; '' for none"
+    return ", ".join(f"{n} × {kind}" for kind, n in errors.items())
+
+def share_stages(stages: Mapping[str, float], mean: float) -> dict[str, float]:
+    "Return the share of a mean request that each of its stages takes"
+    return {stage: ms / (mean or 1.0) for stage, ms in stages.items()}
+
 # %% ../../nbs/measure/07_levels.ipynb #setup
 @dataclass(frozen=True)
 class Setup:

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any, TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TYPE_CHECKING, TypeVar
+
+from ..display import figure
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from zztoolkit.measure.llm.results import LLMBenchmark
     from zztoolkit.measure.results import Benchmark
 
@@ -33,19 +36,50 @@ STAGE_COLOURS = {
     "network": "#e53935"}
 _GPU_COLOURS = {"gpu": "#757575", "sm": "#43a047", "jpeg": "#fb8c00"}
 
+# %% ../../nbs/measure/09_plots.ipynb #draw-in-a-row
+B = TypeVar("B")    # a benchmark
+
+def draw_in_a_row(
+    b: B,
+    *draws: Callable[[B, Any], None],   # each draws the benchmark on axes
+) -> Figure:
+    "Draw pictures of a benchmark beside each other"
+    fig = figure(14, 4)
+    for draw, ax in zip(draws, fig.subplots(1, len(draws))): draw(b, ax)
+    return fig
+
+# %% ../../nbs/measure/09_plots.ipynb #draw-loads
+def draw_loads(
+    ax: Any,
+    loads: Sequence[str],
+    rates: Sequence[float],             # the bars
+    times: Mapping[str, tuple[Sequence[float], str, str]],  # lines: milliseconds, style, colour
+    limit: float,                       # milliseconds; 0: none
+    limit_name: str = "objective",
+) -> Any: # axes of the lines
+    "Draw a rate as bars and times as lines, by load"
+    x = range(len(loads))
+    ax.bar(x, rates, color="#cfd8dc", width=0.6)
+    ax.set(xticks=list(x), xticklabels=loads)
+    right = ax.twinx()
+    for name, (values, style, colour) in times.items():
+        right.plot(x, values, style, label=name, color=colour)
+    if limit: right.axhline(limit, color="#757575", lw=1, ls=":", label=limit_name)
+    right.set(ylabel="milliseconds")
+    right.legend(loc="upper left", frameon=False)
+    return right
+
 # %% ../../nbs/measure/09_plots.ipynb #draw-rates
 def draw_rates(b: Benchmark, ax: Any):
     "Draw throughput as bars and latency as lines, by load"
-    names, x = [l.load for l in b.levels], range(len(b.levels))
-    ax.bar(x, [l.total.rate for l in b.levels], color="#cfd8dc", width=0.6)
+    totals = [l.total for l in b.levels]
+    times = {
+        "p50": ([t.p50 for t in totals], "o-", "#1e88e5"),
+        "p99": ([t.p99 for t in totals], "s--", "#e53935")}
+    loads, rates = [l.load for l in b.levels], [t.rate for t in totals]
+    right = draw_loads(ax, loads, rates, times, 1000 * b.slo)
     ax.set(title="throughput and latency by load", ylabel="responses per second")
-    ax.set(xticks=list(x), xticklabels=names)
-    right = ax.twinx()
-    right.plot(x, [l.total.p50 for l in b.levels], "o-", label="p50", color="#1e88e5")
-    right.plot(x, [l.total.p99 for l in b.levels], "s--", label="p99", color="#e53935")
-    if b.slo: right.axhline(1000 * b.slo, color="#757575", lw=1, ls=":", label="objective")
-    right.set(ylabel="milliseconds", ylim=(0, None))
-    right.legend(loc="upper left", frameon=False)
+    right.set(ylim=(0, None))
 
 # %% ../../nbs/measure/09_plots.ipynb #draw-stages
 def draw_stages(b: Benchmark | LLMBenchmark, ax: Any):

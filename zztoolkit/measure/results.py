@@ -11,12 +11,12 @@ from html import escape
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from ..display import figure, Table
+from ..display import Table
 from .bottleneck import Bottleneck, find_bottleneck, NOISE_CORES, other_processes_cores
 from .gpu import busiest_jpeg_engine
-from .levels import LoadLevel, Setup, Window
+from .levels import describe_errors, LoadLevel, Setup, Window
 from .llm.results import build_llm_benchmark, LLMBenchmark
-from .plots import draw_rates, draw_stages, draw_timeline
+from .plots import draw_in_a_row, draw_rates, draw_stages, draw_timeline
 from .records import load_record, rename_keys, save_record
 from .resources import Usage
 
@@ -100,10 +100,7 @@ class Benchmark:
 
     def show(self) -> Figure:
         "Draw rate and latency by load, the stages of a request, and CPU and GPU over time"
-        fig = figure(14, 4)
-        axes = fig.subplots(1, 3)
-        for draw, ax in zip((draw_rates, draw_stages, draw_timeline), axes): draw(self, ax)
-        return fig
+        return draw_in_a_row(self, draw_rates, draw_stages, draw_timeline)
 
     def save(self, path: str | Path) -> Path:
         "Write the benchmark as JSON"
@@ -123,7 +120,7 @@ def _objective_remark(b: Benchmark) -> str:
 def _level_remarks(level: LoadLevel) -> list[str]:
     remarks, others = [], other_processes_cores(level)
     if level.errors:
-        remarks.append(", ".join(f"{n} × {kind}" for kind, n in level.errors.items()))
+        remarks.append(describe_errors(level.errors))
     if level.waiting > 0.5 * level.target_rate > 0:
         remarks.append(f"{level.waiting} were still waiting at the end")
     if others > NOISE_CORES:

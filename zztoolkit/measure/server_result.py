@@ -15,6 +15,7 @@ from typing import Any, TYPE_CHECKING
 
 from ..display import figure, Table
 from .bottleneck import NOISE_CORES
+from .levels import describe_errors
 from .plots import draw_medians
 from .records import load_record, save_record
 from .server_turn import Drain, ServerTurn
@@ -138,7 +139,7 @@ def describe_comparison(c: ServerComparison) -> str:
 
 def list_remarks(c: ServerComparison) -> list[str]:
     "Return what the table does not show, and the fastest server last"
-    errors = [f"{r.name}: {_describe_errors(r)}" for r in c.rows if _count_errors(r)]
+    errors = [f"{r.name}: {describe_errors(_count_errors(r))}" for r in c.rows if _count_errors(r)]
     left_out = [f"{name} is left out: {why}" for name, why in c.left_out.items()]
     return [*errors, *_disturbed(c), *left_out, *_describe_fastest(c)]
 
@@ -146,9 +147,6 @@ def _count_errors(r: ServerRow) -> Counter[str]:
     counts = Counter[str]()
     for t in r.turns: counts.update(t.errors)
     return counts
-
-def _describe_errors(r: ServerRow) -> str:
-    return ", ".join(f"{n} × {kind}" for kind, n in _count_errors(r).items())
 
 def _disturbed(c: ServerComparison) -> list[str]:
     most = {r.name: max(t.others for t in r.turns) for r in c.rows}

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import check_whole, ToolkitError
 from ...system import usable_cores
+from ..levels import describe_errors
 from .asking import encode_chat
 from .levels import LLMLevel, measure_llm_level
 from .limits import LLMSetup
@@ -29,7 +30,7 @@ def _check_seconds(seconds: float):
 
 def _check_answers(levels: Sequence[LLMLevel]):
     if any(l.total.requests for l in levels): return
-    errors = ", ".join(f"{n} × {kind}" for kind, n in levels[0].errors.items())
+    errors = describe_errors(levels[0].errors)
     do = "ask one of the prompts by hand to see why"
     raise ToolkitError("no request got a good answer", errors or "nothing came back", do)
 

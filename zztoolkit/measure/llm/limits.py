@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..bottleneck import Bottleneck, describe_gpu
+from ..levels import describe_errors, share_stages
 from .levels import LLMLevel
 
 # %% auto #0
@@ -36,8 +37,7 @@ class _Case:
     @property
     def shares(self) -> dict[str, float]:
         "Shares of a request's time, by stage"
-        mean = self.level.total.mean or 1.0
-        return {stage: ms / mean for stage, ms in self.level.stages.items()}
+        return share_stages(self.level.stages, self.level.total.mean)
 
     @property
     def prefill(self) -> float:
@@ -159,7 +159,7 @@ def _unknown_wait(case: _Case) -> Bottleneck:
     return Bottleneck("queue or prefill", words, _evidence(case), advice)
 
 def _nothing(level: LLMLevel) -> Bottleneck:
-    errors = ", ".join(f"{n} × {kind}" for kind, n in level.errors.items())
+    errors = describe_errors(level.errors)
     words = f"nothing that was measured: no request of {level.load} got a good answer"
     evidence = (errors or "no answer ended in time",)
     return Bottleneck("unknown", words, evidence, "a lower load, or shorter answers")

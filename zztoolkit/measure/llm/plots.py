@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, TYPE_CHECKING
 
+from ..plots import draw_loads
+
 if TYPE_CHECKING:
     from zztoolkit.measure.llm.results import LLMBenchmark
 
@@ -16,16 +18,12 @@ __all__ = []
 # %% ../../../nbs/measure/llm/06a_plots.ipynb #draw-tokens
 def draw_tokens(b: LLMBenchmark, ax: Any):
     "Draw output tokens per second as bars, and the time to first token as lines, by load"
-    names, x = [l.load for l in b.levels], range(len(b.levels))
-    ax.bar(x, [l.total.tokens for l in b.levels], color="#cfd8dc", width=0.6)
+    totals = [l.total for l in b.levels]
+    times = {
+        "TTFT p50": ([t.ttft_p50 for t in totals], "o-", "#1e88e5"),
+        "TTFT p99": ([t.ttft_p99 for t in totals], "s--", "#e53935"),
+        "TPOT p50": ([t.tpot_p50 for t in totals], "^-", "#43a047")}
+    loads, rates = [l.load for l in b.levels], [t.tokens for t in totals]
+    right = draw_loads(ax, loads, rates, times, b.objective.ttft_ms, "TTFT objective")
     ax.set(title="tokens and time to first token by load", ylabel="output tokens per second")
-    ax.set(xticks=list(x), xticklabels=names)
-    right = ax.twinx()
-    right.plot(x, [l.total.ttft_p50 for l in b.levels], "o-", label="TTFT p50", color="#1e88e5")
-    right.plot(x, [l.total.ttft_p99 for l in b.levels], "s--", label="TTFT p99", color="#e53935")
-    tpot = [l.total.tpot_p50 for l in b.levels]
-    right.plot(x, tpot, "^-", label="TPOT p50", color="#43a047")
-    limit = b.objective.ttft_ms
-    if limit: right.axhline(limit, color="#757575", lw=1, ls=":", label="TTFT objective")
-    right.set(ylabel="milliseconds", yscale="log")     # a queue makes seconds of milliseconds
-    right.legend(loc="upper left", frameon=False)
+    right.set(yscale="log")     # a queue makes seconds of milliseconds

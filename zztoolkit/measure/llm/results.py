@@ -11,9 +11,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from ...display import figure, Table
+from ...display import Table
 from ..bottleneck import Bottleneck, NOISE_CORES, other_processes_cores
-from ..plots import draw_stages, draw_timeline
+from ..levels import describe_errors
+from ..plots import draw_in_a_row, draw_stages, draw_timeline
 from ..records import save_record
 from ..resources import Usage
 from .levels import LLMLevel, LLMWindow
@@ -106,10 +107,7 @@ class LLMBenchmark:
 
     def show(self) -> Figure:
         "Draw tokens and times by load, the stages of a request, and CPU and GPU over time"
-        fig = figure(14, 4)
-        axes = fig.subplots(1, 3)
-        for draw, ax in zip((draw_tokens, draw_stages, draw_timeline), axes): draw(self, ax)
-        return fig
+        return draw_in_a_row(self, draw_tokens, draw_stages, draw_timeline)
 
     def save(self, path: str | Path) -> Path:
         "Write the benchmark as JSON; `Benchmark.load` reads it"
@@ -130,7 +128,7 @@ FEW = 100       # requests: a p99 of fewer is their slowest
 def _level_remarks(level: LLMLevel) -> list[str]:
     remarks, others = [], other_processes_cores(level)
     if level.errors:
-        remarks.append(", ".join(f"{n} × {kind}" for kind, n in level.errors.items()))
+        remarks.append(describe_errors(level.errors))
     if others > NOISE_CORES: remarks.append(f"other processes took {others:.1f} cores meanwhile")
     return [f"{level.load}: {r}" for r in remarks]
 

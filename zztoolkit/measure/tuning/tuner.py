@@ -18,7 +18,7 @@ from ...compile.store import load_artifact
 from ...errors import check_whole, ToolkitError
 from ...folders import temporary_folder
 from ...handler.local import artifact_folder
-from ..levels import parse_duration
+from ..levels import describe_errors, parse_duration
 from ..profile import read_payloads
 from ..servers import require_servers
 from .result import TuneResult
@@ -213,10 +213,10 @@ def _finalists(s: Search) -> list[Mapping[str, Any]]:
 
 def _check_rate(trial: Trial, runner: TrialRunner):
     if trial.rate: return
-    errors = runner.level.errors.items() if runner.level else ()
+    errors = runner.level.errors if runner.level else {}
     raise ToolkitError(
         "no request got a good response",
-        found=", ".join(f"{n} × {kind}" for kind, n in errors),
+        found=describe_errors(errors),
         do="%serve_logs, or predict one of the inputs")
 
 # %% ../../../nbs/measure/tuning/06_tuner.ipynb #target
