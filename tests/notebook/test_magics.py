@@ -289,6 +289,21 @@ def test_serve_model_in_a_script(tmp_path):
     with zipfile.ZipFile(tmp_path / "store" / "loud_speech.mar") as z: source = z.read("loud_speech.py").decode()
     assert "def count" in source and "secret" not in source and "__main__" not in source
 
+def test_a_first_handler_that_fails_at_once(tmp_path, monkeypatch):
+    "The server came up while it was tried, and is whole: the next handler is served at once"
+    (tmp_path / "loud.py").write_text("from zztoolkit import Handler\nclass Loud(Handler):\n    def preprocess(self, xs): return xs\n"
+                                      "    def inference(self, xs): return xs\n    def postprocess(self, xs): return [x.upper() for x in xs]\n")
+    def fail(*args, **options): raise ToolkitError("broken at once")
+    server = zztoolkit.LocalServer()
+    try:
+        options = {"example": "a", "store": tmp_path / "store", "server": server}
+        with monkeypatch.context() as m:
+            m.setattr("zztoolkit.notebook.serve.pack", fail)
+            with pytest.raises(ToolkitError, match="broken at once"): zztoolkit.serve_model(tmp_path / "loud.py", **options)
+        assert server.running and server.models() == []
+        assert zztoolkit.serve_model(tmp_path / "loud.py", **options).predict("hey") == "HEY"
+    finally: server.stop()
+
 def test_serve_model_says_what_it_cannot_find():
     made = type("Made", (), {})
     with pytest.raises(ToolkitError, match="the source of Made was not found"): zztoolkit.serve_model(made)

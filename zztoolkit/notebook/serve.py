@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import functools, keyword, re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,21 @@ def serve_source(name: str, source: str, model: Any, options: ServeOptions) -> E
         if notebook: config["notebook"] = notebook
         is_new = not server.running
         version = "1" if is_new else next_version(server, name)
-        server.start_in_background()    # it comes up while the handler is tried
-        mar = _pack_and_try(module, version, model, options, config, steps)
-        if is_new: steps(f"start {server.title}")
-        server.start()
+        with _coming_up(server):
+            mar = _pack_and_try(module, version, model, options, config, steps)
+            if is_new: steps(f"start {server.title}")
         return deploy(server, mar, steps, serving=lambda: _keep(mar, store))
+
+@contextmanager
+def _coming_up(server: Server) -> Iterator[None]:
+    "Start a server during the block, and wait for it; also if the block fails, so none is half started"
+    server.start_in_background()
+    try: yield
+    except BaseException:
+        with suppress(ToolkitError):
+            if server.running: server.start()
+        raise
+    server.start()
 
 def shared_server(name: str = DEFAULT_SERVER) -> Any: # the adapter
     "Return the server of this process, which `%%serve` and `serve_model` use; it ends with the process"
