@@ -32,6 +32,7 @@ def long_prompts(n: int) -> list[str]:
     return [" ".join(rng.choices(WORDS, k=250)) for _ in range(n)]
 
 
+@pytest.mark.alone
 def test_more_clients_than_places_are_bound_by_the_queue(llm, tmp_path):
     b = benchmark(llm, QUESTIONS, (1, 6), slo="ttft=60s,tpot=10s", seconds=2, warmup=0, max_tokens=12)
     one, six = b.levels
@@ -53,11 +54,13 @@ def test_more_clients_than_places_are_bound_by_the_queue(llm, tmp_path):
     assert {c.metric for c in changes} >= {"tokens", "rate", "ttft_p50", "tpot_p50", "goodput"} and not changes.significant
     assert png_of(b.show()).startswith(b"\x89PNG")
 
+@pytest.mark.alone
 def test_long_prompts_are_bound_by_prefill(llm):
     b = benchmark(llm, long_prompts(60), 2, seconds=1, warmup=0, max_tokens=2)
     assert b.bottleneck.resource == "prefill" and b.levels[0].stages["prefill"] > b.levels[0].stages["decode"], b
     assert b.levels[0].prompt > 250 and not b.levels[0].repeated
 
+@pytest.mark.alone
 def test_short_prompts_and_long_answers_are_bound_by_decode(llm):
     b = benchmark(llm, {"messages": [{"role": "user", "content": "Tell me a long story about a wolf."}], "max_tokens": 40}, 2, seconds=1, warmup=0)
     assert b.bottleneck.resource == "decode" and b.levels[0].answer > 20 and b.levels[0].repeated, b

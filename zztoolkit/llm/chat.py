@@ -47,6 +47,13 @@ def http_client() -> Any: # httpx.Client
     import httpx
     return httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=None))
 
+def fetch(url: str, headers: Mapping[str, str], who: str, timeout: float = 10) -> Any:
+    "Return a server's response, an `httpx.Response`. Raise `ToolkitError` if it does not respond"
+    import httpx
+    try: return http_client().get(url, headers=headers, timeout=timeout)
+    except (httpx.HTTPError, httpx.InvalidURL) as e:
+        raise ToolkitError(f"{who} does not respond", f"{type(e).__name__}: {e}") from e
+
 # %% ../../nbs/llm/18_chat.ipynb #stream
 def stream_events(
     url: str, token: str, body: Mapping[str, Any], timeout: float,

@@ -15,7 +15,7 @@ from ..serving.endpoint import summary_html
 from ..serving.supervised import Supervised
 from ..serving.torchserve.config import free_ports, Settings
 from ..serving.torchserve.logs import tail_log
-from .chat import Answer, as_messages, ask, Conversation, http_client
+from .chat import Answer, as_messages, ask, Conversation, fetch
 from .engines import choose_engine, ENGINES, Launch, ServiceOptions
 from .keeper import start_keeper
 from .metrics import LLMStatus, parse_status
@@ -42,11 +42,7 @@ class LLMAddress:
     def headers(self) -> dict[str, str]: return {"Authorization": f"Bearer {self.token}"}
 
     def _get(self, path: str, timeout: float = 10) -> Any: # httpx.Response
-        import httpx
-        options: dict[str, Any] = {"headers": self.headers, "timeout": timeout}
-        try: return http_client().get(self.url + path, **options)
-        except httpx.HTTPError as e:
-            raise ToolkitError(f"{self.name} does not respond", f"{type(e).__name__}: {e}") from e
+        return fetch(self.url + path, self.headers, self.name, timeout)
 
     def metrics(self) -> str:
         "Return what it counts, as Prometheus reads it"

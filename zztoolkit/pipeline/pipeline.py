@@ -135,8 +135,7 @@ def sharing_cores(context: Any, place: Place | None) -> Any: # ts.context.Contex
 # %% ../../nbs/pipeline/05_pipeline.ipynb #reject
 def reject_in_torchserve(groups: Sequence[Group]):
     "Raise `ToolkitError` in TorchServe's worker, which is one process for all stages"
-    if not is_torchserve_worker(): return
-    reject_stage_workers([g.name for g in groups if g.workers], "TorchServe")
+    if is_torchserve_worker(): reject_stage_workers(groups, "TorchServe")
 
 # %% ../../nbs/pipeline/05_pipeline.ipynb #local
 class LocalPipeline(LocalHandler):

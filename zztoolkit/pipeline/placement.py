@@ -79,10 +79,11 @@ def placed(place: Place | None) -> Iterator[None]:
 
 # %% ../../nbs/pipeline/00_placement.ipynb #reject
 def reject_stage_workers(
-    stages: Sequence[str],  # with workers of their own
-    server: str,            # that has none
+    groups: Sequence[Group],
+    server: str,            # that gives no stage workers of its own
 ):
     "Raise `ToolkitError` if any stage has workers of its own"
+    stages = [g.name for g in groups if g.workers]
     if not stages: return
     raise ToolkitError(
         f"{server} cannot give a stage workers of its own",

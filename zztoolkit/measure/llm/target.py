@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from ...errors import ToolkitError
-from ...llm.chat import http_client
+from ...llm.chat import fetch
 from ...llm.metrics import find_names, LLMCounters, read_counters
 from ...llm.server import LLMServer
 
@@ -42,7 +42,7 @@ class LLMTarget:
     def counters(self) -> LLMCounters | None:
         "Return what the server has counted; None of a server whose counts are not known"
         if not self.metrics: return None
-        return read_counters(_get(self.url, "/metrics", self.headers).text, self.metrics)
+        return read_counters(fetch(f"{self.url}/metrics", self.headers, self.url).text, self.metrics)
 
     def processes(self) -> dict[str, list[int]]:
         "Return the processes on this machine: the engine's, and the server before it"
@@ -60,19 +60,13 @@ def split_processes(keeper: int) -> dict[str, list[int]]:
     return {}
 
 # %% ../../../nbs/measure/llm/03_target.ipynb #get
-def _get(url: str, path: str, headers: Mapping[str, str]) -> Any: # httpx.Response
-    import httpx
-    try: return http_client().get(url + path, headers=headers, timeout=10)
-    except (httpx.HTTPError, httpx.InvalidURL) as e:
-        raise ToolkitError(f"{url} does not respond", f"{type(e).__name__}: {e}") from None
-
 def _find_metrics(url: str, headers: Mapping[str, str]) -> Mapping[str, str] | None:
-    response = _get(url, "/metrics", headers)
+    response = fetch(f"{url}/metrics", headers, url)
     return find_names(response.text) if response.status_code == 200 else None
 
 def _list_models(url: str, headers: Mapping[str, str]) -> list[str]:
     "Return the models of an address. Raise `ToolkitError` if it does not speak OpenAI's API"
-    response = _get(url, "/v1/models", headers)
+    response = fetch(f"{url}/v1/models", headers, url)
     try: return [m["id"] for m in response.json()["data"]]
     except (ValueError, KeyError, TypeError):
         found = f"{response.status_code} {response.text[:200]}"

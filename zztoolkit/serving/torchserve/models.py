@@ -97,7 +97,7 @@ class Loading(Models):
     "Versions that come and go"
     def start_version(self, mar: Mar):
         "Register a version and wait for its workers; unregister it if they do not start"
-        reject_stage_workers([g.name for g in mar.groups if g.workers], "TorchServe")
+        reject_stage_workers(mar.groups, "TorchServe")
         log = model_log_path(self.folder)
         since = log.stat().st_size if log.exists() else 0     # ignore an earlier failure in the log
         try:

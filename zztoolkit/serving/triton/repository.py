@@ -79,7 +79,7 @@ def write_model(
         with _staging(repository) as staging:
             mar = copy_mar(archive, staging)
             target = repository / mar.name
-            reject_stage_workers([g.name for g in mar.groups if g.workers], "Triton")
+            reject_stage_workers(mar.groups, "Triton")
             _check_target(target)
             _write_files(mar, staging / "new")
             _replace(staging / "new", target, staging / "old")
