@@ -219,6 +219,7 @@ def test_panel_in_jupyterlab(lab, browser, photo):
     page.get_by_role("menuitem", name="Settings", exact=True).click()
     page.locator(".lm-Menu-item", has_text=re.compile("^Theme$")).hover()
     page.locator(".lm-Menu-item", has_text="JupyterLab Dark").first.click()
+    page.locator("body[data-jp-theme-light='false']").wait_for(state="attached", timeout=20_000)     # until then buttons move
     press("Stop server")
     see("Stop TorchServe and every model on it?")
     live.screenshot(path=PICTURES / "panel-dark.png")
