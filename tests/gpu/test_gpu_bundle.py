@@ -24,6 +24,7 @@ from zztoolkit.compile.parity import TOLERANCES
 from zztoolkit.measure.levels import measure_level
 from zztoolkit.measure.results import Benchmark
 from zztoolkit.serving.endpoint import Endpoint
+from zztoolkit.serving.mosec.server import MosecServer
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.torchserve.server import LocalServer
 from zztoolkit.errors import RequestError
@@ -372,6 +373,7 @@ def served(modules, out, monkeypatch):
     level = Benchmark.load(ROOT / "nbs/records/bench_one_worker.json").levels[0]
     fakes = SimpleNamespace(
         LocalServer=create_autospec(LocalServer, return_value=server),
+        MosecServer=create_autospec(MosecServer, return_value=server),
         pack=create_autospec(pack),
         deploy=create_autospec(deploy, return_value=endpoint),
         measure_level=create_autospec(measure_level, return_value=level))
@@ -387,12 +389,13 @@ def test_every_rung_is_climbed(modules, served, out, monkeypatch):
     turns = findings(out, "turn")
     assert not [f for f in findings(out) if "error" in f]
     on_gpu = [t["workers"] for t in turns if t["rung"] == "chain and network on the GPU"]
-    assert on_gpu == [2, 2, 4, 4, 8, 8, 16, 16]
+    assert on_gpu == [8, 8, 16, 16]
     assert {t["bodies"] for t in turns} == {"500x375", "4 MP"} and all(t["rate"] > 0 for t in turns)
-    assert [c.args[0] for c in served.endpoint.scale.call_args_list][:3] == [4, 8, 16]
-    assert served.endpoint.remove.call_count == 4
+    assert [c.args[0] for c in served.endpoint.scale.call_args_list] == [16, 8]
+    assert served.endpoint.remove.call_count == 5
     handlers = [c.args[1] for c in served.pack.call_args_list]
-    stems = ["imagenet_classifier", "imagenet_classifier", "stock_classifier", "stock_on_gpu"]
+    own = "imagenet_classifier"
+    stems = [own, "stock_classifier", "stock_on_gpu", own, own]
     assert all(h.is_file() for h in handlers) and [h.stem for h in handlers] == stems
     given = served.pack.call_args_list[0].kwargs
     keys = {*CONFIG_DEFAULTS, "threads", "device"}      # `pack` takes any other for configuration, too
@@ -400,9 +403,9 @@ def test_every_rung_is_climbed(modules, served, out, monkeypatch):
 
 def test_a_rung_that_fails_leaves_the_others(modules, served, out, monkeypatch):
     monkeypatch.setattr(modules.ladder, "choose_artifact", lambda: out)
-    served.deploy.side_effect = [RuntimeError("a worker died"), *[served.endpoint] * 3]
+    served.deploy.side_effect = [RuntimeError("a worker died"), *[served.endpoint] * 4]
     modules.ladder.main()
-    assert ["error" in f for f in findings(out, "rung")] == [True, False, False, False]
+    assert ["error" in f for f in findings(out, "rung")] == [True, False, False, False, False]
 
 def test_without_an_artifact_the_stock_rungs_are_measured(modules, served, out, monkeypatch):
     "The ladder takes the first artifact that loads; here none does"

@@ -23,8 +23,8 @@ ROOT = HERE.parents[2]
 HOME = Path(os.environ.get("ZZ_GPU_HOME", "/opt/zz-gpu"))
 
 # Seconds that a part may take
-LIMITS = {"facts": 20, "parity": 40, "compile": 90, "fresh": 60, "ladder": 240, "decode": 90,
-          "engines": 100, "features": 60, "flat": 45, "aoti": 260, "ort": 90, "tables": 90}
+LIMITS = {"facts": 20, "parity": 40, "compile": 160, "fresh": 60, "ladder": 330, "decode": 90,
+          "engines": 100, "features": 100, "flat": 45, "aoti": 260, "ort": 90, "tables": 120}
 
 # Serving comes before the long sweeps
 PLAN = ("facts", "compile+parity", "fresh", "ladder", "decode", "engines", "features", "flat",
@@ -42,8 +42,8 @@ NOT_BEGUN = "no time left"
 IDENTITY = ("name", "network", "how", "precision", "artifact", "ops", "body", "mode", "set",
             "backend", "batch", "decoders", "rung", "workers", "bodies", "n")
 RESULTS = ("error", "outcome", "per_s", "rate", "ms", "p99", "gpu", "rows_per_s", "largest",
-           "allowed", "cpu", "cuda", "numpy_ms", "cupy_ms", "load_s", "undecoded", "batches",
-           "device", "right")
+           "allowed", "cpu", "cuda", "numpy_ms", "cupy_ms", "pandas_ms", "cudf_ms", "load_s",
+           "undecoded", "batches", "device", "right")
 
 
 @dataclass(frozen=True)

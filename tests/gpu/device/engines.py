@@ -22,10 +22,10 @@ SUSTAINED = 3       # seconds, long enough for the counters to see it
 
 # Words of one stage, and the seconds that it may take. What may hang or take minutes comes last
 STAGES = (
-    (("plain", "lite0"), 45),
-    (("plain", "resnet50"), 30),
     (("sessions", "lite0", "eager"), 30),
     (("sessions", "lite0", "aotinductor"), 30),
+    (("plain", "lite0"), 45),
+    (("plain", "resnet50"), 30),
     (("compiled", "lite0"), 90),
 )
 

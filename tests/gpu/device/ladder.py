@@ -20,7 +20,9 @@ from zztoolkit.samples import imagenet_labels, lite_weights
 from zztoolkit.benchmarks.ladder import Turn
 from zztoolkit.measure.profile import closed_loop
 from zztoolkit.serving.endpoint import Endpoint
+from zztoolkit.serving.mosec.server import MosecServer
 from zztoolkit.serving.rollout import deploy
+from zztoolkit.serving.server import Server
 from zztoolkit.serving.torchserve.config import Settings
 from zztoolkit.serving.torchserve.server import LocalServer
 
@@ -47,6 +49,7 @@ class Rung:
     clients: int                                # requests under way at a time
     config: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[Path] = ()                  # beside the labels
+    server: str = "torchserve"
 
     @property
     def batch_size(self) -> int: return self.config.get("batchSize", 1)
@@ -70,9 +73,11 @@ def own_rungs(artifact: Path, cores: int) -> list[Rung]:
     "The project's chain and artifact"
     on_gpu = BATCHED | {"device": "cuda"}
     return [
-        Rung("chain and network on the GPU", OWN, artifact, (2, 4, 8, 16), CLIENTS, on_gpu),
-        Rung("chain on the CPU, network on the GPU", OWN, artifact,
-             (3 * cores // 4, cores), CLIENTS, BATCHED),
+        Rung("chain and network on the GPU", OWN, artifact, (8, 16), CLIENTS, on_gpu),
+        Rung("chain and network on the GPU, mosec", OWN, artifact, (4, 8), CLIENTS, on_gpu,
+             server="mosec"),
+        Rung("chain on the CPU, network on the GPU", OWN, artifact, (3 * cores // 4,), CLIENTS,
+             BATCHED),
     ]
 
 
@@ -85,7 +90,7 @@ def stock_rungs(cores: int) -> list[Rung]:
     ]
 
 
-def put_on(server: LocalServer, rung: Rung) -> Endpoint:
+def put_on(server: Server, rung: Rung) -> Endpoint:
     "Pack a rung and deploy it"
     name = "rung_" + re.sub(r"\W+", "_", rung.name)
     mar = pack(
@@ -110,7 +115,7 @@ def press(endpoint: Endpoint, rung: Rung, workers: int, name: str, bodies: Seque
         found["errors_by_kind"] = dict(level.errors)
 
 
-def climb(server: LocalServer, rung: Rung, body_sets: Mapping[str, Sequence[bytes]]):
+def climb(server: Server, rung: Rung, body_sets: Mapping[str, Sequence[bytes]]):
     "Serve a rung and measure it; whatever it raises is reported"
     with finding("rung", name=rung.name, model=Path(rung.model).name):
         endpoint = put_on(server, rung)
@@ -123,9 +128,12 @@ def climb(server: LocalServer, rung: Rung, body_sets: Mapping[str, Sequence[byte
 def main():
     cores, artifact = usable_cores(), choose_artifact()
     body_sets = {"500x375": small_jpegs(256), "4 MP": [p.read_bytes() for p in photographs()]}
-    rungs = [*(own_rungs(artifact, cores) if artifact else []), *stock_rungs(cores)]
-    with LocalServer(Settings(job_queue_size=1000)) as server:
-        for rung in rungs: climb(server, rung, body_sets)
+    first, *others = own_rungs(artifact, cores) if artifact else [None]
+    rungs = [r for r in (first, *stock_rungs(cores), *others) if r]
+    settings = Settings(job_queue_size=1000)
+    with LocalServer(settings) as torchserve, MosecServer(settings) as mosec:
+        servers = {"torchserve": torchserve, "mosec": mosec}
+        for rung in rungs: climb(servers[rung.server], rung, body_sets)
 
 
 if __name__ == "__main__": main()

@@ -1,15 +1,59 @@
-"""Run the table features on cuDF (parts D and E): first call, the project's test, missing dates."""
+"""Run the table features on cuDF (parts D and E): the project's test, missing dates, and speed."""
 from __future__ import annotations
 
-import subprocess, sys
+import statistics, subprocess, sys, time
+from collections.abc import Callable
+from typing import Any
 
+import test_features as T
 from common import finding
+from zztoolkit import features as F
+
+SIZES = (1000, 10_000, 100_000, 1_000_000)
 
 
 def try_cudf():
     with finding("import") as found:
         import cudf
         found["version"], found["sum"] = cudf.__version__, int(cudf.Series([1, 2, None]).sum())
+
+
+def synchronize():
+    import cupy
+    cupy.cuda.Device().synchronize()
+
+
+def median_ms(call: Callable[[], Any], repeats: int = 3) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        synchronize()
+        times.append(1000 * (time.perf_counter() - started))
+    return round(statistics.median(times), 2)
+
+
+def goods_with_short_lists(rows: int) -> Any:
+    "Lists of one length: to make others takes longer than what is measured"
+    lists = {"viewed": [[1, 2]] * rows, "tags": [["new"]] * rows}
+    return T.goods(rows, seed=5).drop(columns=list(lists)).assign(**lists)
+
+
+def measure(fitted: F.Features, rows: int):
+    "Milliseconds of a whole table, validation and all: from pandas, from cuDF, and of the upload"
+    import cudf
+    with finding("rows", n=rows) as found:
+        df = goods_with_short_lists(rows)[fitted.inputs]
+        started = time.perf_counter()
+        there = cudf.from_pandas(df)
+        synchronize()
+        found["upload_ms"] = round(1000 * (time.perf_counter() - started), 2)
+        started = time.perf_counter()
+        fitted.table(there)
+        synchronize()
+        found["first_ms"] = round(1000 * (time.perf_counter() - started), 2)
+        found["pandas_ms"] = median_ms(lambda: fitted.table(df))
+        found["cudf_ms"] = median_ms(lambda: fitted.table(there))
 
 
 def run_tests():
@@ -24,7 +68,6 @@ def run_tests():
 def try_missing_dates():
     with finding("missing dates") as found:
         import cudf, pandas as pd
-        from zztoolkit import features as F
         dates = pd.to_datetime(["2026-01-01", None, "2026-03-01"])
         df = pd.DataFrame({"day": dates, "n": [1.0, None, 3.0]})
         ops = [F.DateParts("day", parts=("month",)), F.FillMissing(["day_month", "n"], value=0.0)]
@@ -32,10 +75,12 @@ def try_missing_dates():
         found["values"] = {name: x.tolist() for name, x in table.raise_if_invalid().arrays.items()}
 
 
-def main():
+def main(sizes: tuple[int, ...] = SIZES):
     try_cudf()
-    run_tests()
     try_missing_dates()
+    fitted = T.every_operation().fit(T.goods())
+    for rows in sizes: measure(fitted, rows)
+    run_tests()
 
 
 if __name__ == "__main__": main()
