@@ -1,10 +1,11 @@
 "What mosec has and other servers do not: a supervisor, a front and guards. The rest is in test_conformance.py"
-import os, signal
+import os, signal, threading
 
 import psutil, pytest
 
 from support.owner import killed_supervisor
 from zztoolkit.archive.packing import pack
+from zztoolkit.errors import ToolkitError
 from zztoolkit.serving.mosec.server import MosecServer
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.system import wait_until
@@ -40,3 +41,36 @@ def test_parts_come_back(endpoint, part):
     os.kill(endpoint.server.frontend[0] if part == "front" else worker.ppid(), signal.SIGKILL)
     assert wait_until(lambda: not psutil.pid_exists(worker.pid), 10)
     assert endpoint.predict("hi") == "HI"
+
+WITHOUT_PROGRAM = "import mosec.utils\nmosec.utils.get_mosec_path = lambda: None\n"
+
+def test_a_front_that_does_not_start_is_an_error_at_once(words, monkeypatch, tmp_path):
+    "mosec's files are not complete: the version fails, with what to do, and the server goes on"
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_PROGRAM)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with MosecServer() as server:
+        for _ in range(2):
+            with pytest.raises(ToolkitError, match="pip install --force-reinstall mosec"): deploy(server, words)
+        assert server.running and not server.models()
+
+SLOW = """
+import time
+from pathlib import Path
+from zztoolkit import Handler
+class Slow(Handler):
+    def preprocess(self, xs): return list(xs)
+    def inference(self, xs): return xs
+    def initialize(self, context):
+        super().initialize(context)
+        if Path({packed!r}).exists(): time.sleep(60)
+"""
+
+def test_a_supervisor_that_ends_meanwhile_is_an_error_at_once(tmp_path):
+    "A version that loads slowly is not waited for until its time is over"
+    packed = tmp_path / "packed"
+    (tmp_path / "slow.py").write_text(SLOW.format(packed=str(packed)))
+    slow = pack("slow", tmp_path / "slow.py", store=tmp_path, example="hi")
+    packed.touch()
+    with MosecServer() as server:
+        threading.Timer(2, server.process.kill).start()
+        with pytest.raises(ToolkitError, match="mosec has ended"): deploy(server, slow)

@@ -55,13 +55,14 @@ class SupervisorClient:
     folder: Path
     settings: Settings
 
-    def command(self, do: str, key: str, **values: Any):
-        "Send a command. Raise `OSError` if the supervisor has ended"
-        raise NotImplementedError
+    if TYPE_CHECKING:       # the server has them
+        @property
+        def running(self) -> bool: ...
+        def command(self, do: str, key: str, **values: Any): ...
 
     def _state(self) -> dict[str, Any]:
         with suppress(OSError): return json.loads((self.folder / "state.json").read_text())
-        return {"versions": {}, "drained": {}}
+        return {"versions": {}, "drained": {}, "failed": {}}
 
     def state(self, v: RunningVersion) -> dict[str, Any]:
         "Return a version's workers, as the supervisor sees them"
@@ -166,15 +167,19 @@ class Loading(Models):
         def outcome() -> str:
             state = self.state(v)
             if is_complete(state, workers) and v.send(b"", "", {}, ping=True): return "ready"
-            if not self._is_failed(v, state): return ""
-            lines = tail_log(Path(v.plan["log"]), since)
-            return failure_reason(lines, read_exit_codes(self.folder / "exits")) or "it ended"
+            return self._explain_failure(v, state, since)
         reason = wait_until(outcome, timeout, every=0.05)
         if reason == "ready": return
         last_lines = tail_log(Path(v.plan["log"]))[-10:]
         raise not_ready_error(f"{v.name} version {v.version}", "mosec", reason, timeout, last_lines)
 
-    def _is_failed(self, v: RunningVersion, state: dict) -> bool: return state["failures"] > 0
+    def _explain_failure(self, v: RunningVersion, state: Mapping[str, Any], since: int) -> str:
+        "Return why a version does not start; '' while it still may"
+        if not self.running: return "mosec has ended"
+        if reason := self._state()["failed"].get(v.key): return reason
+        if not state["failures"]: return ""
+        lines = tail_log(Path(v.plan["log"]), since)
+        return failure_reason(lines, read_exit_codes(self.folder / "exits")) or "it ended"
 
     def switch(self, name: str, version: str):
         "Send new requests to a version"

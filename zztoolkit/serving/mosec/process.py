@@ -42,17 +42,23 @@ def front_config(plan: dict[str, Any]) -> dict[str, Any]:
         "namespace": "mosec", "log_level": "error", "compression": False,
         "runtimes": runtimes, "routes": [route]}
 
+def find_front() -> Path:
+    "Return mosec's program. Raise `FileNotFoundError` if pip's files of mosec are not complete"
+    from mosec.utils import get_mosec_path
+    program = get_mosec_path()
+    if program: return program
+    raise FileNotFoundError("its program is not there: pip install --force-reinstall mosec")
+
 def start_front(plan: dict[str, Any]) -> subprocess.Popen:
     "Start mosec's front; workers connect to a socket in its folder"
-    from mosec.utils import get_mosec_path
-    folder = Path(plan["home"], "front")
+    program, folder = find_front(), Path(plan["home"], "front")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     Path(plan["home"], "handover").mkdir(exist_ok=True)
     config = folder / "config.json"
     config.write_text(json.dumps(front_config(plan)))
     with open(plan["console"], "ab") as console:
-        return start_child([str(get_mosec_path()), str(config)], stdout=console)
+        return start_child([str(program), str(config)], stdout=console)
 
 # %% ../../../nbs/serving/mosec/04_process.ipynb #guard
 class Guard:
@@ -222,16 +228,22 @@ class Supervisor:
     def __init__(self, folder: Path):
         self.folder, self.versions = folder, dict[str, Version]()
         self.drained: dict[str, bool] = {}      # versions that have stopped
+        self.failed: dict[str, str] = {}        # versions that did not start, and why
         self._written = ""
 
     def obey(self, command: dict[str, Any]):
         "Start, scale or stop a version"
         key = command["key"]
-        if command["do"] == "start": self.versions[key] = Version(command["plan"])
+        if command["do"] == "start": self._start(key, command["plan"])
         version = self.versions.get(key)
         if not version: return
         if command["do"] == "scale": version.scale(command["workers"])
         if command["do"] == "stop": version.drain(command["seconds"])
+
+    def _start(self, key: str, plan: dict[str, Any]):
+        "Start a version. One whose front does not start fails alone"
+        try: self.versions[key] = Version(plan)
+        except OSError as e: self.failed[key], self.drained[key] = f"mosec does not start: {e}", True
 
     def tend(self):
         for key, version in list(self.versions.items()):
@@ -259,7 +271,8 @@ class Supervisor:
     def _write(self):
         "Write the state for the owner, if it has changed"
         versions = {key: v.describe() for key, v in self.versions.items()}
-        text = json.dumps({"versions": versions, "drained": self.drained})
+        state = {"versions": versions, "drained": self.drained, "failed": self.failed}
+        text = json.dumps(state)
         if text == self._written: return
         part, self._written = self.folder / "state.part", text
         part.write_text(text)
