@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pyarrow as pa, pytest, torch
 from hypothesis import given, settings, strategies as st
 
 from support import device
@@ -21,12 +21,13 @@ from zztoolkit.compile.compiler import compile_model
 from zztoolkit.features.ops.registry import OPERATIONS
 from zztoolkit.batch import Batch, row_list
 from zztoolkit.errors import InputError, ToolkitError
-from zztoolkit.features.cudf import validate_on_gpu
+from zztoolkit.features.cudf import read_arrow_lists, validate_on_gpu
 from zztoolkit.handler.handler import Handler
 from zztoolkit.handler.wire import encode_response, encode_request
 from zztoolkit.features.fields import Field
 from zztoolkit.features.ops.base import transform_all
 from zztoolkit.features.schema import Schema
+from zztoolkit.features.series import read_list
 from zztoolkit.features.validation import drop_invalid
 from zztoolkit.serving.rollout import deploy
 
@@ -339,6 +340,32 @@ def test_a_cudf_frame_gives_what_a_pandas_frame_gives(fitted, stand_ins):
     bad = df[:4].assign(price=[1., np.inf, 2., np.nan], listed=days)
     rejected = {i: str(e) for i, e in fitted.table(bad).errors.items()}
     assert list(rejected) == [1, 2] and rejected == {i: str(e) for i, e in on_gpu(bad).errors.items()}
+
+NAN = float("nan")
+ITEMS = {
+    "int": [[1, 2], [], [3]], "float": [[1.5], [2, 3.0]], "bool": [[True], [], [False, True]],
+    "text": [["new", "märke"], ["new"], []], "datetime": [[pd.Timestamp("2026-01-05 12:00")], []]}
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_lists_of_arrow_are_what_values_are(kind):
+    "Read at once, as values are one by one: rows of a slice, empty and missing lists"
+    field = Field(kind, many=True, nullable=True, longest=3)
+    rows = [*ITEMS[kind], None]
+    array = pa.array([[*ITEMS[kind][0]] * 9, *rows, []])[1:-1]
+    read, (want, _) = read_arrow_lists(field, array), read_list("x", field, rows)
+    assert read.lengths.tolist() == want.lengths.tolist() and read.tolist() == want.tolist()
+    assert read.lengths.dtype == want.lengths.dtype
+    if kind != "text": assert read.flat.dtype == want.flat.dtype
+
+ODD = {
+    "int": [[[1, None]], [[1.5]], [["a"]], [[1] * 4], [None]], "float": [[[NAN, 1.0]], [[True]]],
+    "bool": [[[1]]], "text": [[["a", None]], [[1]]], "datetime": [[["2026-01-05"]], [[pd.Timestamp("2026-01-05", tz="UTC")]]]}
+
+@pytest.mark.parametrize("kind, rows", [(kind, rows) for kind in ODD for rows in ODD[kind]])
+def test_lists_that_may_be_invalid_are_looked_at_one_by_one(kind, rows):
+    "So that the error names the value; text instead of lists, too"
+    field = Field(kind, many=True, longest=3)
+    assert read_arrow_lists(field, pa.array(rows)) is None and read_arrow_lists(field, pa.array(["ab"])) is None
 
 WITH_GAPS = {
     "datetime": pd.to_datetime(["2026-01-05", None, "2026-03-09 08:15"], format="ISO8601"),

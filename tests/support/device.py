@@ -8,7 +8,7 @@ import operator, types
 from collections import Counter
 from importlib.machinery import ModuleSpec
 
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, pyarrow as pa, torch
 
 # Of CuPy's reference (docs.cupy.dev/en/stable/reference): the functions that features may use
 FUNCTIONS = (
@@ -89,6 +89,7 @@ class Series:
     def __len__(self): return len(self.host)
     def isnull(self): return ndarray(self.missing)
     def to_pandas(self): return self.host
+    def to_arrow(self): return pa.Array.from_pandas(self.host)
     def astype(self, dtype: str): return Series(self.host, self.values.astype(dtype))
 
     def factorize(self):

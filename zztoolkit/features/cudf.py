@@ -10,16 +10,16 @@ from dataclasses import replace
 from typing import Any, TYPE_CHECKING
 
 from ..errors import InputError, ToolkitError
-from .columns import Columns, Text
+from .columns import Columns, Lists, Text
 from .fields import Field
 from .keyed import move_column
-from .series import explain_suspects, read_series
+from .series import explain_suspects, find_suspects, read_series
 from zztoolkit.features.validation import (
     check_names, fill_absent, reject_unknown, validate_columns, Validated,
 )
 
 if TYPE_CHECKING:
-    import cudf
+    import cudf, pyarrow as pa
     from zztoolkit.features.columns import Array, Column
     from zztoolkit.features.schema import Schema
 
@@ -72,6 +72,44 @@ def _has_dtype(field: Field, series: cudf.Series) -> bool:
     if field.many or getattr(series.dtype, "kind", "") not in kinds: return False
     return str(series.dtype) != "uint64" and getattr(series.dtype, "tz", None) is None
 
+# %% ../../nbs/features/09_cudf.ipynb #read-lists
+def _to_encoded_text(items: pa.Array) -> Text:
+    import numpy as np
+    encoded = items.dictionary_encode()
+    values = np.array(encoded.dictionary.to_pylist(), object)
+    return Text(encoded.indices.to_numpy().astype("int64"), values)
+
+def _has_arrow_type(kind: str, x: pa.DataType) -> bool:
+    "Return whether Arrow's values may be read as those of a field, without a look at each"
+    import pyarrow as pa
+    is_whole = pa.types.is_integer(x) and x != pa.uint64()
+    fits = {
+        "int": is_whole,
+        "float": is_whole or pa.types.is_floating(x),
+        "bool": pa.types.is_boolean(x),
+        "text": pa.types.is_string(x) or pa.types.is_large_string(x),
+        "datetime": pa.types.is_timestamp(x) and x.tz is None}
+    return fits[kind]
+
+def _items_to_column(item: Field, items: pa.Array) -> Column:
+    import pyarrow as pa
+    if item.kind == "text": return _to_encoded_text(items)
+    if item.kind == "datetime":
+        return items.cast(pa.timestamp("us")).to_numpy(zero_copy_only=False).view("int64")
+    return items.to_numpy(zero_copy_only=False).astype(item.dtype)
+
+def read_arrow_lists(field: Field, lists: pa.Array) -> Lists | None:
+    "Return Arrow's lists as a column; None if a value may be invalid: then each is looked at"
+    import pyarrow as pa, pyarrow.compute as pc
+    if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)): return None
+    if lists.null_count and not field.nullable: return None
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype("int64")
+    items, item = lists.flatten(), replace(field, many=False, nullable=False)
+    if items.null_count or lengths.max(initial=0) > field.longest: return None
+    if not _has_arrow_type(item.kind, items.type): return None
+    column = _items_to_column(item, items)
+    return None if find_suspects(item, column).any() else Lists.of(lengths, column)
+
 # %% ../../nbs/features/09_cudf.ipynb #read-gpu-series
 def _has_gaps(field: Field, series: cudf.Series) -> bool:
     "Return whether values are missing of a field whose dtype, int64, has no missing value"
@@ -82,6 +120,8 @@ def read_gpu_series(
 ) -> tuple[Column, dict[int, InputError]]:
     "Return a column on the GPU and the errors of its invalid rows, if need be by way of the host"
     import cupy
+    lists = read_arrow_lists(field, series.to_arrow()) if field.many else None
+    if lists is not None: return move_column(lists, cupy), {}
     if not _has_dtype(field, series) or _has_gaps(field, series):
         column, errors = read_series(name, field, series.to_pandas())
         return move_column(column, cupy), errors
