@@ -140,9 +140,15 @@ def shrink(file: str, data: bytes) -> bytes:
     return bytes(library)
 
 
+def as_installed(file: str) -> str:
+    "Return where pip puts a file of a wheel, from the folder of packages; programs go to bin/"
+    file = re.sub(r"^[^/]+\.data/(platlib|purelib)/", "", file)
+    return re.sub(r"^[^/]+\.data/scripts/", "bin/", file)
+
+
 def is_program(info: zipfile.ZipInfo) -> bool:
     "Must this file of a wheel be executable?"
-    if "/bin/" in info.filename or ".so" in Path(info.filename).name: return True
+    if re.search("/(bin|scripts)/", info.filename) or ".so" in Path(info.filename).name: return True
     return bool(info.external_attr >> 16 & 0o111)
 
 
@@ -151,7 +157,7 @@ def unpack_wheel(wheel: Wheel, folder: Path, site: Path):
     with zipfile.ZipFile(find_wheel(wheel, folder)) as z:
         for info in z.infolist():
             if info.is_dir() or not wheel.takes(info.filename): continue
-            path = site / re.sub(r"^[^/]+\.data/(platlib|purelib)/", "", info.filename)
+            path = site / as_installed(info.filename)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(shrink(info.filename, z.read(info)))
             path.chmod(0o755 if is_program(info) else 0o644)

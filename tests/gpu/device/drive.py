@@ -81,6 +81,7 @@ def environment(out: Path) -> dict[str, str]:
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return dict(os.environ) | {
         "PYTHONPATH": os.pathsep.join([*map(str, paths), *filter(None, given)]),
+        "PYTHONUSERBASE": str(HOME / "site"),       # whose bin/ mosec looks for its program in
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "CUDA_MODULE_LOADING": "LAZY",
