@@ -81,7 +81,7 @@ SERVE = by_name(
     Option("--workers -w", "worker processes (default 1)", at_least(1)),
     Option("--threads -t", "threads of each worker (default: all cores, shared among the workers)",
            at_least(1)),
-    Option("--example -e", "sample request for the dry run: a file, or text "
+    Option("--example -e", "sample request for the dry run: a file, JSON or text "
            "(default: a sample image, a record, or zeros)", in_notebook=_VARIABLE),
     Option("--extra-file -x", "file or folder that the handler reads; may be repeated",
            action="append"),
