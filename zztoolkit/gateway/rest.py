@@ -169,11 +169,11 @@ def rest_routes(service: Service, access: Access) -> list[Route]:
         return Route(path, as_endpoint(access, respond), methods=["POST"])
     of_model = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
     return [
+        *(post(f"{path}/infer", rest.infer) for path in of_model),      # the busiest come first
         get("/v2", rest.server), get("/v2/", rest.server),
         get("/v2/health/live", rest.live), get("/v2/health/ready", rest.ready),
         *(get(path, rest.model) for path in of_model),
         *(get(f"{path}/ready", rest.model_ready) for path in of_model),
         *(get(f"{path}/config", rest.config) for path in of_model),
         post("/v2/repository/index", rest.index),
-        post("/v2/repository/models/{model}/{verb}", rest.control),
-        *(post(f"{path}/infer", rest.infer) for path in of_model)]
+        post("/v2/repository/models/{model}/{verb}", rest.control)]

@@ -23,5 +23,5 @@ async def read_body(
     async for part in request.stream():
         size += len(part)
         if size > limit: return None
-        parts.append(part)
+        if part: parts.append(part)     # the stream ends with an empty one; one alone is not copied
     return b"".join(parts)
