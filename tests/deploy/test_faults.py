@@ -127,14 +127,16 @@ def test_a_broken_version(tmp_path, names, store):
     assert all_["lost"] == all_["failed"] == 0
 
 def test_a_full_disk(tmp_path, names, store):
-    "Nothing more can be written where the logs are: requests do not care, and the drain does not either"
-    work = Path(tempfile.mkdtemp(prefix="zz-"))      # sockets need a short path
+    "Nothing more can be written where the logs are: requests do not care, whose handler prints, and the drain does not either"
+    echo(tmp_path / "printing", source=ECHO.replace("        return xs\n", "        print('x' * 300)\n        return xs\n"), batchSize=4, maxBatchDelay=5)
+    work = Path(tempfile.mkdtemp(prefix="z"))        # sockets need a short path; with a longer one, Ray's files are elsewhere
     sh("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(work))
     try:
         with pods(tmp_path, names, store) as c:
             c.pods["zz1"].process.terminate()
             assert c.pods["zz1"].process.wait(c.grace) == 0
-            c.start("zz1", store, "--no-token-auth", "--work", work)
+            c.pods["zz1"].__exit__()
+            c.start("zz1", tmp_path / "printing", "--no-token-auth", "--work", work)
             c.await_ready("zz1")
             time.sleep(2)
             with Pressure(c) as p:

@@ -80,11 +80,13 @@ class Pod:
     def java(self) -> psutil.Process: return next(p for p in self.family() if "java" in p.name())
 
     def workers(self) -> list[psutil.Process]:
-        "TorchServe's name themselves; mosec's are forked by guards, and those by one supervisor"
+        "TorchServe's name themselves; mosec's are forked by guards, and those by one supervisor; Ray's change their title with each request, and run below a shell script"
         family = self.family()
         forked = {p.pid: p.ppid() for p in family if any("mosec.process" in a for a in p.cmdline())}
         of_mosec = {pid for pid, guard in forked.items() if forked.get(guard) in forked}
-        return [p for p in family if p.pid in of_mosec or any("model_service_worker" in a for a in p.cmdline()) and "python" in p.exe()]
+        scripts = {p.pid for p in family if p.cmdline()[:1] == ["/bin/sh"] and p.cmdline()[1].endswith("/worker")}
+        of_ray = {p.pid for p in family if p.ppid() in scripts} - scripts
+        return [p for p in family if p.pid in of_mosec | of_ray or any("model_service_worker" in a for a in p.cmdline()) and "python" in p.exe()]
 
     def __enter__(self) -> Pod: return self
 

@@ -21,10 +21,18 @@ class Record:
     """
     def __init__(self, home: str, app: str, pid: int = 0):
         self.path = Path(home, "replicas", app, str(pid or os.getpid())) if home else None
+        self.text = ""
 
     def begin(self, ids: Sequence[str] = ()):
-        "Note the requests that the handler gets now"
-        if self.path: self.path.write_text("\n".join(ids))
+        """Note the requests that the handler gets now.
+
+        They are written over the last ones: for them there is room, even on a full disk.
+        """
+        if not self.path: return
+        self.text = "\n".join(ids).ljust(len(self.text))
+        with suppress(OSError):
+            self.path.touch()
+            with open(self.path, "r+") as file: file.write(self.text)
 
     def close(self):
         if self.path and self.path.exists(): self.path.rename(self.path.with_suffix(".ended"))

@@ -21,6 +21,7 @@ from ..bodies import read_body
 from ..http import has_token, to_starlette
 from ..mosec.frames import BAD_TOKEN, TOO_LARGE
 from ..mosec.metrics import BatchCounter, new_metric, NewMetric, worker_metrics
+from ..torchserve.logs import open_log
 from ..torchserve.worker import load_worker, mime_type, predict, Response
 from .metrics import ray_metric
 from .plan import Plan
@@ -50,8 +51,7 @@ def write_to(log: Path):
     "Write everything that this process prints to a log"
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     for target in (1, 2): os.dup2(file, target)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout, sys.stderr = map(open_log, (1, 2))
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO, force=True)
 
 # %% ../../../nbs/serving/ray/02_replica.ipynb #gpu

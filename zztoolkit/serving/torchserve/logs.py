@@ -5,9 +5,10 @@
 # %% ../../../nbs/serving/torchserve/04_logs.ipynb #imports
 from __future__ import annotations
 
-import re
+import io, re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 from .config import EXIT_CODES, read_exit_codes
 
@@ -28,6 +29,19 @@ def tail_log(
             f.seek(max(start, size - max_bytes))
             return f.read().decode(errors="replace").splitlines()
     except FileNotFoundError: return []
+
+# %% ../../../nbs/serving/torchserve/04_logs.ipynb #open-log
+class _Log(io.FileIO):
+    "A log that drops what a full disk does not take"
+    def write(self, text: Any) -> int:
+        try: return super().write(text)
+        except OSError: return len(text)
+
+def open_log(file: int) -> TextIO:
+    "Return a stream to print to an open file. On a full disk, what prints goes on without its log"
+    raw = _Log(file, "w", closefd=False)
+    out = io.BufferedWriter(raw)
+    return io.TextIOWrapper(out, errors="backslashreplace", line_buffering=True)
 
 # %% ../../../nbs/serving/torchserve/04_logs.ipynb #worker-log
 _LINE = re.compile(r"^(?P<time>\S+) \[(?P<level>\w+) *\] (?P<thread>\S+) \S+ - (?P<text>.*)$")
