@@ -420,7 +420,7 @@ def test_handler_that_hangs(owner):
 @behaviour("queue full")
 def test_full_queue(owner):
     "A full queue rejects at once with a 503, and finishes the rest"
-    with ThreadPoolExecutor(10) as pool: answers = list(pool.map(lambda _: owner.post(b'{"pid": 0, "sleep": 0.5}'), range(10)))
+    with ThreadPoolExecutor(10) as pool: answers = list(pool.map(lambda _: owner.post(b'{"pid": 0, "sleep": 1}'), range(10)))
     rejected = [a for a in answers if a.status_code != 200]
     assert 3 <= len(answers) - len(rejected) <= 6
     assert {a.status_code for a in rejected} == {503} and [a.json() for a in rejected] == [QUEUE_FULL] * len(rejected)
