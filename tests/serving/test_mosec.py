@@ -1,7 +1,7 @@
 "What mosec has and other servers do not: a supervisor, a front and guards. The rest is in test_conformance.py"
 import os, signal, threading
 
-import psutil, pytest
+import httpx, psutil, pytest
 
 from support.owner import killed_supervisor
 from zztoolkit.archive.packing import pack
@@ -41,6 +41,11 @@ def test_parts_come_back(endpoint, part):
     os.kill(endpoint.server.frontend[0] if part == "front" else worker.ppid(), signal.SIGKILL)
     assert wait_until(lambda: not psutil.pid_exists(worker.pid), 10)
     assert endpoint.predict("hi") == "HI"
+
+def test_a_response_knows_its_request(endpoint):
+    "As of any HTTP client: `raise_for_status` works"
+    assert endpoint.post(b"hi").raise_for_status().content == b"HI"
+    with pytest.raises(httpx.HTTPStatusError, match="404"): endpoint.server.post("nobody", b"hi").raise_for_status()
 
 WITHOUT_PROGRAM = "import mosec.utils\nmosec.utils.get_mosec_path = lambda: None\n"
 

@@ -32,13 +32,18 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../../nbs/serving/mosec/06_models.ipynb #to-http
-def to_http(r: Response) -> httpx.Response:
-    "Return a response as an HTTP client has it"
+def to_http(
+    r: Response,
+    name: str,      # of the model
+) -> httpx.Response:
+    "Return a response as an HTTP client has it, with the request that it belongs to"
     import httpx
     kind = {"content-type": r.kind} if r.kind else {}
     headers = {**kind, **r.headers}
     reason = {"reason_phrase": r.reason.encode()} if r.reason else {}
-    return httpx.Response(r.status, headers=headers, content=r.body, extensions=reason)
+    request = httpx.Request("POST", f"http://localhost/predictions/{name}")
+    return httpx.Response(
+        r.status, headers=headers, content=r.body, extensions=reason, request=request)
 
 # %% ../../../nbs/serving/mosec/06_models.ipynb #is-complete
 def is_complete(state: Mapping[str, Any], workers: int) -> bool:
@@ -217,8 +222,8 @@ class Requests(Loading):
         "Send one request, across a swap or the restart of a process"
         import httpx
         lost = httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError     # with mosec's front
-        try: return to_http(self._post(name, body, kind, headers, version))
-        except lost: return to_http(WORKER_DIED)
+        try: return to_http(self._post(name, body, kind, headers, version), name)
+        except lost: return to_http(WORKER_DIED, name)
 
     def _post(
         self, name: str, body: bytes, kind: str, headers: Mapping[str, str], version: str

@@ -170,7 +170,7 @@ class Requests(Loading):
         version: str = "",      # default: the one that serves
     ) -> httpx.Response:
         "Send one request"
-        if len(body) > self.settings.max_request_size: return to_http(TOO_LARGE)
+        if len(body) > self.settings.max_request_size: return to_http(TOO_LARGE, name)
         path = f"/predictions/{name}/{version}" if version else f"/predictions/{name}"
         all_headers = {**headers, "Content-Type": kind, **self._headers}
         return self.http.post(path, content=body, headers=all_headers)
