@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio, io
+from contextlib import suppress
 from typing import Any
 
 from httptools import HttpRequestParser
@@ -62,8 +63,14 @@ class WholeBodies(HttpToolsProtocol):
         "Note that bytes were read into their place, of which the parser knows nothing"
         self.count(size)
         if self.left: return
-        self.parser = HttpRequestParser(self)       # the one before waits for the body
+        self.renew_parser()
         self.on_message_complete()
+
+    def renew_parser(self):
+        "Parse the next request anew: the parser before waits for a body. Set it up as uvicorn does"
+        self.parser = HttpRequestParser(self)
+        with suppress(AttributeError):      # httptools before 0.6.3
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def on_message_complete(self):
         self.left, self.room = 0, NOWHERE
