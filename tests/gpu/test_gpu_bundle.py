@@ -479,8 +479,9 @@ def test_memory_is_watched(modules, out):
 
 def test_features_on_arrays_that_stand_for_cupys(modules, out, monkeypatch):
     "The same as NumPy's; only torch cannot take the stand-in"
-    monkeypatch.setitem(sys.modules, "cupy", device.cupy())
-    monkeypatch.setattr(modules.features, "synchronize", lambda: None)
+    cupy = device.cupy()
+    cupy.cuda = SimpleNamespace(Device=lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
     modules.features.main((100,))
     [same], [rows] = findings(out, "same as NumPy"), findings(out, "rows")
     assert "error" not in same

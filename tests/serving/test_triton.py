@@ -284,7 +284,7 @@ def write_odd(folder: Path, version: str = "1.0"):
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    "A Triton of its own with one slow model, its gRPC and its metrics open: (HTTP client, folder, ports)"
+    "A Triton of its own with one model, its gRPC and its metrics open: where they are, and its log"
     if reason := why_no_triton(): pytest.skip(reason)
     folder, (grpc, metrics) = tmp_path_factory.mktemp("odd"), free_ports(2)
     write_odd(folder)
@@ -361,11 +361,9 @@ def test_a_killed_process_stays_away(odd, record_property):
     for text in ("sleep2", "hi"):
         with pytest.raises(InferenceServerException, match="is not healthy"): ask(odd.url, text)
 
-NOT_STARTED = "zztoolkit writes Triton's repository, and does not start Triton"
-
 @on_triton("owner killed", "scale", "reload", "panel", "found")
 def test_triton_is_not_started_here(record_property):
-    record_property("no", NOT_STARTED)
+    record_property("no", "zztoolkit writes Triton's repository, and does not start Triton")
     with pytest.raises(ToolkitError, match="triton"): make_server("triton")
 
 @on_triton("drain")

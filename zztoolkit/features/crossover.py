@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/features/11_crossover.ipynb #time-call
-def _time_call(call: Callable[[], Any]) -> float:
+def time_call(call: Callable[[], Any]) -> float:
     "Return how long a call takes, with the work that it leaves to the GPU, in milliseconds"
     import cupy
     start = time.perf_counter()
@@ -27,15 +27,15 @@ def _time_call(call: Callable[[], Any]) -> float:
     cupy.cuda.Device().synchronize()
     return (time.perf_counter() - start) * 1e3
 
-def _time_in_turns(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+def time_in_turns(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     "Return the median milliseconds of each call, made in turns; the first turn warms up"
-    turns = [[_time_call(call) for call in calls] for _ in range(repeats + 1)]
+    turns = [[time_call(call) for call in calls] for _ in range(repeats + 1)]
     return [statistics.median(times) for times in zip(*turns[1:])]
 
 def _is_faster_on_gpu(features: Features, rows: pd.DataFrame, repeats: int) -> bool:
     "Measure whether cuDF is faster than the host, from a pandas frame to tensors on the GPU"
     def run(backend: str) -> Any: return features.to_tensors(rows, "cuda", backend)
-    gpu, cpu = _time_in_turns([lambda: run("cudf"), lambda: run("pandas")], repeats)
+    gpu, cpu = time_in_turns([lambda: run("cudf"), lambda: run("pandas")], repeats)
     return gpu < cpu
 
 # %% ../../nbs/features/11_crossover.ipynb #find-crossover

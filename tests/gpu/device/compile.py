@@ -61,6 +61,6 @@ def main():
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]: sys.exit(main())
     faulthandler.dump_traceback_later(40, repeat=True)      # where one that is slow spends its time
-    if sys.argv[1:]: compile_one(*sys.argv[1:])
-    else: main()
+    compile_one(*sys.argv[1:])

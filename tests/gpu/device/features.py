@@ -1,9 +1,8 @@
 """Run the table features on CuPy without cuDF: are they NumPy's, and when are they faster?"""
 from __future__ import annotations
 
-import statistics, time
+import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,14 @@ import numpy as np
 import test_features as T
 from common import finding
 from zztoolkit import features as F
+from zztoolkit.features.crossover import time_in_turns
 from zztoolkit.features.ops.base import transform_all
 from zztoolkit.features.table import pack_features
 from zztoolkit.features.columns import Columns
 from zztoolkit.features.keyed import move_column
 
 SIZES = (1000, 10_000, 100_000, 1_000_000)
-
-
-def synchronize():
-    import cupy
-    cupy.cuda.Device().synchronize()
+REPEATS = 3         # of a measurement, after one to warm up
 
 
 def to_gpu(columns: Columns) -> Columns:
@@ -56,25 +52,20 @@ def report_tensors(table: F.FeatureTable):
         found |= {name: str(x.device) for name, x in table.tensors().items()}
 
 
-def median_ms(call: Callable[[], Any], repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        synchronize()
-        times.append(1000 * (time.perf_counter() - started))
-    return round(statistics.median(times), 2)
+def goods(rows: int) -> Any:
+    "Return a table of goods. Its lists are of one length: to make others takes far longer"
+    lists = {"viewed": [[1, 2]] * rows, "tags": [["new"]] * rows}
+    return T.goods(rows, seed=5).drop(columns=list(lists)).assign(**lists)
 
 
 def measure(fitted: F.Features, rows: int):
     "Milliseconds of NumPy and of CuPy, each on columns that are already where it works"
     with finding("rows", n=rows) as found:
-        lists = {"viewed": [[1, 2]] * rows, "tags": [["new"]] * rows}
-        df = T.goods(rows, seed=5).drop(columns=list(lists)).assign(**lists)
-        validated = fitted.schema(df)
+        validated = fitted.schema(goods(rows))
         there = to_gpu(validated.columns)
-        found["numpy_ms"] = median_ms(lambda: run(fitted, validated.columns, validated))
-        found["cupy_ms"] = median_ms(lambda: run(fitted, there, validated))
+        sides = validated.columns, there
+        calls = [lambda side=side: run(fitted, side, validated) for side in sides]
+        found["numpy_ms"], found["cupy_ms"] = time_in_turns(calls, REPEATS)
 
 
 def main(sizes: tuple[int, ...] = SIZES):

@@ -128,8 +128,8 @@ def climb(server: Server, rung: Rung, body_sets: Mapping[str, Sequence[bytes]]):
 def main():
     cores, artifact = usable_cores(), choose_artifact()
     body_sets = {"500x375": small_jpegs(256), "4 MP": [p.read_bytes() for p in photographs()]}
-    first, *others = own_rungs(artifact, cores) if artifact else [None]
-    rungs = [r for r in (first, *stock_rungs(cores), *others) if r]
+    own = own_rungs(artifact, cores) if artifact else []
+    rungs = [*own[:1], *stock_rungs(cores), *own[1:]]
     settings = Settings(job_queue_size=1000)
     with LocalServer(settings) as torchserve, MosecServer(settings) as mosec:
         servers = {"torchserve": torchserve, "mosec": mosec}

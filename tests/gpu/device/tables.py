@@ -1,15 +1,15 @@
 """Run the table features on cuDF (parts D and E): the project's test, missing dates, and speed."""
 from __future__ import annotations
 
-import contextlib, io, statistics, time
-from collections.abc import Callable
-from typing import Any
+import contextlib, io
 
 import numpy as np, pytest
 
 import test_features as T
 from common import finding
+from features import goods, REPEATS
 from zztoolkit import features as F
+from zztoolkit.features.crossover import time_call, time_in_turns
 
 SIZES = (1000, 10_000, 100_000, 1_000_000)
 
@@ -23,42 +23,16 @@ def try_cudf():
         found["version"], found["sum"] = cudf.__version__, int(cudf.Series([1, 2, None]).sum())
 
 
-def synchronize():
-    import cupy
-    cupy.cuda.Device().synchronize()
-
-
-def median_ms(call: Callable[[], Any], repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        synchronize()
-        times.append(1000 * (time.perf_counter() - started))
-    return round(statistics.median(times), 2)
-
-
-def goods_with_short_lists(rows: int) -> Any:
-    "Lists of one length: to make others takes longer than what is measured"
-    lists = {"viewed": [[1, 2]] * rows, "tags": [["new"]] * rows}
-    return T.goods(rows, seed=5).drop(columns=list(lists)).assign(**lists)
-
-
 def measure(fitted: F.Features, rows: int):
     "Milliseconds of a whole table, validation and all: from pandas, from cuDF, and of the upload"
     import cudf
     with finding("rows", n=rows) as found:
-        df = goods_with_short_lists(rows)[fitted.inputs]
-        started = time.perf_counter()
+        df = goods(rows)[fitted.inputs]
+        found["upload_ms"] = time_call(lambda: cudf.from_pandas(df))
         there = cudf.from_pandas(df)
-        synchronize()
-        found["upload_ms"] = round(1000 * (time.perf_counter() - started), 2)
-        started = time.perf_counter()
-        fitted.table(there)
-        synchronize()
-        found["first_ms"] = round(1000 * (time.perf_counter() - started), 2)
-        found["pandas_ms"] = median_ms(lambda: fitted.table(df))
-        found["cudf_ms"] = median_ms(lambda: fitted.table(there))
+        found["first_ms"] = time_call(lambda: fitted.table(there))
+        calls = [lambda frame=frame: fitted.table(frame) for frame in (df, there)]
+        found["pandas_ms"], found["cudf_ms"] = time_in_turns(calls, REPEATS)
 
 
 def run_tests():

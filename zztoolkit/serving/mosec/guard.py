@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from ...system import wait_until
-from ..torchserve.logs import open_log
+from ..torchserve.logs import print_to
 from ..torchserve.process import die_with_parent
 from .frames import response_to_frame, WORKER_DIED
 
@@ -91,10 +91,8 @@ def serve_batches(protocol: Any, lane: Lane, respond: Callable):
 # %% ../../../nbs/serving/mosec/03_guard.ipynb #worker-process
 def _redirect(log: Path):
     "Read nothing, and write everything that this process prints to a log"
-    null, file = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_APPEND)
-    for source, target in ((null, 0), (file, 1), (file, 2)): os.dup2(source, target)
-    sys.stdout, sys.stderr = map(open_log, (1, 2))
-    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO, force=True)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    print_to(os.open(log, os.O_WRONLY | os.O_APPEND))
     warnings.filterwarnings("ignore", "IPC data", RuntimeWarning)
     logging.getLogger("mosec").setLevel(logging.WARNING)
 

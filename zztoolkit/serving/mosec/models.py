@@ -74,7 +74,8 @@ class SupervisorClient:
         nothing = {
             "ready": 0, "workers": 0, "groups": [], "pids": [], "front": 0,
             "failures": 0, "exit_code": 0}
-        return self._state()["versions"].get(v.key, nothing)
+        known = self._state()
+        return known["versions"].get(v.key, nothing) | {"failed": known["failed"].get(v.key, "")}
 
     def stop_version(self, v: RunningVersion, seconds: float) -> bool:
         "Drain a version and end its processes; return whether every request was finished"
@@ -181,7 +182,7 @@ class Loading(Models):
     def _explain_failure(self, v: RunningVersion, state: Mapping[str, Any], since: int) -> str:
         "Return why a version does not start; '' while it still may"
         if not self.running: return "mosec has ended"
-        if reason := self._state()["failed"].get(v.key): return reason
+        if state["failed"]: return state["failed"]
         if not state["failures"]: return ""
         lines = tail_log(Path(v.plan["log"]), since)
         return failure_reason(lines, read_exit_codes(self.folder / "exits")) or "it ended"

@@ -5,7 +5,7 @@
 # %% ../../../nbs/serving/ray/02_replica.ipynb #imports
 from __future__ import annotations
 
-import faulthandler, logging, os, sys, time, uuid
+import faulthandler, logging, os, time, uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from ..bodies import read_body
 from ..http import has_token, to_starlette
 from ..mosec.frames import BAD_TOKEN, TOO_LARGE
 from ..mosec.metrics import BatchCounter, new_metric, NewMetric, worker_metrics
-from ..torchserve.logs import open_log
+from ..torchserve.logs import print_to
 from ..torchserve.worker import load_worker, mime_type, predict, Response
 from .metrics import ray_metric
 from .plan import Plan
@@ -49,10 +49,7 @@ def to_message(r: Request) -> dict[str, Any]:
 # %% ../../../nbs/serving/ray/02_replica.ipynb #log
 def write_to(log: Path):
     "Write everything that this process prints to a log"
-    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    for target in (1, 2): os.dup2(file, target)
-    sys.stdout, sys.stderr = map(open_log, (1, 2))
-    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO, force=True)
+    print_to(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
 
 # %% ../../../nbs/serving/ray/02_replica.ipynb #gpu
 def own_gpu() -> int | None:

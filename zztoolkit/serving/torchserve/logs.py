@@ -5,7 +5,7 @@
 # %% ../../../nbs/serving/torchserve/04_logs.ipynb #imports
 from __future__ import annotations
 
-import io, re
+import io, logging, os, re, sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -42,6 +42,12 @@ def open_log(file: int) -> TextIO:
     raw = _Log(file, "w", closefd=False)
     out = io.BufferedWriter(raw)
     return io.TextIOWrapper(out, errors="backslashreplace", line_buffering=True)
+
+def print_to(log: int):
+    "Write everything that this process prints, and its log records, to an open file"
+    for target in (1, 2): os.dup2(log, target)
+    sys.stdout, sys.stderr = map(open_log, (1, 2))
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO, force=True)
 
 # %% ../../../nbs/serving/torchserve/04_logs.ipynb #worker-log
 _LINE = re.compile(r"^(?P<time>\S+) \[(?P<level>\w+) *\] (?P<thread>\S+) \S+ - (?P<text>.*)$")
