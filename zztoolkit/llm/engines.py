@@ -71,7 +71,7 @@ _HOW = {"safetensors": " (optimum-cli export openvino --model DIR OUT converts i
 ENGINES = {
     "vllm": EngineKind(
         "zztoolkit.llm.vllm", "NVIDIA GPUs", ("safetensors",), program="vllm",
-        pip="pip install vllm, in an environment of its own; its bin on PATH", needs_gpu=True),
+        pip="pip install vllm, in a separate environment; its bin on PATH", needs_gpu=True),
     "openvino": EngineKind(
         "zztoolkit.llm.local", "CPUs, continuous batching", ("gguf", "openvino"),
         ("openvino-genai", "openvino-tokenizers", "gguf", "starlette", "uvicorn"),

@@ -68,7 +68,7 @@ def _wait_input_ends(stop: threading.Event):
     stop.set()
 
 # %% ../../nbs/llm/17_keeper.ipynb #start
-_KEEP = "import sys; from zztoolkit.llm.keeper import keep; sys.exit(keep(sys.argv[1]))"
+KEEP = "import sys; from zztoolkit.llm.keeper import keep; sys.exit(keep(sys.argv[1]))"
 
 def start_keeper(folder: Path, launch: Launch, drain_timeout: float) -> subprocess.Popen:
     "Start the process that keeps a server, and ends when its standard input does"
@@ -76,4 +76,4 @@ def start_keeper(folder: Path, launch: Launch, drain_timeout: float) -> subproce
             "drain_timeout": drain_timeout}
     (folder / "launch.json").write_text(json.dumps(plan))   # in a folder that only this user enters
     return subprocess.Popen(
-        [sys.executable, "-c", _KEEP, str(folder)], stdin=subprocess.PIPE, start_new_session=True)
+        [sys.executable, "-c", KEEP, str(folder)], stdin=subprocess.PIPE, start_new_session=True)

@@ -71,9 +71,11 @@ class Chat(Completion):
 # %% ../../nbs/llm/09_responses.ipynb #event
 DONE = b"data: [DONE]\n\n"
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode   # json.dumps would make one for each
+
 def to_event(value: dict[str, Any]) -> bytes:
     "Return a value as an event of a stream"
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _to_json(value).encode() + b"\n\n"
 
 # %% ../../nbs/llm/09_responses.ipynb #models
 def model_entry(name: str, owner: str, created: int = 0) -> dict[str, Any]:

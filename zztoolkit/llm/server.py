@@ -5,7 +5,7 @@
 # %% ../../nbs/llm/19_server.ipynb #imports
 from __future__ import annotations
 
-import secrets, shutil, time
+import json, secrets, shutil, time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class LLMAddress:
     name: str
     token = ""
     port = 0
+    max_active = 0      # answers that grow at a time
+    keeper = 0          # id of the process that keeps it; 0: it is not started
     settings: Settings
     launch: Launch | None = None
 
@@ -43,6 +45,12 @@ class LLMAddress:
 
     def _get(self, path: str, timeout: float = 10) -> Any: # httpx.Response
         return fetch(self.url + path, self.headers, self.name, timeout)
+
+    @property
+    def is_healthy(self) -> bool:
+        "Whether it answers requests: not while its engine loads"
+        try: return self._get("/health", timeout=2).status_code == 200
+        except ToolkitError: return False
 
     def metrics(self) -> str:
         "Return what it counts, as Prometheus reads it"
@@ -67,6 +75,16 @@ class LLMAddress:
                 "max_tokens": max_tokens, "temperature": temperature, **options}
         return ask(self.url, self.token, body, self.settings.response_timeout, show)
 
+# %% ../../nbs/llm/19_server.ipynb #write-address
+ADDRESS = "address.json"    # in a server's folder, for other processes of its user
+
+def write_address(llm: LLMAddress, folder: Path):
+    "Write what other processes need to reach a model; its token is a file of its own"
+    assert llm.launch
+    about = {"name": llm.name, "port": llm.port, "max_active": llm.max_active,
+             "metrics": dict(llm.launch.metrics)}
+    (folder / ADDRESS).write_text(json.dumps(about))
+
 # %% ../../nbs/llm/19_server.ipynb #server
 class LLMServer(LLMAddress, Supervised):
     """Language model on a port of the loopback interface, with OpenAI's API.
@@ -88,7 +106,7 @@ class LLMServer(LLMAddress, Supervised):
         self.context_length, self.max_active = context_length, max_active
         super().__init__(settings)
 
-    def _forget(self): self.port, self.launch = 0, None
+    def _forget(self): self.port, self.launch, self.keeper = 0, None, 0
 
     def models(self) -> list[str]: return [self.name]
 
@@ -114,7 +132,10 @@ class LLMServer(LLMAddress, Supervised):
         self.token, self.port = self._new_address()
         (self.folder / "token").write_text(self.token)
         self.launch = self._new_launch(say)
-        self._keep(start_keeper(self.folder, self.launch, self.settings.drain_timeout))
+        write_address(self, self.folder)
+        keeper = start_keeper(self.folder, self.launch, self.settings.drain_timeout)
+        self._keep(keeper)
+        self.keeper = keeper.pid
 
     def _new_address(self) -> tuple[str, int]: # token and port
         port = next(iter(self.settings.ports), 0) or free_ports(1)[0]
@@ -139,12 +160,6 @@ class LLMServer(LLMAddress, Supervised):
                 problem = f"{self.name} was not ready after {timeout:.0f} s"
                 raise ToolkitError(problem, self.logs(5), "Settings(startup_timeout=...)")
             time.sleep(0.1)
-
-    @property
-    def is_healthy(self) -> bool:
-        "Whether it answers requests: not while its engine loads"
-        try: return self._get("/health", timeout=2).status_code == 200
-        except ToolkitError: return False
 
     @property
     def about(self) -> Mapping[str, Any]:

@@ -46,15 +46,17 @@ def do_command(engine: Engine, command: dict[str, Any]) -> Iterator[dict[str, An
 
 # %% ../../nbs/llm/06_worker.ipynb #run-engine
 def run_engine(engine: Engine, commands: Lines, send: Any):
-    """Grow the answers to requests until nobody sends commands any more.
+    """Grow the answers to requests until the sender of commands has closed its end.
 
     A step may take a tenth of a second, in which OpenVINO lets no other Python thread run. So an
-    engine has a process of its own, and commands are read between two steps.
+    engine has its own process, and commands are read between two steps.
     """
     while commands.is_open:
         for line in commands.read(0 if engine.busy else None):
             send(do_command(engine, json.loads(line)))
-        if engine.busy: send({"event": "piece", **vars(piece)} for piece in engine.step())
+        if not engine.busy: continue
+        pieces = engine.step()
+        if pieces: send([{"event": "pieces", "pieces": [vars(p) for p in pieces]}])
 
 # %% ../../nbs/llm/06_worker.ipynb #load-engine
 def load_engine(plan: dict[str, Any]) -> tuple[Engine, str]:
@@ -70,7 +72,7 @@ def main():
     out = os.fdopen(os.dup(1), "wb")    # what libraries print must not come between events
     os.dup2(2, 1)
     def send(events: Iterable[dict[str, Any]]):
-        "Write the events of a step at once: each waking of the server takes a core from the engine"
+        "Write events at once: each waking of the server takes a core from the engine"
         out.writelines(json.dumps(event).encode() + b"\n" for event in events)
         out.flush()
     try: engine, check = load_engine(json.loads(sys.argv[1]))
