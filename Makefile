@@ -10,12 +10,13 @@ SERVER ?= torchserve
 ini     = $(shell sed -n 's/^$(1) *= *//p' settings.ini)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo check test conformance deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame bench-gateway bench-overlap bench-llm bench-text bench-pipeline clean tune-grid
+.PHONY: help demo check test test-all conformance deploy-check test-torchvision gpu gpu-bundle faults image lab notebooks export docs ladder soak bench-vision bench-compile bench-frame bench-gateway bench-overlap bench-llm bench-text bench-pipeline clean tune-grid
 
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make check         export check, lint, types, and what needs no server: two minutes"
-	@echo "make test          export check, notebooks, types, and tests against a real TorchServe"
+	@echo "make test          what a change must pass, in ten minutes: export, types, notebooks without a server, tests against real servers"
+	@echo "make test-all      every notebook and every test, slow ones too (half an hour)"
 	@echo "make conformance   every server held to the same suite, and the table of who does what; KEEP=1 records what has changed"
 	@echo "make test-torchvision  chains and how-to pages with the real torchvision, timm, transformers and scikit-learn, in an environment of their own"
 	@echo "make deploy-check  checkov's rules on the rendered chart, and its S3 store (installs checkov and the AWS CLI apart)"
@@ -31,7 +32,7 @@ help:
 	@echo "make bench-gateway what the standard protocols cost against /predictions, in turns"
 	@echo "make bench-overlap a worker that preprocesses a batch while one is in the model, against one that does not"
 	@echo "make bench-text    vectors of sentences against sentence-transformers, and exact search in NumPy and in faiss"
-	@echo "make bench-pipeline a pipeline of three models against the same models as services, as bare models, and on Triton"
+	@echo "make bench-pipeline a pipeline of three models against the same models as services, as bare models, and on Triton; SERVER=mosec"
 	@echo "make bench-llm     the server of a language model against its engine alone, with one client and with four, in turns"
 	@echo "make tune-grid     every setting of a real service, then the tuner with a quarter as many trials (a quarter of an hour)"
 	@echo "make lab           JupyterLab on the notebooks"
@@ -43,6 +44,10 @@ help:
 demo: $(VENV)/demo.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.demo
 
+# Notebooks that start no server, and take no minute
+QUICK := --skip_folder_re '^([_.].*|archive|benchmarks|compile|deploy|handlers|howto|notebook|offline|repository|serving|tutorials|tuning)$$' --skip_file_re '^(index|02a_models|07b_predictions|09a_announcer|10_gateway|[_.].*)'
+TYPES_AND = mypy > .mypy.log 2>&1 & types=$$!; $(1); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
+
 # What one runs while one works: nothing here needs a server.
 check: $(VENV)/dev.ok
 	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
@@ -51,18 +56,30 @@ check: $(VENV)/dev.ok
 	@ruff check $(LINTED)
 	@mypy
 	@echo "── 3/4  notebooks that need no server"
-	@nbdev_test --n_workers 2 --skip_folder_re '^([_.].*|archive|benchmarks|compile|deploy|handlers|howto|notebook|offline|repository|serving|tutorials|tuning)$$' --skip_file_re '^(index|02a_models|07b_predictions|09a_announcer|10_gateway|[_.].*)'
+	@nbdev_test --n_workers 2 $(QUICK)
 	@echo "── 4/4  tests that start no process of their own, or a short one"
-	@pytest -n 2 --dist loadfile -m "$(SUITE) and not alone" -k "not over_http" tests/vision/test_vision.py tests/features tests/handler tests/test_package.py tests/test_docs.py tests/test_readme.py
+	@pytest -n 2 --dist loadfile -m "$(SUITE) and not slow and not alone" -k "not over_http" tests/vision/test_vision.py tests/features tests/handler tests/test_package.py tests/test_docs.py tests/test_readme.py
 
+# What a change must pass: everything but tests and notebooks that take many seconds.
 test: $(VENV)/dev.ok
+	@echo "── 1/3  export: the library, handlers and README are what the notebooks say"
+	@zz export --check
+	@ruff check -q $(LINTED)
+	@echo "── 2/3  types, and notebooks that need no server"
+	@$(call TYPES_AND,nbdev_test --n_workers 2 $(QUICK))
+	@echo "── 3/3  tests against a real TorchServe and a real mosec, two at a time"
+	@pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(SUITE) and not slow and not alone" --server torchserve --server mosec
+
+# Before a release, and after a change of what servers do: half an hour.
+test-all: $(VENV)/dev.ok
 	@echo "── 1/4  export: the library, handlers and README are what the notebooks say"
 	@zz export --check
 	@ruff check -q $(LINTED)
-	@echo "── 2/4  notebooks: each runs alone, README's in 4/4; 3/4  types, beside"
-	@mypy > .mypy.log 2>&1 & types=$$!; nbdev_test --n_workers 2 --timing --skip_file_re '^(index|[_.])' $(if $(wildcard /usr/sbin/haproxy),--flags haproxy); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
-	@echo "── 4/4  tests against a real TorchServe: two at a time, then those that measure"
+	@echo "── 2/4  types, and every notebook alone; README's cells are run in 3/4"
+	@$(call TYPES_AND,nbdev_test --n_workers 2 --timing --skip_file_re '^(index|[_.])' $(if $(wildcard /usr/sbin/haproxy),--flags haproxy))
+	@echo "── 3/4  tests against a real TorchServe and a real mosec, two at a time"
 	@pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(SUITE) and not alone" --server torchserve --server mosec
+	@echo "── 4/4  those that measure, alone"
 	@pytest -m "$(SUITE) and alone"
 
 # Every server, one after another: exit 0 if each does what nbs/records/conformance.json says, which the page "Choosing a server" shows
@@ -112,7 +129,7 @@ bench-text: $(VENV)/bench.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.text
 
 bench-pipeline: $(VENV)/dev.ok $(VENV)/triton.ok
-	@$(BIN)/python -m zztoolkit.benchmarks.pipeline
+	@$(BIN)/python -m zztoolkit.benchmarks.pipeline $(SERVER)
 
 bench-llm: $(VENV)/dev.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.llm

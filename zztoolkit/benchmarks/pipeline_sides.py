@@ -77,6 +77,9 @@ class Traffic:
     sent: int = 0
     received: int = 0
 
+    @property
+    def total(self) -> int: return self.sent + self.received
+
     def post(self, endpoint: Endpoint, body: bytes) -> Any:
         "Post a body and return the response's JSON"
         r = endpoint.post(body)
@@ -111,7 +114,7 @@ def read_by_models(
     sizes: Mapping[str, int],           # of a model's largest batch
     photo: bytes,
 ) -> list:
-    "Read a photograph with models that somebody else runs"
+    "Read a photograph with models that another server runs"
     f, image = handler_module("read_text"), _decode(photo)
     heat, = call("detect", f.detector_input(image)[None])
     lines = f.cut_lines(image, heat)
