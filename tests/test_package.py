@@ -40,6 +40,7 @@ def test_lazy_names():
     code = "import zztoolkit as z; print(z.Handler.__name__, z.compile_model.__name__, 'LocalServer' in dir(z))"
     assert python(code).split() == ["Handler", "compile_model", "True"]
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", surface())
 def test_each_package_is_imported_alone(place):
     "Whichever comes first: the order of imports does not matter"

@@ -118,9 +118,9 @@ class Batch:
         if error and len(self) == 1:
             return Batch([], (), self.errors | {self.requests[0]: error})
         if error:
-            first, second = (half.map_batch(f) for half in self._halves())
+            first, second = (half.map_batch(f) for half in _halves(self))
             return replace(join(first, second), split_by=error)
-        if isinstance(out, Batch): return self._merge(out)
+        if isinstance(out, Batch): return _merge(self, out)
         return Batch(out, self.requests, self.errors)
 
     def through(self, f: Callable[[Any], Any]) -> Batch:
@@ -138,15 +138,16 @@ class Batch:
         by_request = self.errors | dict(zip(self.requests, row_list(self.items)))
         return [by_request[i] for i in sorted(by_request)]
 
-    def _halves(self) -> tuple[Batch, Batch]:
-        mid = len(self) // 2
-        return self[:mid], self[mid:]
+# %% ../nbs/01_batch.ipynb #halves
+def _halves(batch: Batch) -> tuple[Batch, Batch]:
+    mid = len(batch) // 2
+    return batch[:mid], batch[mid:]
 
-    def _merge(self, inner: Batch) -> Batch:
-        "Return `inner`, whose requests are positions of our rows, with the original positions"
-        errors = {self.requests[i]: e for i, e in inner.errors.items()}
-        requests = tuple(self.requests[i] for i in inner.requests)
-        return Batch(inner.items, requests, self.errors | errors)
+def _merge(batch: Batch, inner: Batch) -> Batch:
+    "Return `inner`, whose requests are positions of the batch's rows, with the original positions"
+    errors = {batch.requests[i]: e for i, e in inner.errors.items()}
+    requests = tuple(batch.requests[i] for i in inner.requests)
+    return Batch(inner.items, requests, batch.errors | errors)
 
 # %% ../nbs/01_batch.ipynb #join
 def join(a: Batch, b: Batch) -> Batch:

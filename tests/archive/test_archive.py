@@ -52,6 +52,7 @@ MANIFEST = json.dumps({"model": {"modelName": "m", "modelVersion": "1", "handler
 
 READINGS: list[str] = []     # of files named exchanged.mar, by this process
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nth", [1, 2, 3, 4])
 def test_an_exchanged_archive_is_never_served(times, other, server, tmp_path, nth):
     "From its nth reading on, the file is another archive of the same name and version: the one that was packed is served, or none"
@@ -223,6 +224,7 @@ def test_built_in_handlers_of_torchserve(tmp_path):
     with pytest.raises(ToolkitError, match="(?s)torchvision.*install that package"): pack("stock", "image_classifier", tmp_path / "net.pt", store=tmp_path)
 
 
+@pytest.mark.slow
 def test_digests_stay_inside_the_artifact(lite0, tmp_path):
     "A digest of ../x is no file of the artifact, whatever artifact.json's own digest says"
     from zztoolkit.compile.store import _digest
@@ -249,6 +251,7 @@ NEIGHBOURS = {
     "one error for all": ("from zztoolkit import Handler\nfrom zztoolkit.batch import Batch\nclass Rows(Handler):\n    def preprocess(self, requests):\n        bad = any('a' not in r for r in requests)\n        return Batch([], (), {i: ValueError('a') for i in range(len(requests))}) if bad else list(requests)\n"
                           "    def inference(self, xs): return [x['a'] for x in xs]\n", "with a broken one")}
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", NEIGHBOURS)
 def test_answers_that_depend_on_neighbours(what, tmp_path):
     source, says = NEIGHBOURS[what]
@@ -341,6 +344,7 @@ def test_exact_needs_a_chain(tmp_path):
     with pytest.raises(ToolkitError, match="exact is for a handler with a chain"): pack_source(tmp_path, TIMES, exact=True)
     with pytest.raises(ToolkitError, match="exact is True or False\n'yes'"): pack_source(tmp_path, PHOTOS, "photos", None, exact="yes")
 
+@pytest.mark.slow
 def test_examples_are_a_folder_or_a_list(tmp_path, lines, photo):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -360,6 +364,7 @@ def test_a_preprocess_of_its_own_is_measured_on_what_its_chain_takes(tmp_path, p
     both = PHOTOS.replace("    def inf", "    def preprocess(self, requests): return [len(r) for r in requests]\n    def inf").replace("float(x.std())", "x")
     assert pack_source(tmp_path, both, "photos", [photo, photo]).agreement is None             # to it, a list is one request
 
+@pytest.mark.slow
 def test_the_model_of_the_archive_decides(tmp_path, lite0):
     "Two of the large photographs get another name from the fast plan: EfficientNet-Lite0 is served exactly"
     photos = samples.large_photographs()

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import psutil
 
+import pytest
+
 from zztoolkit.benchmarks.ladder import TUNED, Ladder, Rung, ladder
 from zztoolkit.system import wait_until
 
@@ -15,6 +17,7 @@ def children() -> set[int]:
             if "resource_tracker" not in " ".join(p.cmdline()): found.add(p.pid)
     return found
 
+@pytest.mark.slow
 def test_a_rung_and_the_ceilings(photos, tmp_path, monkeypatch):
     "No turn is taken again for what the tests beside this one take of the cores"
     monkeypatch.setattr("zztoolkit.measure.bottleneck.NOISE_CORES", 99)

@@ -72,6 +72,7 @@ def test_serve_a_folder(packed, photo):
         server.kill()
         server.wait()
 
+@pytest.mark.slow
 def test_serve_a_language_model():
     "OpenAI's own client on the port that was asked for, with the printed command's token; SIGTERM: exit 0 and nothing left"
     port = block_of_five()
@@ -130,6 +131,7 @@ class Words(Handler):
     def inference(self, xs): return xs
 """
 
+@pytest.mark.slow
 def test_a_sentence_is_an_example(tmp_path):
     "And a file is a file: what the handler gets of one shows in its error. Packed twice: the same bytes"
     (tmp_path / "words.py").write_text(WORDS)

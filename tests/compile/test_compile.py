@@ -18,6 +18,7 @@ artifact = compile_model(net, torch.randn(1, 3, 32, 32), batch=(1, 2, 4), progre
 print(steps[-1], artifact.path.name, flush=True)
 """
 
+@pytest.mark.slow
 def test_processes_that_compile_the_same_do_it_once(tmp_path):
     command, env = [sys.executable, "-c", COMPILES], os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(3)]
@@ -33,6 +34,7 @@ session = load_artifact(sys.argv[1]).load(threads=1)
 print(session(torch.ones(3, 4)).tolist())
 """
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_compiler(), reason="needs a C++ compiler")
 def test_a_package_of_machine_code_is_opened_without_compiling_anything(tmp_path):
     "As in a pod: PyTorch's cache is empty, and stays it"
@@ -61,6 +63,7 @@ class Tokens(Handler):
     def postprocess(self, outputs): return [y.tolist() for y in outputs['mean']]
 """
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "eager"])
 def test_text_is_served_and_wrong_ids_are_the_callers_error(serve_source, tmp_path, backend):
     "Requests have their own lengths; an id past the table is a 422 for its sender alone"
@@ -101,6 +104,7 @@ print(kilobytes("Rss", mapped), kilobytes("Pss", mapped), flush=True)
 input()
 """
 
+@pytest.mark.slow
 def test_processes_share_the_weights_of_an_onnx_file(tmp_path):
     "Each has the bits that it had with weights of its own"
     torch.manual_seed(0)

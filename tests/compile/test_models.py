@@ -72,6 +72,7 @@ def saved(net: torch.nn.Module, kind: str, tmp_path):
         program.save(str(path))
     return path
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["script", "program", "onnx"])
 def test_a_model_file_is_used(net, tmp_path, kind):
     "By its content: all of torch's files are called .pt here"

@@ -82,6 +82,7 @@ def as_deployment(service: dict) -> dict:
     return dict(apiVersion="apps/v1", kind="Deployment", metadata=service["metadata"], spec=dict(selector=dict(matchLabels={}), template=dict(spec=pod)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_valid(case, tmp_path):
     "Every document fits the schemas of the three newest Kubernetes, strictly; those of other makers theirs; helm lints it"
@@ -316,6 +317,7 @@ def two_versions(tmp_path_factory):
 def zz(*args, **kw) -> subprocess.CompletedProcess:
     return subprocess.run([str(Path(sys.executable).parent / "zz"), *map(str, args)], capture_output=True, text=True, **kw)
 
+@pytest.mark.slow
 def test_rollout_and_rollback(two_versions, tmp_path):
     "Render, check, diff, apply as a person types them: a new version, and back to the old one by its digest"
     old, new = two_versions
@@ -354,6 +356,7 @@ def test_a_release_of_another_server(two_versions, tmp_path):
     [differs] = _check_server(other)
     assert same.ok and not differs.ok and "--server mosec" in differs.remedy and "java" not in dockerfile("mosec").lower().replace("javascript", "")
 
+@pytest.mark.slow
 def test_a_release_with_a_language_model(two_versions, tmp_path):
     "Rendered as a person types it, beside an archive and alone: digest, engine, memory; checked, and compared with other weights"
     weights = tmp_path / "qwen"
@@ -449,6 +452,7 @@ def test_apply_asks_for_an_example_first(two_versions, tmp_path):
     with pytest.raises(ToolkitError, match="nothing to test counting with") as e: apply(release)
     assert "--example NAME=FILE" in str(e.value) and "--no-test" in str(e.value)
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before, back", [(True, True), (True, False), (False, False)])
 def test_apply_goes_back(before, back, two_versions, tmp_path, monkeypatch):
     "A prediction fails after the upgrade: the release before it serves again, and it is said; there is no cluster here, so it is the order of helm's commands that is looked at"
@@ -467,6 +471,7 @@ def test_apply_goes_back(before, back, two_versions, tmp_path, monkeypatch):
     with pytest.raises(ToolkitError, match="does not predict") as e: apply(release)
     assert "FAILED: 500" in e.value.found and asked == ["get", "upgrade", "test", *["rollback"] * before] and ("is back" in e.value.found, "timed out" in e.value.found) == (back, before and not back)
 
+@pytest.mark.slow
 def test_helm_test_predicts(classifier, server, lite0, tmp_path, photo):
     "The script of `helm test` against a real server: it predicts, and it fails for a wrong token, a wrong version and a missing example"
     entry = dict(name="classifier", version=classifier.info["modelVersion"], example=dict(file="files/examples/photo", contentType="application/octet-stream"))
@@ -495,6 +500,7 @@ def promtool(*args: str, cwd: Path) -> subprocess.CompletedProcess:
     if not shutil.which("promtool"): missing("Debian's prometheus is not installed")
     return subprocess.run(["promtool", *args], cwd=cwd, capture_output=True, text=True)
 
+@pytest.mark.slow
 def test_every_alert_fires_and_clears(tmp_path):
     "A history for each alert in which it is silent, fires and is silent again; with its thresholds gone, the same histories fail"
     file, spec = rules_of(template(tmp_path, CASES["monitored"]), tmp_path)
@@ -527,6 +533,7 @@ def work():
     "A folder whose path is short enough for any server's sockets"
     with temporary_folder("zz-work-") as folder: yield folder
 
+@pytest.mark.slow
 def test_every_query_finds_data(classifier_mar, photo, work, tmp_path):
     "What was rendered, run: the chart's own command line under load, a worker killed, and a real Prometheus with the chart's rules: every panel's and every alert's query has values"
     mar = with_config(classifier_mar, tmp_path, minWorkers=2, batchSize=4, maxBatchDelay=5, threads=1)

@@ -39,6 +39,7 @@ def guarded(store, tmp_path_factory):
         pod.work = home / "work"
         yield pod.wait_ready()
 
+@pytest.mark.slow
 def test_management_has_a_key_that_nobody_else_holds(guarded):
     "No other process on this machine scales a model away or asks TorchServe itself, and no file says the key"
     model = guarded.url(2, "/models/echo")
@@ -215,6 +216,7 @@ def refusal(store: Path, tmp_path: Path, *args) -> str:
         assert "Model server started" not in pod.said() and "Traceback" not in pod.said()
         return pod.said()
 
+@pytest.mark.slow
 def test_a_taken_port_is_named_at_once(store, tmp_path):
     for wrong in ((8000, 8080, 8081, 8082, 8082), (70000, 8080, 8081, 8082, 8083)):
         with Pod(tmp_path / "log", store, ports=wrong) as pod: assert pod.process.wait(20) == 1 and "five different numbers" in pod.said() and "Traceback" not in pod.said()
@@ -230,6 +232,7 @@ def test_a_work_folder_whose_path_is_too_long(store, tmp_path):
     assert "the path of the work folder is too long" in said and "--work" in said and "java" not in said and "haproxy" not in said
     assert not [*tmp_path.glob("w*")]
 
+@pytest.mark.slow
 def test_a_wrong_token_in_a_notebook_is_401(serve_source):
     "TorchServe says 400: its InvalidKeyException is one of the errors that it calls a bad request"
     endpoint = serve_source("guarded", ECHO)
@@ -272,6 +275,7 @@ def test_a_recycled_process_id_is_another_process(tmp_path, monkeypatch):
     sweep()
     assert not folder.exists()
 
+@pytest.mark.slow
 def test_the_folder_of_a_killed_pod_is_swept(store, tmp_path):
     with Pod(tmp_path / "log", store) as pod:
         folders = lambda: [*pod.tmp.glob("zztoolkit-*")]
@@ -314,6 +318,7 @@ def test_a_work_folder_of_another_machine_is_left_alone(tmp_path):
     with pytest.raises(ToolkitError, match="belongs to another machine\n.*of node-7"): begin(boot="another", host="node-7")
     assert (left / "left").exists()
 
+@pytest.mark.slow
 def test_tampered_archives_are_refused(store, tmp_path):
     "With the digest left, with the digest changed too, and with a stranger's signature"
     key, changed = store.parent / "release.pub", copied(store, tmp_path / "changed")
@@ -324,6 +329,7 @@ def test_tampered_archives_are_refused(store, tmp_path):
     sign(changed / "echo.mar", new_key(tmp_path / "stranger")[0])
     assert "signed with an untrusted key" in refusal(changed, tmp_path, "--keys", key)
 
+@pytest.mark.slow
 def test_a_version_that_does_not_load(tmp_path):
     "The pod ends, and its last words are the handler's own traceback"
     if not Path("/usr/sbin/haproxy").exists(): missing("no haproxy: apt install haproxy")
@@ -332,6 +338,7 @@ def test_a_version_that_does_not_load(tmp_path):
     said = pod.said()
     assert "echo version 1.0 does not load" in said and "KeyError: 'labels'" in said.partition("does not load")[2] and "in initialize" in said
 
+@pytest.mark.slow
 def test_java_that_dies_and_drain_without_a_front(store, tmp_path):
     "No front: TorchServe answers by itself, and its own queue says when nothing is in flight. kill -9 of Java ends the pod with 1"
     config = tmp_path / "run.yaml"
@@ -360,6 +367,7 @@ def other(request, store, tmp_path_factory):
     args = ("--server", request.param, "--models", "shop=echo.mar", "--keys", store.parent / "release.pub", "--tokens", home / "tokens", "--gateway", "--endpoint-wait", "1")
     with Pod(home / "log", store, *args, env=SECRETS) as pod: yield pod.wait_ready()
 
+@pytest.mark.slow
 def test_another_server_predicts_and_rejects(other):
     "Under the name it is given, with the right token alone; not without the proxy; and of no other model"
     ask = lambda token, name="shop": other.predict({"x": 1}, token, name)
@@ -426,6 +434,7 @@ def test_another_server_drains(other):
     assert {*statuses} == {200} and other.process.wait(30) == 0 and "every request was answered" in other.said()
     assert not [*other.tmp.glob("zztoolkit-*")]
 
+@pytest.mark.slow
 def test_another_server_refuses_a_broken_archive(tmp_path):
     "The pod ends, and its last words are the handler's own traceback"
     if not Path("/usr/sbin/haproxy").exists(): missing("no haproxy: apt install haproxy")

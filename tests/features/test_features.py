@@ -263,6 +263,7 @@ def ranked(server, tmp_path_factory):
     yield endpoint, module.Recommendation.local(artifact, features=features)
     endpoint.remove()
 
+@pytest.mark.slow
 def test_recommendation_over_http_is_what_it_is_here(ranked):
     "Requests of 1 to 1,682 films from 16 clients at once, batched together: each gets the answer that it would get alone"
     endpoint, local = ranked

@@ -35,6 +35,7 @@ def document(tmp_path_factory) -> Path:
     file.write_text(json.dumps(api))
     return file
 
+@pytest.mark.slow
 def test_no_request_is_a_failure_of_ours(server, document, tmp_path):
     st = Path(sys.executable).with_name("st")
     if not st.exists(): missing("schemathesis is not installed")

@@ -213,6 +213,7 @@ def test_the_driver_runs_every_part(modules, monkeypatch, tmp_path):
 def processes() -> str:
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
+@pytest.mark.slow
 def test_the_facts_of_a_machine_without_a_gpu(modules, tmp_path):
     "A real part under the real driver: each library's first call fails alone, and the part ends well"
     [ended] = modules.drive.run_all(["facts"], tmp_path, 60)
@@ -291,6 +292,7 @@ def tiny(modules, monkeypatch):
         monkeypatch.setitem(m.NETWORKS, "tiny", lambda: Tiny().eval())
         monkeypatch.setattr(m, "example_inputs", lambda network, n: rows[:n])
 
+@pytest.mark.slow
 def test_artifacts_are_tried_in_a_fresh_process(modules, out, tiny):
     "A damaged one is reported, not raised; the ladder takes the first that works"
     modules.compile.ENGINES.mkdir()

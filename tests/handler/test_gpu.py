@@ -355,6 +355,7 @@ class TestGraphs:
         assert not run._graphs[2][1][0].requires_grad
         assert torch.equal(run([torch.ones(2, 4)])[0], torch.full((2, 4), 3.0))
 
+@pytest.mark.slow
 def test_a_file_must_load_in_a_new_process(tmp_path):
     "As every server loads it; what crashes there, hangs there or raises there is an error here"
     artifact = compile_model(torch.nn.Linear(4, 2), torch.ones(1, 4), backend="eager", batch=(1, 2, 4), path=tmp_path / "net", measure=False)

@@ -180,6 +180,7 @@ def small():
     with LLMServer(smollm2(), "smol", settings=Settings(job_queue_size=1, drain_timeout=60), max_active=1) as server:
         yield server
 
+@pytest.mark.slow
 def test_a_full_queue_rejects(small):
     with client_of(small) as client, ThreadPoolExecutor() as pool:
         running = chat(client, STORY, max_tokens=5000, stream=True)
@@ -218,6 +219,7 @@ def test_it_drains_in_the_middle_of_a_stream(small):
         assert stopped.result() is True and keeper.returncode == 0
     assert len(processes) == 2 and not any(p.is_running() for p in processes)
 
+@pytest.mark.slow
 def test_it_ends_with_its_owner(weights):
     pids = kill_owner_of(f"LLMServer({str(weights)!r}, settings=Settings(drain_timeout=1))", 120)
     assert len(pids) == 3
@@ -232,6 +234,7 @@ def weights(tmp_path):
         if file.name != "known_answer.json": (folder / file.name).symlink_to(file)
     return folder
 
+@pytest.mark.slow
 def test_an_engine_that_is_wrong_does_not_serve(weights):
     (weights / "known_answer.json").write_text('{"question": "What is the capital of France?", "contains": "London"}')
     with pytest.raises(ToolkitError, match="does not give the model's known answer"): LLMServer(weights).start()

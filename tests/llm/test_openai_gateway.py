@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 
-import httpx, numpy as np, openai, psutil, pytest
+import grpc, httpx, numpy as np, openai, psutil, pytest, tritonclient.grpc
 from concurrent.futures import ThreadPoolExecutor
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from support.llms import check_place_is_freed, STORY
 from support.pods import wait_until
@@ -107,6 +110,7 @@ def test_models_beside_tensorflow_servings_routes(client, gateway, letters):
         assert predicted.json() == {"predictions": [[2 / 3, 1 / 3, 0, 0]]}
         assert isinstance(http.get("/v1/models/nobody").json()["error"], str)       # TensorFlow Serving's form
 
+@pytest.mark.slow
 def test_it_drains_a_stream(server, llm):
     with Gateway(server) as gateway:
         http = openai.DefaultHttpxClient(trust_env=False)
@@ -122,8 +126,30 @@ def test_it_drains_a_stream(server, llm):
             stopping.join()
         assert events[-1].choices[0].finish_reason == "length" and not gateway.running
 
+@contextmanager
+def readiness(gateway: Gateway, name: str):
+    "What the gateway says of itself and of a model, over HTTP, gRPC and gRPC's health service"
+    rpc, channel = tritonclient.grpc.InferenceServerClient(gateway.grpc_address), grpc.insecure_channel(gateway.grpc_address)
+    health = HealthStub(channel)
+    def says(service: str) -> bool:
+        return health.Check(HealthCheckRequest(service=service)).status == HealthCheckResponse.SERVING
+    def states() -> list[bool]:
+        whole, of_model = (http.get(path).json()["ready"] for path in ("/v2/health/ready", f"/v2/models/{name}/ready"))
+        return [whole, rpc.is_server_ready(headers=gateway.headers), says(""),
+                of_model, rpc.is_model_ready(name, headers=gateway.headers), says(name)]
+    with httpx.Client(base_url=gateway.url, headers=gateway.headers, trust_env=False, timeout=30) as http, rpc, channel: yield states
+
+@pytest.mark.slow
 def test_a_model_that_dies_in_the_middle(server):
-    with LLMServer(smollm2(), "mortal") as mortal, Gateway(server, llms=[mortal]) as gateway:
+    "Neither it nor the gateway is ready while its engine loads, and once its server has died"
+    with (LLMServer(smollm2(), "mortal") as mortal, Gateway(server, llms=[mortal]) as gateway,
+          readiness(gateway, "mortal") as states):
+        assert states() == [True] * 6
+        [front] = psutil.Process(mortal.process.pid).children()
+        [engine] = front.children()
+        engine.kill()       # the server starts another
+        wait_until(lambda: states() == [False] * 6, 30)
+        wait_until(lambda: states() == [True] * 6, 120)
         http = openai.DefaultHttpxClient(trust_env=False)
         with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.token, max_retries=0, http_client=http) as client:
             def ask(**options): return client.chat.completions.create(
@@ -133,10 +159,13 @@ def test_a_model_that_dies_in_the_middle(server):
             with ThreadPoolExecutor() as pool:
                 whole = pool.submit(ask)
                 wait_until(lambda: mortal.status().active == 2, 10)
-                psutil.Process(mortal.process.pid).children()[0].kill()
+                front.kill()
                 with pytest.raises(openai.APIError, match="ended in the middle"): list(running)
                 with pytest.raises(openai.InternalServerError) as e: whole.result()
                 assert e.value.status_code == 502
             with pytest.raises(openai.InternalServerError, match="does not respond"): ask()
+            assert states() == [False] * 6
             mortal.stop()
             wait_until(lambda: "mortal" not in {m.id for m in client.models.list()}, 10)
+        with httpx.Client(base_url=gateway.url, headers=gateway.headers, trust_env=False) as http:
+            assert http.get("/v2/health/ready").json() == {"ready": True} and http.get("/v2/models/mortal/ready").status_code == 404

@@ -66,6 +66,7 @@ def alone(tokens, tmp_path_factory):
 def client(alone):
     with client_of(alone) as c: yield c
 
+@pytest.mark.slow
 def test_openais_client(alone, client):
     assert "Paris" in chat(client).choices[0].message.content
     parts = [e.choices[0].delta.content or "" for e in chat(client, stream=True) if e.choices]
@@ -95,6 +96,7 @@ def test_metrics_have_its_tokens(alone, client):
     assert f'zz_ready_workers{{model_name="smol",model_version="{version}"}} 1.0' in text
     assert "zz_llm_time_to_first_token_seconds_bucket" in text and alone.get("/metrics", 3).status_code == 200
 
+@pytest.mark.slow
 def test_requests_that_wait_are_counted(alone, client):
     "By the name that the autoscaler asks for"
     with ThreadPoolExecutor() as pool:
@@ -112,6 +114,7 @@ def test_no_secret_reaches_the_engine(alone):
     assert len(engines) == 2 and not [pid for pid in engines if b"hush" in shown[pid]]
     assert TOKEN not in str([p.cmdline() for p in family])
 
+@pytest.mark.slow
 def test_an_engine_that_dies_is_started_again(alone, client):
     process_of(alone, "zztoolkit.llm.worker").kill()
     wait_until(lambda: not alone.ready, 30)
@@ -194,6 +197,7 @@ def certificate(folder: Path) -> ssl.SSLContext:
         cwd=folder, check=True, capture_output=True)
     return ssl.create_default_context(cafile=str(folder / "tls.crt"))
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["torchserve", "mosec"])
 def test_the_service_and_its_language_model(server, store, tokens, tmp_path):
     "Over TLS: /predictions finds the entries, OpenAI's client streams the answer, and a drain in its middle loses nothing"
@@ -219,6 +223,7 @@ def test_the_service_and_its_language_model(server, store, tokens, tmp_path):
         assert ends[0] == "length" and ends[1] in ("stop", "length")
         assert pod.process.wait(120) == 0 and "every request was answered" in pod.said()
 
+@pytest.mark.slow
 def test_a_stream_longer_than_the_drain(tokens, tmp_path):
     with Pod(tmp_path / "log", "--llm", smollm2(), "--tokens", tokens, "--endpoint-wait", 0, "--drain-timeout", 1) as pod:
         pod.wait_ready(300)
@@ -234,6 +239,7 @@ def test_a_stream_longer_than_the_drain(tokens, tmp_path):
 
 # What does not start
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options, says", [
     (("--llm", "nowhere"), "no language model"),
     (("--llm", f"smol={smollm2()}@sha256:{'0' * 64}"), "does not hold the weights that are pinned"),
@@ -273,10 +279,16 @@ def vllm(tmp_path, tokens):
         return (tmp_path / "log", *options), {"PATH": path, "ZZ_ENV": "VLLM_LOGGING_LEVEL,SHOP", "VLLM_LOGGING_LEVEL": "INFO", "SHOP": "hush"}
     return arguments
 
+@pytest.mark.slow
 def test_vllm_in_a_pod(vllm):
+    "It answers, is started again, and drains; the gateway says of itself and of the model whether they are ready"
     arguments, env = vllm("good")
-    with Pod(*arguments, "--endpoint-wait", 0, env=env) as pod:
+    with Pod(*arguments, "--endpoint-wait", 3, env=env) as pod:
+        def protocol(path: str) -> int:
+            return pod.http.get(pod.url(0, f"/v2/{path}"), headers={"Authorization": f"Bearer {TOKEN}"}).status_code
+        def states() -> list[int]: return [protocol("health/ready"), protocol("models/llama/ready")]
         pod.wait_ready(180)
+        assert states() == [200, 200] and protocol("models/gpt/ready") == protocol("models/llama/versions/1/ready") == 404
         with client_of(pod) as client:
             assert "".join(e.choices[0].delta.content or "" for e in chat(client, model="llama", stream=True)) == "The capital is Paris."
             engine = process_of(pod, str(FAKE))
@@ -284,19 +296,25 @@ def test_vllm_in_a_pod(vllm):
             assert engine.cmdline()[-2:] == ["--dtype", "half"] and variables["VLLM_LOGGING_LEVEL"] == "INFO" and "SHOP" not in variables
             assert "vllm:num_requests_running" in pod.get("/metrics").text and "fake vllm good" in pod.said()
             engine.kill()
+            assert states() == [503, 503]
             wait_until(lambda: not pod.ready, 30)
             with pytest.raises(openai.InternalServerError) as e: chat(client, model="llama")
             assert e.value.status_code == 503 and e.value.code == "starting"
             wait_until(lambda: pod.ready, 120)
-        pod.process.terminate()
+            assert states() == [200, 200]
+            pod.process.terminate()
+            wait_until(lambda: states() == [503, 503], 30)      # and yet it answers until callers have gone
+            assert chat(client, model="llama", stream=True)
         assert pod.process.wait(30) == 0
 
+@pytest.mark.slow
 def test_vllm_that_does_not_load(vllm):
     arguments, env = vllm("crash")
     with Pod(*arguments, env=env) as pod:
         assert pod.process.wait(120) == 1
         assert "llama does not load" in pod.said() and "No available memory" in pod.said()
 
+@pytest.mark.slow
 def test_vllm_that_ignores_sigterm(vllm):
     "It is killed five seconds after the drain, long before the grace period ends"
     arguments, env = vllm("hang")

@@ -23,6 +23,7 @@ def shell():
     serve._shared_server.cache_clear()
     InteractiveShell.clear_instance()
 
+@pytest.mark.slow
 def test_a_language_model_from_a_cell(shell, capsys):
     first = shell(SERVE)
     assert "The capital of France is Paris." in capsys.readouterr().out and "Paris" in shell("answer")

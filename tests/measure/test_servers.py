@@ -56,6 +56,7 @@ def children() -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_two_servers(shout, words, tmp_path):
     "The response with the process id differs, the other does not; no request in flight is lost; all processes have ended"
     before, said = children(), []
@@ -69,6 +70,7 @@ def test_two_servers(shout, words, tmp_path):
     assert str(ServerComparison.load(found.save(tmp_path / "c.json"))).splitlines()[:2] == str(found).splitlines()[:2]
     assert wait_until(lambda: children() <= before, 20)
 
+@pytest.mark.slow
 def test_rejected_request(shout, words):
     "The command names the file and the handler's words, and nothing goes on running"
     (words / "no.json").write_text('{"word": "no"}')
@@ -96,6 +98,7 @@ def test_server_that_is_not_installed(monkeypatch):
     with pytest.raises(ToolkitError, match="mosec is not installed"): choose_servers(["mosec"])
 
 
+@pytest.mark.slow
 def test_tune_over_servers(server, shout, tmp_path):
     "Both servers are tried; the best setting is applied on its own server only, to which the model moves"
     endpoint = deploy(server, shout)

@@ -35,6 +35,7 @@ def waiting(tmp_path):
     return pack("waiting", tmp_path / "waiting.py", store=tmp_path / "store", example={}, maxBatchDelay=0, threads=1)
 
 
+@pytest.mark.slow
 def test_tune_goes_on_applies_and_writes(server, waiting, tmp_path):
     "The best setting is found, the killed tuning goes on, a setting that cannot start has its reason, and no request of eight clients fails while the best is put in its place"
     endpoint = deploy(server, waiting)
@@ -70,6 +71,7 @@ def test_tune_goes_on_applies_and_writes(server, waiting, tmp_path):
     with pytest.raises(ToolkitError, match="is not the archive that was tuned"): found.write(applied, tmp_path / "again")
     endpoint.remove()
 
+@pytest.mark.slow
 def test_ctrl_c_gives_what_was_found(waiting, photo, tmp_path):
     "`zz tune`, interrupted in its second trial: the first is told, and kept"
     (tmp_path / "one.json").write_text("{}")

@@ -100,6 +100,7 @@ def test_three_runs_under_load_one_broken(notebook, photo, capsys):
     assert set(load.answers) == {1, 2, 4} and len(load.answers) > 50
     assert [v["modelVersion"] for v in goods.server.management.versions("goods")] == [goods.info["modelVersion"]]
 
+@pytest.mark.slow
 def test_broken_in_the_worker_only(notebook, photo):
     "A handler that fails only where TorchServe runs it: the traceback is its own, the version before still serves"
     notebook.run(HEAD, "head")
@@ -110,6 +111,7 @@ def test_broken_in_the_worker_only(notebook, photo):
     notebook.run(cell(3), "serve")      # mended: what the broken one left in the log does not count against it
     assert goods.predict(photo) == {"version": 3}
 
+@pytest.mark.slow
 def test_the_cell_to_mark_is_named(notebook):
     notebook.run(HEAD, "head")
     notebook.run("threshold = 0.5   # a cell nobody marked", "thresholds")
@@ -129,6 +131,7 @@ def test_an_edited_cell_replaces_what_it_was(notebook, photo):
 
 # A front end that sends no cell ids: plain IPython, and some editors
 
+@pytest.mark.slow
 def test_without_ids_an_edited_cell_replaces_what_it_was(notebook, photo):
     notebook.run(HEAD)
     notebook.run("#| export\nanswer = 1")
@@ -196,6 +199,7 @@ class Shout(Handler):
     def inference(self, xs): return xs
 """
 
+@pytest.mark.slow
 def test_a_sentence_is_an_example(notebook, tmp_path):
     "Text, a variable of the notebook, and a file, which is a file"
     shout = notebook.run("%%serve shout --store STORE --example 'hello, you'\n" + SHOUT)
@@ -222,6 +226,7 @@ def test_the_same_notebook_is_no_obstacle(notebook, tmp_path, monkeypatch):
     (tmp_path / "mine.ipynb").rename(tmp_path / "other.ipynb")
     assert check_maker(notebook.store, module, "other.ipynb") == "store/shout.mar was made by mine.ipynb; it is replaced"
 
+@pytest.mark.slow
 def test_an_interrupt_is_one_line(notebook, capsys):
     "Not the frames of the HTTP client; and the server goes on"
     slow = notebook.run("%%serve slow --store STORE\n" + SHOUT.replace("r.upper()", "(__import__('time').sleep(r), r)[1]").replace("Shout", "Slow"))
@@ -242,6 +247,7 @@ def test_an_interrupt_is_one_line(notebook, capsys):
         assert (out.strip(), err) == (f"KeyboardInterrupt: {what} was interrupted; served models keep running", ""), call
     assert slow.predict(0) == 0
 
+@pytest.mark.slow
 def test_serve_model_in_a_notebook(notebook, photo):
     "The class, and of the notebook's cells what it uses, marked or not; on the server of the magics"
     notebook.run("from zztoolkit import Handler, serve_model, vision as V\nimport os as system")
@@ -280,6 +286,7 @@ if __name__ == "__main__":
     print(z.serve_model("loud_speech.py", example="hello!", store="store", name="again").predict("hey!"))
 """
 
+@pytest.mark.slow
 def test_serve_model_in_a_script(tmp_path):
     "A class of a script, then a file of a handler; the server ends with the script"
     (tmp_path / "script.py").write_text(SCRIPT)

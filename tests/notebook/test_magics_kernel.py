@@ -51,6 +51,7 @@ def kernel(folder):
     kernel.stop()
 
 
+@pytest.mark.slow
 def test_flags_are_those_of_the_magic(kernel):
     assert kernel.completions("%%serve goods --w") == ["%%serve goods --workers"]
     assert kernel.completions("%%serve goods --server m") == ["%%serve goods --server mosec"]
@@ -71,6 +72,7 @@ def test_values_are_variables_and_files_that_fit(kernel):
     assert kernel.completions("%%serve goods -x ") == [f"%%serve goods -x {name}" for name in ("first.ipynb", "labels.json", "photos/")]
     assert kernel.completions("%%serve goods --store ") == ["%%serve goods --store photos/"]
 
+@pytest.mark.slow
 def test_two_notebooks_one_name(kernel, folder):
     "Two kernels, two servers, one folder: the second notebook is told before it replaces the first one's archive"
     assert not kernel.run(SHOUT)

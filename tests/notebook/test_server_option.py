@@ -30,6 +30,7 @@ def shell(tmp_path):
     serve._shared_server.cache_clear()
     InteractiveShell.clear_instance()
 
+@pytest.mark.slow
 def test_serve_moves_to_another_server(shell, capsys):
     "The same cell on TorchServe and on mosec: the endpoint answers all the time, and the old server gives the model up"
     header = "#| export\nfrom zztoolkit import Handler"
@@ -58,6 +59,7 @@ def test_words_of_the_option(shell, capsys):
     with pytest.raises(UsageError): shell("%%serve shout --server tomcat\n" + SHOUT)
     assert "no such server: 'tomcat'; one of torchserve, mosec" in capsys.readouterr().err
 
+@pytest.mark.slow
 def test_function_form(tmp_path, monkeypatch):
     "serve_model takes a name, or a server; one that is not installed says how to get it"
     file = tmp_path / "shout.py"

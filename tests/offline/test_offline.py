@@ -92,6 +92,7 @@ def unbroken(scorer, items, tmp_path_factory) -> dict[str, bytes]:
     np.testing.assert_allclose(answers.score, (table.price * 0.9 - table.age / 365)[table.price.notna()], atol=6e-5)
     return contents(sink)
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_and_killed(scorer, items, unbroken, tmp_path):
     "Ctrl-C, then the death of workers, then kill -9 of the whole run: each time the same call goes on, nothing twice, nothing lost"
     sink = tmp_path / "sink"
@@ -112,6 +113,7 @@ def test_a_run_that_is_interrupted_and_killed(scorer, items, unbroken, tmp_path)
     killed(proc, sink, unbroken)
     resumed(scorer, items, sink, unbroken, "local")
 
+@pytest.mark.slow
 def test_a_run_on_ray_that_is_killed(scorer, items, unbroken, tmp_path, monkeypatch):
     "By kill -9 of who started it, on a cluster that lives on; then from this process, on the same cluster"
     pytest.importorskip("ray") if not os.environ.get("CI") else __import__("ray")
@@ -141,6 +143,7 @@ def resumed(scorer: Path, items: Path, sink: Path, unbroken: dict[str, bytes], e
     assert contents(sink) == unbroken and not list(sink.glob(".part*")) and not (sink / ".work").exists()
     assert not psutil.wait_procs(workers(os.getpid()), 15)[1]
 
+@pytest.mark.slow
 def test_rows_that_end_their_process(scorer, tmp_path):
     "One by a signal, found among its batch; one that never ends. Both are put aside, every other row has its answer"
     kill = [0] * 41
@@ -201,6 +204,7 @@ def appraiser(tmp_path_factory) -> tuple[Path, Features]:
     (home / "appraiser.py").write_text(APPRAISER)
     return pack("appraiser", home / "appraiser.py", features=features, store=home).path, features
 
+@pytest.mark.slow
 def test_features_over_a_table(appraiser, tmp_path):
     "Missing numbers and words, dates, lists: rows of a Parquet table get the answers of their records"
     mar, features = appraiser
@@ -217,6 +221,7 @@ def test_features_over_a_table(appraiser, tmp_path):
     offline.run(mar, tmp_path / "sold.csv", tmp_path / "from csv", chunk=128, batch=50, processes=1)
     assert offline.read(tmp_path / "from csv").worth.tolist() == worth
 
+@pytest.mark.slow
 def test_the_command_line(scorer, appraiser, tmp_path):
     "What it prints and how it ends: reasons with their numbers; 1 where nothing is answered, or nothing can be begun, and then nothing is left"
     pq.write_table(pa.table({"price": [1.0, 2.0, None, None], "age": [1, 2, 3, 4]}), tmp_path / "items.parquet")

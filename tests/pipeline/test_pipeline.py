@@ -67,6 +67,7 @@ def pack_crops(folder, models, on_error="request", **config):
 def grades(n): return [float(i) for i in range(n)]
 
 
+@pytest.mark.slow
 def test_any_number_of_crops(server, models, tmp_path):
     "0, 1, 40 and 1,000 crops, eight clients at once: each gets its own"
     endpoint = deploy(server, pack_crops(tmp_path, models, batchSize=8, maxBatchDelay=20))
@@ -77,6 +78,7 @@ def test_any_number_of_crops(server, models, tmp_path):
     stages = endpoint.read_metrics().stages
     assert {"image", "crops", "pixels", "grade", "answer"} <= set(stages)
 
+@pytest.mark.slow
 def test_a_crop_that_fails(server, models, tmp_path):
     "It fails its request alone; by declaration, itself alone"
     endpoint = deploy(server, pack_crops(tmp_path, models, version="2", batchSize=4, maxBatchDelay=50))
@@ -88,6 +90,7 @@ def test_a_crop_that_fails(server, models, tmp_path):
     endpoint = deploy(server, pack_crops(tmp_path, models, "part", version="3"))
     assert endpoint.predict(requests[1]) == {"user": None, "grades": [0.0, "KeyError", 2.0]}
 
+@pytest.mark.slow
 def test_a_stage_that_ends_its_worker(server, models, tmp_path):
     "Killed, or hanging: that request is answered with an error, and the next ones are served"
     endpoint = deploy(server, pack_crops(tmp_path, models, version="4", responseTimeout=3))
@@ -109,12 +112,14 @@ def test_offline_equals_online(server, models, tmp_path):
     online = endpoint.predict(rows)
     assert [list(answers.grades[row["user"]]) for row in rows] == [answer["grades"] for answer in online]
 
+@pytest.mark.slow
 def test_bottleneck_is_a_stage(server, models, tmp_path):
     "A benchmark names the stage that the time goes to"
     endpoint = deploy(server, pack_crops(tmp_path, models, version="6", workers=1))
     result = benchmark(endpoint, [{"crops": 400}], concurrency=2, seconds=4)
     assert re.search("in (crops|pixels)", str(result.bottleneck)), result.bottleneck
 
+@pytest.mark.slow
 def test_archive(models, tmp_path):
     "One archive holds every model; what is missing is an error before anything is served"
     mar = pack_crops(tmp_path, models)

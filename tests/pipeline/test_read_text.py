@@ -31,6 +31,7 @@ def photos():
 def texts(lines): return [line["text"] for line in lines]
 
 
+@pytest.mark.slow
 def test_as_rapidocr(reader, photos):
     "The same lines, but for two in ornamental letters: rapidocr fills a line up to the widest of its batch, and reads it otherwise"
     logging.disable(logging.WARNING)
@@ -43,6 +44,7 @@ def test_as_rapidocr(reader, photos):
         assert len(other) == (2 if photo.stem == "scenetext06" else 0), other
         assert all(a.lower().replace("í", "i") == b.lower().replace("í", "i") for a, b in other)
 
+@pytest.mark.slow
 def test_alone_and_together(reader, photos):
     "A photograph's lines do not depend on the photographs beside it, and the stages' times are the batch's"
     few = [photos[0], photos[3], photos[5]]

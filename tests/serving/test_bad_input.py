@@ -23,6 +23,7 @@ def healthy_afterwards(classifier, photo):
     yield
     assert "military uniform" in [a["label"] for a in classifier.predict(photo)]
 
+@pytest.mark.slow
 def test_our_own_413_is_not_taken_for_the_servers(classifier):
     with pytest.raises(Exception) as e: classifier.predict(bomb())
     assert e.value.status == 413 and "pixels" in e.value.message and "max_request_size" not in str(e.value)

@@ -349,6 +349,7 @@ def test_wrong_token(server):
 
 # What goes wrong in it
 
+@pytest.mark.slow
 @behaviour("dies")
 def test_handler_that_dies(server):
     "A handler that ends its process: its request fails at once, and the worker comes back"
@@ -408,6 +409,7 @@ def slow(tmp_path_factory) -> Path: return pack_source(tmp_path_factory.mktemp("
 def owner(name, slow):
     with Owner(name, slow) as owner: yield owner
 
+@pytest.mark.slow
 @behaviour("hangs")
 def test_handler_that_hangs(owner):
     "A handler that never returns loses its request at the response timeout, and its worker"
@@ -453,6 +455,7 @@ def test_drain_at_sigterm(owner):
     assert set(turned_away) <= TURNED_AWAY, later
     assert all(map(is_gone, family)) and not owner.folder.exists()
 
+@pytest.mark.slow
 @behaviour("owner killed")
 def test_nothing_survives_its_owner(name, slow):
     "kill -9 of the process that serves: no process and no file is left"
@@ -497,6 +500,7 @@ def scale(server, workers: int):
     endpoint.scale(workers)
     assert wait_until(lambda: (endpoint.status.ready, len(endpoint.status.pids)) == (workers, workers), 20)
 
+@pytest.mark.slow
 @behaviour("scale")
 def test_scale_under_load(server, limit):
     "More and fewer workers under load: no request fails"
@@ -517,6 +521,7 @@ def test_overlap(server, limit, tmp_path):
         assert endpoint.predict("second") == "second" and first.result() == "first"
     endpoint.remove()
 
+@pytest.mark.slow
 @behaviour("reload")
 def test_reload_and_archive(server, archives, tmp_path):
     "What is served, as an archive again, and reloaded from it with the same responses"

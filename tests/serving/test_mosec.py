@@ -29,10 +29,12 @@ def endpoint(words):
     with MosecServer() as server: yield deploy(server, words)
 
 
+@pytest.mark.slow
 def test_nothing_survives_the_supervisor(words):
     "kill -9 of the supervisor: no process is left"
     with killed_supervisor("mosec", words.path, timeout=15) as family: assert len(family) == 4     # mosec's front, a guard and its worker
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["front", "guard"])
 def test_parts_come_back(endpoint, part):
     "kill -9 of mosec's own program, or of a guard with its worker: requests wait for the next one"
@@ -49,6 +51,7 @@ def test_a_response_knows_its_request(endpoint):
 
 WITHOUT_PROGRAM = "import mosec.utils\nmosec.utils.get_mosec_path = lambda: None\n"
 
+@pytest.mark.slow
 def test_a_front_that_does_not_start_is_an_error_at_once(words, monkeypatch, tmp_path):
     "mosec's files are not complete: the version fails, with what to do, and the server goes on"
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_PROGRAM)
@@ -70,6 +73,7 @@ class Slow(Handler):
         if Path({packed!r}).exists(): time.sleep(60)
 """
 
+@pytest.mark.slow
 def test_a_supervisor_that_ends_meanwhile_is_an_error_at_once(tmp_path):
     "A version that loads slowly is not waited for until its time is over"
     packed = tmp_path / "packed"

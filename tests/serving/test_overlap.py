@@ -59,6 +59,7 @@ def meeting(server, tmp_path):
 def send(server, word: str): return server.post("meeting", word.encode(), "text/plain")
 
 
+@pytest.mark.slow
 def test_batches_meet(server, meeting):
     "The model has one batch while the next is preprocessed: the first cannot end before"
     meeting(overlap=True)
@@ -68,6 +69,7 @@ def test_batches_meet(server, meeting):
         second = pool.submit(send, server, "second")
         assert [first.result().text, second.result().text] == ["first: first", "second: second"]
 
+@pytest.mark.slow
 def test_one_after_the_other(server, meeting):
     "Without overlap, which is the default on a CPU, the first waits in vain"
     meeting(responseTimeout=1)
@@ -77,6 +79,7 @@ def test_one_after_the_other(server, meeting):
         second = pool.submit(send, server, "second")
         assert first.result().status_code == 500 and second.result().text == "second: second"
 
+@pytest.mark.slow
 def test_one_batch_in_each_verb(server, meeting):
     "Many clients: no verb has two batches, and no batch gets another's attributes"
     meeting(overlap=True)
@@ -84,6 +87,7 @@ def test_one_batch_in_each_verb(server, meeting):
     with ThreadPoolExecutor(8) as pool: answers = list(pool.map(lambda w: send(server, w), words))
     assert [a.text for a in answers] == [f"{w}: {w}" for w in words]
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["die", "hang"])
 def test_both_lanes_are_answered(server, meeting, word):
     "The worker ends with two batches: both clients hear of it at once, and a new worker takes the next"
@@ -96,6 +100,7 @@ def test_both_lanes_are_answered(server, meeting, word):
     assert {(r.status_code, r.json()["message"]) for r in bodies} == {(500, "Worker died.")}
     assert wait_until(lambda: endpoint.status.ready == 1, 30) and send(server, "again").text == "again: again"
 
+@pytest.mark.slow
 def test_batches_end_before_the_worker(server, meeting):
     "Scaled down, and replaced, under load: nothing is lost"
     endpoint, stop, failed, done = meeting(overlap=True, workers=2, max_workers=2), threading.Event(), [], []

@@ -71,6 +71,7 @@ def test_one_corrupt_photo_in_a_batch_of_eight(serve_source, tiny, photo):
     assert isinstance(bad, PredictionError) and (bad.status, bad.kind) == (400, "DecodeError") and "truncated" in bad.message
     assert [a["live"] for a in answers] == [7] * 7      # they were one batch, and seven of it lived
 
+@pytest.mark.slow
 def test_raising_batch_is_split(serve_source):
     "A postprocess that raises for its whole batch: only the culprit gets a 500, with the handler's traceback for its engineer"
     source = SLEEPY.replace('return [{"pid"', 'return [1 / min(x["n"] for x in xs) and {"pid"')
@@ -94,6 +95,7 @@ def test_twenty_labelled_photographs(classifier, labelled):
     right = sum(a[0]["label"] == names[str(c)] for a, (_, c) in zip(answers, labelled))
     assert right >= 17, right
 
+@pytest.mark.slow
 def test_base_handler_of_torchserve(serve_source, tmp_path):
     "A plain TorchServe handler is archived and served too"
     class Doubler(torch.nn.Module):
@@ -108,6 +110,7 @@ def test_base_handler_of_torchserve(serve_source, tmp_path):
         """), tmp_path / "doubler.pt", example={"x": 1})
     assert endpoint.predict({"x": 21}) == 42
 
+@pytest.mark.slow
 def test_worker_that_dies_at_load_shows_its_traceback(serve_source, server):
     source = SLEEPY + "    def initialize(self, context):\n        if '/models/' in os.getcwd(): raise KeyError('labels')\n        super().initialize(context)\n"
     with pytest.raises(ToolkitError) as e: serve_source("dying", source, example={"sleep": 0})
@@ -119,6 +122,7 @@ def test_worker_that_is_killed_at_load_says_out_of_memory(serve_source, server):
     with pytest.raises(ToolkitError, match="exit code 137, killed: out of memory"): serve_source("killed", source, example={"sleep": 0})
     assert "killed" not in server.management.models()
 
+@pytest.mark.slow
 def test_kill_of_a_worker(serve_source):
     "kill -9 in the middle of a batch: every request of it is answered, none is lost silently, and the worker comes back"
     endpoint = serve_source("mortal", SLEEPY, example={"sleep": 0}, batchSize=4, maxBatchDelay=500)
@@ -203,6 +207,7 @@ def test_loopback_only(server):
     assert len(listening) == 5 and {a.ip.removeprefix("::ffff:") for a in listening} == {"127.0.0.1"}
     assert server.folder.stat().st_mode & 0o077 == 0
 
+@pytest.mark.slow
 def test_nothing_survives_the_supervisor(sleepy):
     "kill -9 of the supervisor of a server: no Java, no worker (its owner is killed in test_conformance.py)"
     with killed_supervisor("torchserve", sleepy.path, timeout=30) as family:
@@ -279,6 +284,7 @@ def test_what_a_str_is_is_not_asked_with_each_request(classifier, photo, monkeyp
     monkeypatch.setattr(classifier.server.management, "_send", lambda *args, **kw: asked.append(args))
     assert classifier.predict(str(photo)) and not asked
 
+@pytest.mark.slow
 def test_a_new_version_says_again_what_a_str_is(serve_source, tiny, photo):
     "An endpoint outlives its model: text to the first version, a photograph to the second"
     endpoint = serve_source("changing", "from zztoolkit import Handler\n" + inspect.getsource(Echo), example="hello")
@@ -291,6 +297,7 @@ def test_a_new_version_says_again_what_a_str_is(serve_source, tiny, photo):
         """), tiny, version="2")
     assert endpoint.predict(str(photo)) == 1000
 
+@pytest.mark.slow
 def test_a_caller_cannot_ask_for_the_description(serve_source):
     "With TorchServe's own header it would take the answers of everybody in the batch"
     endpoint = serve_source("asked", "from zztoolkit import Handler\n" + inspect.getsource(Echo), example="hello", batch_size=4, max_batch_delay=300)
@@ -298,6 +305,7 @@ def test_a_caller_cannot_ask_for_the_description(serve_source):
         answers = list(pool.map(lambda n: endpoint.post(b"hello", "text/plain", **({"describe": "True"} if n == 0 else {})), range(3)))
     assert [(a.status_code, a.json()) for a in answers] == [(200, ["str", "hello"])] * 3
 
+@pytest.mark.slow
 def test_a_plain_torchserve_handler_gets_text(serve_source, tmp_path):
     "It does not say what it takes: a str that names a file is sent as that, any other is text"
     (tmp_path / "nothing.pt").write_bytes(b"")

@@ -117,6 +117,7 @@ def same(endpoint, client, body: bytes, kind: str) -> httpx.Response:
     return expected
 
 
+@pytest.mark.slow
 def test_configuration(repository, endpoints):
     "config.pbtxt is what tritonclient's own protobuf reads, and has the archive's values"
     from google.protobuf import text_format

@@ -29,6 +29,7 @@ def service(module, tmp_path_factory):
     return module.CustomerService.local(folder=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_an_entry_finds_itself(service, language):
     "Each entry's own question, in its language, with the entry's text in that language"

@@ -45,6 +45,7 @@ def sentences():
     return [*joined, "a", "😀 👍🏽 great", "手机充电器坏了", "Ärger mit dem Paket", "tab\tand\x00bell\x07", "SHOUTING!!!", "a" * 300]
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_sentence_transformers(local, reference, sentences):
     lengths = {len(local.handler.tokenizer.encode(s)) for s in sentences}
     assert len(sentences) >= 50 and len(lengths) > 25 and max(lengths) == 256
@@ -125,6 +126,7 @@ def sentences_mar(artifact, tokenizer, tmp_path_factory):
 def endpoint(request, sentences_mar):
     with make_server(request.param) as server: yield deploy(server, sentences_mar)
 
+@pytest.mark.slow
 def test_a_request_fails_alone(endpoint, local):
     "Bad requests between good ones, on a server"
     first, second = local.handler.embed(["a parcel", "a jacket"]).tolist()
@@ -134,16 +136,30 @@ def test_a_request_fails_alone(endpoint, local):
     assert all(isinstance(r, Exception) and str(r).startswith("422 InputError: ") for r in results[1:-1]), results[1:-1]
 
 def test_openai_client_gets_the_same_vectors(endpoint, local):
-    "The gateway's /v1/embeddings, by OpenAI's own client: the vectors to the last digit, errors that name the text"
+    "The gateway's /v1/embeddings, by OpenAI's own client: vectors to the last digit, tokens as the tokenizer counts them"
     openai = pytest.importorskip("openai")
-    texts = ["a parcel", "手机充电器坏了"]
+    texts = ["a parcel", "手机充电器坏了", "my jacket " * 300]
+    counts = [len(local.handler.tokenizer.encode(t)) for t in texts]
+    assert counts[0] == 4 and counts[2] == 256      # [CLS] and [SEP] among them; cut
     with Gateway(endpoint.server) as gateway:
         client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.token, max_retries=0)
         found = client.embeddings.create(model=endpoint.name, input=texts)
+        plain = [client.embeddings.create(model=endpoint.name, input=t, encoding_format="float") for t in texts]
         with pytest.raises(openai.APIStatusError, match="input 1: InputError: the text is empty"):
             client.embeddings.create(model=endpoint.name, input=["a parcel", " "])
         with pytest.raises(openai.NotFoundError): client.embeddings.create(model="nothing", input="x")
     assert [x.embedding for x in found.data] == local.handler.embed(texts).tolist()
+    assert found.usage.model_dump() == {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
+    assert [one.usage.total_tokens for one in plain] == counts
+
+def test_tokens_are_counted_for_whoever_asks(endpoint, local):
+    "By a header of the request, for all its texts; a response to any other request has no header more"
+    post, body = endpoint.server.post, b'{"texts": ["a parcel", "a jacket"]}'
+    asked = post(endpoint.name, body, "application/json", {"x-count-tokens": "true"})
+    plain = post(endpoint.name, body, "application/json")
+    wrong = post(endpoint.name, b'{"texts": [7]}', "application/json", {"x-count-tokens": "true"})
+    assert asked.headers["x-token-count"] == "8" and asked.content == plain.content
+    assert "x-token-count" not in {*plain.headers, *wrong.headers} and wrong.status_code == 422
 
 FORMS = [
     (b"a parcel", "text/plain; charset=utf-8"), (b'"a parcel"', "application/json"), (b"a parcel", "application/octet-stream"),

@@ -125,6 +125,7 @@ def encodings(photos) -> list[bytes]:
             encoded(small, "JPEG", quality=80)]
     return bodies
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [4, 5, 6.2, 8, 12])
 def test_scaled_decode_of_real_photographs(encodings, ratio):
     for photo in encodings:
@@ -158,6 +159,7 @@ def test_exact_belongs_to_the_chain(ops):
     assert str(exact._cuda_plan) == str(chain.plan("cuda", exact=True))
     assert exact != chain and exact.with_exact(False) == chain
 
+@pytest.mark.slow
 def test_fine_texture_is_planned_exactly():
     "Lines finer than a pixel of the result: a JPEG of fewer pixels has other lines"
     wave = 127 + 127 * np.sin(2 * np.pi * np.mgrid[:4096, :4096][0] / 9)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +153,34 @@ def paces(cores: int) -> dict[str, Rung]:
         "one worker, a thread a core": changed(1 - cores, threads=cores),
     }
 
-# %% ../../nbs/benchmarks/07_ladder.ipynb #contenders
+# %% ../../nbs/benchmarks/07_ladder.ipynb #halting
+def _keeper(server: Server) -> int:
+    "Return the id of the process that keeps a server"
+    assert server.process
+    return server.process.pid
+
+def _halt_until_turn(stack: ExitStack, server: Server):
+    "Halt all processes of a server; they go on in its turns, and before it is stopped"
+    halt(_keeper(server))
+    stack.callback(go_on, _keeper(server))
+
+# %% ../../nbs/benchmarks/07_ladder.ipynb #measure
+Body = tuple[bytes, str]        # and its content type
+
+def _measure(
+    c: _Turns, service: Any, seconds: float, bodies: Sequence[Body], target: Target | None = None,
+) -> Turn:
+    "Measure a service for some seconds at the load of the run"
+    mean_size = sum(len(b) for b, _ in bodies) // len(bodies)
+    setup = Setup(service.name, c.cores, 1, 0, c.cores, len(bodies), mean_size)
+    return Turn.of(measure_level(service, bodies, c.load, seconds, WARM_UP, setup, target=target))
+
+# %% ../../nbs/benchmarks/07_ladder.ipynb #turns
 WARM_UP = 1.5    # seconds of a turn that do not count
 
 @dataclass
-class _Contenders:
-    "All contenders of a run, and what they have in common"
+class _Turns:
+    "What the contenders of a run have in common, and a turn of each kind"
     photos: list[Path]
     artifacts: Mapping[str, Artifact]       # by precision
     cores: int
@@ -176,38 +198,6 @@ class _Contenders:
         "The images as request bodies"
         return [p.read_bytes() for p in self.photos]
 
-    def start(self, stack: ExitStack, peers: Sequence[str]) -> Iterator[tuple[tuple[str, str], Callable[[float], Turn]]]:
-        "Start every contender; yield its name and kind, and a function that gives it a turn of some seconds"
-        self.progress("processes without a server")
-        ceiling = stack.enter_context(Ceiling(self.artifact, self.photos, TUNED["batchSize"], self.cores))
-        for name in ("chain alone", "chain + model"):
-            yield (name, "ceiling"), partial(ceiling.turn, name)
-        servers = {r.server: make_server(r.server) for r in self.rungs.values()}
-        for name, rung in self.rungs.items():
-            self.progress(f"serve {name}")
-            server = servers[rung.server]
-            if not server.running: stack.enter_context(server)
-            elif rung.kind == "server": go_on(_keeper(server))
-            endpoint = serve_rung(server, name, rung, self.artifacts, self.cores)
-            turn = self.rung_turn if rung.kind == "rung" else self.server_turn
-            if rung.kind == "server": _halt_until_turn(stack, server)
-            yield (name, rung.kind), partial(turn, endpoint)
-        for kind in ("stock", "ours"):
-            for name in peers:
-                label = name if kind == "stock" else f"{name}, ours"
-                yield (label, kind), partial(self.peer_turn, self.start_peer(stack, name, kind))
-
-    def start_peer(self, stack: ExitStack, name: str, kind: str) -> Peer:
-        "Start a peer, wait for its first response, and halt it until its turn"
-        self.progress(f"{name}, {'the stock way' if kind == 'stock' else 'with our chain and artifact'}")
-        job = Job(kind, free_ports(1)[0], self.cores, artifact=str(self.artifact.path))
-        if kind == "ours":
-            job = replace(job, batch_size=TUNED["batchSize"], delay=TUNED["maxBatchDelay"] / 1000)
-        peer = stack.enter_context(Peer(name, job))
-        peer.wait_ready(self.bodies[0])
-        peer.halt()
-        return peer
-
     def rung_turn(self, endpoint: Endpoint, seconds: float) -> Turn:
         bodies = [(b, "application/octet-stream") for b in self.bodies]
         return _measure(self, endpoint, seconds, bodies)
@@ -223,23 +213,49 @@ class _Contenders:
         try: return _measure(self, peer, seconds, list(map(peer.kind.body, self.bodies)), peer.target)
         finally: peer.halt()
 
-def _keeper(server: Server) -> int:
-    "Return the id of the process that keeps a server"
-    assert server.process
-    return server.process.pid
+# %% ../../nbs/benchmarks/07_ladder.ipynb #contenders
+Key = tuple[str, str]       # name and kind
+Contender = tuple[Key, Callable[[float], Turn]]     # a turn of some seconds
 
-def _halt_until_turn(stack: ExitStack, server: Server):
-    "Halt all processes of a server; they go on in its turns, and before it is stopped"
-    halt(_keeper(server))
-    stack.callback(go_on, _keeper(server))
+class _Contenders(_Turns):
+    "All contenders of a run"
+    def start(self, stack: ExitStack, peers: Sequence[str]) -> Iterator[Contender]:
+        "Start every contender, and yield it"
+        yield from self.start_ceiling(stack)
+        yield from self.start_rungs(stack)
+        for kind, name in product(("stock", "ours"), peers):
+            label = name if kind == "stock" else f"{name}, ours"
+            yield (label, kind), partial(self.peer_turn, self.start_peer(stack, name, kind))
 
-# %% ../../nbs/benchmarks/07_ladder.ipynb #measure
-Body = tuple[bytes, str]        # and its content type
+    def start_ceiling(self, stack: ExitStack) -> Iterator[Contender]:
+        self.progress("processes without a server")
+        batch = TUNED["batchSize"]
+        ceiling = stack.enter_context(Ceiling(self.artifact, self.photos, batch, self.cores))
+        for name in ("chain alone", "chain + model"):
+            yield (name, "ceiling"), partial(ceiling.turn, name)
 
-def _measure(c: _Contenders, service: Any, seconds: float, bodies: Sequence[Body], target: Target | None = None) -> Turn:
-    mean_size = sum(len(b) for b, _ in bodies) // len(bodies)
-    setup = Setup(service.name, c.cores, 1, 0, c.cores, len(bodies), mean_size)
-    return Turn.of(measure_level(service, bodies, c.load, seconds, WARM_UP, setup, target=target))
+    def start_rungs(self, stack: ExitStack) -> Iterator[Contender]:
+        servers = {r.server: make_server(r.server) for r in self.rungs.values()}
+        for name, rung in self.rungs.items():
+            self.progress(f"serve {name}")
+            server = servers[rung.server]
+            if not server.running: stack.enter_context(server)
+            elif rung.kind == "server": go_on(_keeper(server))
+            endpoint = serve_rung(server, name, rung, self.artifacts, self.cores)
+            turn = self.rung_turn if rung.kind == "rung" else self.server_turn
+            if rung.kind == "server": _halt_until_turn(stack, server)
+            yield (name, rung.kind), partial(turn, endpoint)
+
+    def start_peer(self, stack: ExitStack, name: str, kind: str) -> Peer:
+        "Start a peer, wait for its first response, and halt it until its turn"
+        self.progress(f"{name}, {'the stock way' if kind == 'stock' else 'with our chain and artifact'}")
+        job = Job(kind, free_ports(1)[0], self.cores, artifact=str(self.artifact.path))
+        if kind == "ours":
+            job = replace(job, batch_size=TUNED["batchSize"], delay=TUNED["maxBatchDelay"] / 1000)
+        peer = stack.enter_context(Peer(name, job))
+        peer.wait_ready(self.bodies[0])
+        peer.halt()
+        return peer
 
 # %% ../../nbs/benchmarks/07_ladder.ipynb #ladder
 def ladder(
@@ -271,8 +287,6 @@ def _check_peers(names: Sequence[str]):
     if unknown: raise ToolkitError(f"no such peer: {', '.join(unknown)}", do=f"choose from {', '.join(PEERS)}")
 
 # %% ../../nbs/benchmarks/07_ladder.ipynb #measure-in-turns
-Key = tuple[str, str]       # name and kind
-
 def _measure_in_turns(
     contenders: Mapping[Key, Callable[[float], Turn]],
     rounds: int,

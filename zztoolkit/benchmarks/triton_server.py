@@ -18,7 +18,7 @@ from ..system import environment_without_secrets, wait_until
 __all__ = []
 
 # %% ../../nbs/benchmarks/11_triton_server.ipynb #place
-# An environment of its own, since Triton's stub ends at the first request under NumPy 2; it sees the packages of this one
+# A separate environment, since Triton's stub ends at the first request under NumPy 2; it sees the packages of this one
 HOME = Path(sys.prefix, "triton")
 SITE = HOME / Path(*Path(os.__file__).parts[-3:-1]) / "site-packages"
 

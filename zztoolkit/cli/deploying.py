@@ -77,7 +77,7 @@ def render(
     "Write a container build and a Helm chart for archives"
     from zztoolkit.deploy.rendering import render as write
     if kuberay and llm:
-        do = "a release of its own for the language model"
+        do = "a separate release for the language model"
         raise ToolkitError("a Ray cluster serves no language model", "--kuberay with --llm", do)
     pairs = parse_pairs(example or [], "an example", "NAME=FILE")
     examples = {model: Path(file) for model, file in pairs.items()}

@@ -21,7 +21,7 @@ __all__ = []
 # %% ../../nbs/cli/06_measuring.ipynb #served
 @contextmanager
 def _served(model: str, steps: Callable[[str], None]) -> Iterator[Any]:
-    "Serve an archive meanwhile, or find the model on a running server; yield the endpoint"
+    "Serve an archive meanwhile, or find the model that is served; yield the endpoint"
     from zztoolkit.measure.llm.target import is_url
     from zztoolkit.serving.rollout import deploy
     from zztoolkit.serving.torchserve.server import LocalServer
@@ -30,20 +30,55 @@ def _served(model: str, steps: Callable[[str], None]) -> Iterator[Any]:
         with LocalServer() as server: yield deploy(server, model, steps)
     else: yield _find_running(model)
 
-def _find_running(model: str) -> Any:
-    "Return the endpoint of a model on a server of this user. Raise `ToolkitError` if it is not clear which"
-    from zztoolkit.serving.torchserve.running import running_servers
-    models = {server: server.management.models() for server in running_servers()}
-    matching = [server for server, names in models.items() if model in names]
-    if len(matching) == 1: return matching[0].endpoint(model)
-    served = sorted(name for names in models.values() for name in names)
-    who = "more than one running server has" if matching else "no running server has"
-    found = f"served: {', '.join(served) or 'nothing'}"
-    raise ToolkitError(f"{who} a model {model!r}", found, "zz serve it, or give its .mar")
-
 def _check_inputs(path: Path):
     if path.exists(): return
     raise ToolkitError(f"nothing at {path}", do="give a folder of payloads, or a file")
+
+# %% ../../nbs/cli/06_measuring.ipynb #list-served
+def _list_served() -> list[Any]: # of `Endpoint` and `RunningLLM`
+    "Return the models that other processes of this user serve"
+    from zztoolkit.llm.running import running_llms
+    from zztoolkit.serving.torchserve.running import running_servers
+    endpoints = [e for server in running_servers() for e in _list_endpoints(server)]
+    return [*endpoints, *running_llms()]
+
+def _list_endpoints(server: Any) -> list[Any]:
+    "Return the models of a server; none of one that starts or ends"
+    try: return [server.endpoint(name) for name in server.management.models()]
+    except ToolkitError: return []
+
+def _is_llm(served: Any) -> bool:
+    from zztoolkit.llm.server import LLMAddress
+    return isinstance(served, LLMAddress)
+
+def _describe_served(served: Any) -> str:
+    if _is_llm(served): return f"{served.name} (a language model, {served.url})"
+    return served.name
+
+# %% ../../nbs/cli/06_measuring.ipynb #find-running
+def _find_running(model: str) -> Any:
+    "Return the model of a name that is served. Raise `ToolkitError` if it is not clear which"
+    all_served = sorted(_list_served(), key=lambda served: served.name)
+    matching = [served for served in all_served if served.name == model]
+    if len(matching) == 1: return _check_ready(matching[0])
+    found = f"served: {', '.join(map(_describe_served, all_served)) or 'nothing'}"
+    if not matching:
+        do = "zz serve it, or give its .mar, or the address of a language model"
+        raise ToolkitError(f"no running server has a model {model!r}", found, do)
+    do = "stop the others, or give the address of a language model, and its --token-file"
+    raise ToolkitError(f"more than one running server has a model {model!r}", found, do)
+
+def _check_ready(served: Any) -> Any:
+    "Return a model that is served. Raise `ToolkitError` for a language model that loads"
+    if not _is_llm(served) or served.is_healthy: return served
+    found, do = "its engine loads, or is started again", "try again once it answers"
+    raise ToolkitError(f"{served.name} is not ready", found, do)
+
+def _find_endpoint(model: str) -> Any: # Endpoint
+    "Return the endpoint of an archive that is served. Raise `ToolkitError` for a language model"
+    served = _find_running(model)
+    if not _is_llm(served): return served
+    raise ToolkitError("zz tune is for archives", _describe_served(served), "zz bench measures it")
 
 # %% ../../nbs/cli/06_measuring.ipynb #show-result
 PICTURE = typer.Option("--picture", help="PNG file for the charts")
@@ -59,8 +94,8 @@ def _show_result(result: Any, save: Optional[Path], picture: Optional[Path]):
 @command
 def bench(
     model: Annotated[str, typer.Argument(
-        help="a .mar, which is served meanwhile, the name of a model that a running `zz serve` "
-             "has, or the address of a language model, e.g. http://127.0.0.1:8000",
+        help="a .mar, which is served meanwhile, the name of a model that `zz serve` or a notebook "
+             "serves, or the address of a language model, e.g. http://127.0.0.1:8000",
     )],
     inputs: Annotated[Path, typer.Argument(help=BENCH["inputs"].help)],
     concurrency: Annotated[str, shared_option(
@@ -89,14 +124,14 @@ def bench(
     from zztoolkit.measure.benchmarking import benchmark
     from zztoolkit.measure.comparison import compare
     from zztoolkit.measure.levels import parse_numbers
-    from zztoolkit.measure.llm.target import is_url
     from zztoolkit.measure.results import Benchmark
     _check_inputs(inputs)
     before, steps = Benchmark.load(against) if against else None, Steps()
     rates = parse_numbers(rate, float) if rate else None
-    llm = _llm_options(max_tokens, llm_model, token_file) if is_url(model) else {}
     with _served(model, steps) as endpoint:
         steps("benchmark")
+        is_llm = isinstance(endpoint, str) or _is_llm(endpoint)
+        llm = _llm_options(max_tokens, llm_model, token_file) if is_llm else {}
         result = benchmark(
             endpoint, inputs, parse_numbers(concurrency), rates, poisson, slo, seconds,
             grpc=grpc, progress=steps.update, **llm)
@@ -145,7 +180,7 @@ def tune(
     _check_inputs(inputs)
     mar, steps = open_mar(model) if model.endswith(".mar") else None, Steps()
     needs_running = apply or not mar
-    running: Any = _find_running(mar.name if mar else model) if needs_running else None
+    running: Any = _find_endpoint(mar.name if mar else model) if needs_running else None
     steps("try settings")
     result = search(
         mar or running, inputs, concurrency, slo, trials, memory, folder,

@@ -26,7 +26,7 @@ class OnnxFile:
     format: int                   # of the file: ONNX's "IR version"
     opset: int                    # version of the standard operators
     producer: str                 # program that wrote it, '' if it does not say
-    precision: str                # of its own numbers: "fp32", "fp16" or "int8"
+    precision: str                # of the model's numbers: "fp32", "fp16" or "int8"
     weights: tuple[Path, ...]     # files of weights beside it
     tables: dict[str, int]        # rows of the smallest table that an input of ids looks up
 
@@ -235,5 +235,5 @@ def open_reference(path: Path, threads: int = 1) -> Any: # onnxruntime.Inference
     settings.log_severity_level = 4
     try:
         return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    except Exception as e:      # each of its errors is a class of its own
+    except Exception as e:      # each of its errors has its own class
         raise onnx_error(path, e) from e

@@ -133,7 +133,7 @@ def beyond_rounding(comparison: dict, rounding: dict) -> dict:
 
 # %% ../../nbs/compile/03_parity.ipynb #compare-rows
 def compare_rows(got: Sequence, want: Sequence, tie: float = TIE) -> dict:
-    """Compare lists with a nested result of its own size for each row.
+    """Compare lists with a nested result for each row, each of any size.
 
     Raise `ToolkitError` where their structures differ.
     """

@@ -277,7 +277,7 @@ class CallSignature:
 
     @property
     def lists_rows(self) -> bool:
-        "Return whether the result is a list with one for each row, of its own size"
+        "Return whether the result is a list with one for each row, each of any size"
         return self.returns in ("rows", "row")
 
 # %% ../../nbs/compile/01_signature.ipynb #signature-from-json

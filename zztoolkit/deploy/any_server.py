@@ -90,9 +90,9 @@ class LogFollower:
         for line in lines:
             if not line.startswith("[PID]"): print(line, flush=True)
 
-# %% ../../nbs/deploy/04e_any_server.ipynb #any-server
-class AnyServer:
-    "A server of `SERVERS` in a pod; one version of each model"
+# %% ../../nbs/deploy/04e_any_server.ipynb #any-server-state
+class AnyServerState:
+    "What a server of `SERVERS` reports of the archives in a pod"
     def __init__(self, pod: PodConfig, folder: Path):
         self.pod, self.folder = pod, folder
         self.archives: Sequence[VerifiedArchive] = ()
@@ -104,41 +104,10 @@ class AnyServer:
         five = ports.inference, ports.management, ports.metrics, *free_ports(2)
         self.models = self.server = make_server(pod.server, replace(pod.settings, ports=five))
         self.title = self.server.title
-        self.pages: Pages | None = None
-        self.logs = LogFollower()
         self.http = open_client(f"http://127.0.0.1:{ports.inference}", timeout=5)
 
     @property
     def process(self) -> subprocess.Popen | None: return self.server.process
-
-    def start(self, archives: Sequence[VerifiedArchive]):
-        check_one_version([a.name for a in archives], self.pod.server)
-        self.archives, self.wanted = archives, {a.name: a.mar.workers for a in archives}
-        use_surroundings(self.pod, self.folder)
-        self.pages = Pages(self.pod.host, self.pod.ports.metrics, self._respond)
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self):
-        "Start the server, which may take a minute, and load the archives"
-        try: self.server.start()
-        except Exception as e: self.error = e
-        else:
-            self.is_up = True
-            self._load()
-
-    def _load(self):
-        "Load one archive after another, until one fails"
-        for a in self.archives:
-            try:
-                self.server.start_version(replace(a.mar, name=a.name))
-                self.server.switch(a.name, a.mar.version)
-            except Exception as e:
-                self.failures[a.name] = describe_failure(e)
-                return
-
-    def tend(self, *others: subprocess.Popen):
-        if self.error: raise self.error
-        if self.is_up: self.logs.print_new(self.server.folder / "logs")
 
     def failure(self, archive: VerifiedArchive) -> str: return self.failures.get(archive.name, "")
 
@@ -174,6 +143,43 @@ class AnyServer:
         loaded = self.server.models()
         totals = [(w, self.server.read_metrics(w.name)) for w in self.workers() if w.name in loaded]
         return 200, self.server.metrics() + format_totals(totals)
+
+# %% ../../nbs/deploy/04e_any_server.ipynb #any-server
+class AnyServer(AnyServerState):
+    "A server of `SERVERS` in a pod; one version of each model"
+    def __init__(self, pod: PodConfig, folder: Path):
+        super().__init__(pod, folder)
+        self.pages: Pages | None = None
+        self.logs = LogFollower()
+
+    def start(self, archives: Sequence[VerifiedArchive]):
+        check_one_version([a.name for a in archives], self.pod.server)
+        self.archives, self.wanted = archives, {a.name: a.mar.workers for a in archives}
+        use_surroundings(self.pod, self.folder)
+        self.pages = Pages(self.pod.host, self.pod.ports.metrics, self._respond)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self):
+        "Start the server, which may take a minute, and load the archives"
+        try: self.server.start()
+        except Exception as e: self.error = e
+        else:
+            self.is_up = True
+            self._load()
+
+    def _load(self):
+        "Load one archive after another, until one fails"
+        for a in self.archives:
+            try:
+                self.server.start_version(replace(a.mar, name=a.name))
+                self.server.switch(a.name, a.mar.version)
+            except Exception as e:
+                self.failures[a.name] = describe_failure(e)
+                return
+
+    def tend(self, *others: subprocess.Popen):
+        if self.error: raise self.error
+        if self.is_up: self.logs.print_new(self.server.folder / "logs")
 
     def stop(self):
         if self.pages: self.pages.close()

@@ -55,7 +55,9 @@ class PodGateway:
     def drain(self):
         "Report that nothing is ready, so that callers look elsewhere; requests are still served"
         if not self.process: return
-        with suppress(OSError): self.process.announce([replace(m, ready=False) for m in self.models])
+        with suppress(OSError):
+            self.process.announce([replace(m, ready=False) for m in self.models])
+            self.process.announce_llms([llm | {"ready": False} for llm in self.plan.llms])
 
     def stop(self):
         "Finish the requests in flight, and end"

@@ -57,16 +57,14 @@ class PodLLMServer(LLMServer):
         with suppress(ToolkitError): return bool(self._get("/health", timeout=2).status_code)
         return False
 
-# %% ../../nbs/deploy/04f_language_model.ipynb #language-model
-class LanguageModel:
-    "Language model of a pod, in processes of its own; they are started again once they were up"
+# %% ../../nbs/deploy/04f_language_model.ipynb #language-model-state
+class LanguageModelState:
+    "What the language model of a pod reports to its supervisor, proxy and gateway"
     def __init__(self, pod: PodConfig, llm: LLMConfig):
         self.config, self.server = llm, PodLLMServer(pod, llm)
         self.name, self.digest = llm.name, ""
         self.is_up = False                  # since it was started last
-        self.deadline = 0.0                 # by which it must be up
         self.exits: dict[int, int] = {}     # exit codes of servers that ended, by process id
-        self.logs = LogFollower()
 
     def verify(self) -> str: # a line for the log
         "Compare its weights with their digest. Raise `ToolkitError`"
@@ -82,6 +80,33 @@ class LanguageModel:
         "What the gateway needs of it"
         token, port = self.server.address
         return {"name": self.name, "url": f"http://127.0.0.1:{port}", "token": token}
+
+    def status(self) -> WorkerStatus:
+        "Return its state as that of one worker: ready, and how many requests wait"
+        version, waiting = self.digest[:12], 0
+        is_ready = self.is_up and self.server.is_healthy
+        if not is_ready: return WorkerStatus(self.name, version, wanted=1)
+        with suppress(ToolkitError, ValueError): waiting = self.server.status().waiting
+        return WorkerStatus(self.name, version, 1, 1, waiting)
+
+    @property
+    def is_live(self) -> bool:
+        "Whether it responds; one that starts, or is about to be started again, counts as alive"
+        return not self.is_up or not self.server.running or self.server.responds
+
+    def metrics(self) -> str:
+        "Return what its server counts, as Prometheus reads it; '' while it does not respond"
+        if not self.is_up: return ""
+        with suppress(ToolkitError): return self.server.metrics()
+        return ""
+
+# %% ../../nbs/deploy/04f_language_model.ipynb #language-model
+class LanguageModel(LanguageModelState):
+    "Language model of a pod, in separate processes; they are started again once they were up"
+    def __init__(self, pod: PodConfig, llm: LLMConfig):
+        super().__init__(pod, llm)
+        self.deadline = 0.0         # by which it must be up
+        self.logs = LogFollower()
 
     def start(self):
         "Start it, and do not wait until it is up. Raise `ToolkitError`"
@@ -112,25 +137,6 @@ class LanguageModel:
 
     def _print_log(self):
         if self.process: self.logs.print_new(self.server.folder)
-
-    def status(self) -> WorkerStatus:
-        "Return its state as that of one worker: ready, and how many requests wait"
-        version, waiting = self.digest[:12], 0
-        is_ready = self.is_up and self.server.is_healthy
-        if not is_ready: return WorkerStatus(self.name, version, wanted=1)
-        with suppress(ToolkitError, ValueError): waiting = self.server.status().waiting
-        return WorkerStatus(self.name, version, 1, 1, waiting)
-
-    @property
-    def is_live(self) -> bool:
-        "Whether it responds; one that starts, or is about to be started again, counts as alive"
-        return not self.is_up or not self.server.running or self.server.responds
-
-    def metrics(self) -> str:
-        "Return what its server counts, as Prometheus reads it; '' while it does not respond"
-        if not self.is_up: return ""
-        with suppress(ToolkitError): return self.server.metrics()
-        return ""
 
     def stop(self):
         "End its processes: nothing is in flight"

@@ -74,7 +74,7 @@ class NoModels:
 
     def __init__(self, pod: PodConfig):
         self.pod = pod
-        self.models: Any = None     # nobody asks them: there are no names
+        self.models: Any = None     # never asked for: there are no names
         self.pages: Pages | None = None
 
     def start(self, archives: Sequence[VerifiedArchive]):

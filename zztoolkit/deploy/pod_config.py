@@ -89,32 +89,7 @@ class PodConfig:
     server: str = DEFAULT_SERVER       # that runs the models, of `SERVERS`
     llm: LLMConfig | None = None       # language model, beside the archives or alone
 
-    def __post_init__(self):
-        if not self.front and (self.tokens or self.tls):
-            raise ToolkitError(
-                "tokens and TLS need the proxy",
-                found="--tokens or --tls with --no-front",
-                do="leave one of them out")
-        if self.has_gateway and not self.front:
-            option = "--gateway" if self.gateway else "--llm"
-            raise ToolkitError("the gateway needs the proxy", found=f"{option} with --no-front")
-        if self.llm and self.own_tokens:
-            raise ToolkitError(
-                "a language model has no tokens of its own",
-                found="neither --tokens nor --no-token-auth",
-                do="--tokens FILE, one a line; --no-token-auth only where a gateway authenticates")
-        self._check_server()
-        if self.store and self.store.is_dir() or self.llm and not self.store: return
-        problem = f"{self.store} is not a folder" if self.store else "nothing to serve"
-        raise ToolkitError(problem, do="give the folder of the archives")
-
-    def _check_server(self):
-        server_kind(self.server)
-        if self.front or self.server == DEFAULT_SERVER: return
-        raise ToolkitError(
-            f"{self.server} needs the proxy, which lets requests finish",
-            found="--no-front",
-            do="leave it out, or --server torchserve")
+    def __post_init__(self): check_pod(self)
 
     @cached_property
     def has_archives(self) -> bool:
@@ -136,6 +111,37 @@ class PodConfig:
     def hidden_key(self) -> bool:
         "Whether the proxy shows the model server a key that callers never see"
         return self.front and self.has_archives and not self.own_tokens
+
+# %% ../../nbs/deploy/01_pod_config.ipynb #check-pod
+def check_pod(pod: PodConfig):
+    "Raise `ToolkitError` if options contradict each other, or if there is nothing to serve"
+    _check_proxy(pod)
+    if pod.llm and pod.own_tokens:
+        raise ToolkitError(
+            "a language model has no tokens of its own",
+            found="neither --tokens nor --no-token-auth",
+            do="--tokens FILE, one a line; --no-token-auth only where a gateway authenticates")
+    if pod.store and pod.store.is_dir() or pod.llm and not pod.store: return
+    problem = f"{pod.store} is not a folder" if pod.store else "nothing to serve"
+    raise ToolkitError(problem, do="give the folder of the archives")
+
+def _check_proxy(pod: PodConfig):
+    "Raise `ToolkitError` if the pod has no proxy, and something needs it"
+    server_kind(pod.server)
+    if pod.front: return
+    if pod.tokens or pod.tls:
+        raise ToolkitError(
+            "tokens and TLS need the proxy",
+            found="--tokens or --tls with --no-front",
+            do="leave one of them out")
+    if pod.has_gateway:
+        option = "--gateway" if pod.gateway else "--llm"
+        raise ToolkitError("the gateway needs the proxy", found=f"{option} with --no-front")
+    if pod.server == DEFAULT_SERVER: return
+    raise ToolkitError(
+        f"{pod.server} needs the proxy, which lets requests finish",
+        found="--no-front",
+        do="leave it out, or --server torchserve")
 
 # %% ../../nbs/deploy/01_pod_config.ipynb #allowed-environment
 _ALLOWED = """PATH HOME USER LOGNAME SHELL HOSTNAME TERM PWD LANG LANGUAGE TZ TMPDIR TEMP TMP

@@ -46,6 +46,32 @@ class Channel:
         self.ours.close()
         self.theirs.close()
 
+# %% ../../nbs/deploy/04_proxy.ipynb #sockets
+class ProxySockets:
+    "The sockets of a haproxy that only this process can connect to"
+    def __init__(self): self.admin, self.probe = Channel(), Channel()
+
+    @property
+    def responds(self) -> bool:
+        "Whether haproxy responds on its admin socket, which is open even when every connection is in use"
+        with suppress(OSError): return bool(self.ask("show info", timeout=1))
+        return False
+
+    @property
+    def serves(self) -> bool:
+        "Whether haproxy responds to HTTP, on a separate socket, so that no probe counts as a caller"
+        with suppress(OSError):
+            return self.probe.ask("GET / HTTP/1.0\r\n\r\n", 1).startswith("HTTP/1.1 200 ")
+        return False
+
+    def ask(self, *commands: str, timeout: float = 3) -> str:
+        "Return what haproxy responds on its admin socket. Raise `OSError`"
+        return self.admin.ask("; ".join(commands) + "\n", timeout)
+
+    def close(self):
+        "Close both sockets"
+        for channel in (self.admin, self.probe): channel.close()
+
 # %% ../../nbs/deploy/04_proxy.ipynb #listen
 OnResponse = Callable[[str, int, float], None]     # the model's name as the caller sent it, HTTP status, seconds
 
@@ -60,7 +86,7 @@ def _listen(lines: IO[str], on_response: OnResponse):
             print(line, end="", flush=True)
 
 # %% ../../nbs/deploy/04_proxy.ipynb #proxy
-class Proxy:
+class Proxy(ProxySockets):
     "A haproxy process in front of a TorchServe on this machine"
     def __init__(self,
         folder: Path,                # of its configuration; only its owner can enter
@@ -73,9 +99,9 @@ class Proxy:
         key: bool = False,           # TorchServe requires a key: requests are rejected before `use_key`
         gateway: tuple[int, int] | None = None,     # the gateway's ports for HTTP and gRPC
     ):
+        super().__init__()
         self.folder, self.tokens, self.tls = folder, tokens, tls
         self.process: subprocess.Popen | None = None
-        self.admin, self.probe = Channel(), Channel()
         self.token_hashes = _read_hashes(tokens) if tokens else []
         self.certificate = read_certificate(tls) if tls else ""
         config = haproxy_config(
@@ -97,26 +123,9 @@ class Proxy:
         "Whether the process runs"
         return self.process is not None and self.process.poll() is None
 
-    @property
-    def responds(self) -> bool:
-        "Whether haproxy responds on its admin socket, which is open even when every connection is in use"
-        with suppress(OSError): return bool(self.ask("show info", timeout=1))
-        return False
-
-    @property
-    def serves(self) -> bool:
-        "Whether haproxy responds to HTTP, on a socket of its own, so that no probe counts as a caller"
-        with suppress(OSError):
-            return self.probe.ask("GET / HTTP/1.0\r\n\r\n", 1).startswith("HTTP/1.1 200 ")
-        return False
-
-    def ask(self, *commands: str, timeout: float = 3) -> str:
-        "Return what haproxy responds on its admin socket. Raise `OSError`"
-        return self.admin.ask("; ".join(commands) + "\n", timeout)
-
     def stop(self):
         "Kill haproxy"
-        for channel in (self.admin, self.probe): channel.close()
+        self.close()
         if not self.process: return
         self.process.kill()
         self.process.wait()

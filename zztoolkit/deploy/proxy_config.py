@@ -168,7 +168,7 @@ def haproxy_config(
     timeout: int,       # seconds for a response
     tokens: bool,       # callers show a token
     tls: bool = False,
-    key: bool = False,  # TorchServe requires a key of its own
+    key: bool = False,  # TorchServe requires its own key
     gateway: tuple[int, int] | None = None,     # its ports for HTTP and gRPC
 ) -> str:
     "Return haproxy.cfg"

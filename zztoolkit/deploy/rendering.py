@@ -167,7 +167,7 @@ def render(
     archives: Sequence[str | Path],             # files, or names as `find_archive` takes them
     to: str | Path = "deploy",                  # folder; its earlier release is replaced, its archives stay
     name: str = "",                             # of the release; default: the first model's
-    image: str = "",                            # default: name:DIGEST, a tag of its own for every set of archives
+    image: str = "",                            # default: name:DIGEST, another tag for every set of archives
     values: str | Path | None = None,           # a file of your own values, which override those of the archives
     examples: Mapping[str, Any] | None = None,  # by model: what `helm test` sends, as `Endpoint.predict` takes it
     build: bool | None = None,                  # write a container build; default: unless an image is given

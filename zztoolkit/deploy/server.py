@@ -38,9 +38,22 @@ class Latency:
         "Count a response if it succeeded; a model's name that a caller invents makes no series"
         if model in self.by_model and status < 300: self.by_model[model].observe(seconds)
 
-# %% ../../nbs/deploy/05_server.ipynb #server
-class Server:
-    "The model server of a pod, and the proxy in front of it"
+# %% ../../nbs/deploy/05_server.ipynb #processes
+def _model_server(pod: PodConfig, folder: Path) -> ModelServer:
+    if not pod.has_archives: return NoModels(pod)
+    return TorchServe(pod, folder) if pod.server == DEFAULT_SERVER else AnyServer(pod, folder)
+
+def _proxy(pod: PodConfig, folder: Path, gateway: PodGateway | None) -> Proxy:
+    timeout = pod.settings.response_timeout + 10
+    ports = pod.ports
+    target = gateway.ports[0] if gateway and not pod.has_archives else ports.inference
+    return Proxy(
+        folder, pod.host, ports.front, target, pod.tokens, timeout, pod.tls,
+        pod.hidden_key, gateway.ports if gateway else None)
+
+# %% ../../nbs/deploy/05_server.ipynb #server-state
+class ServerState:
+    "The processes of a pod, and whether they run and serve"
     def __init__(self, pod: PodConfig, folder: Path):
         self.pod, self.folder = pod, folder
         self.archives: list[VerifiedArchive] = []
@@ -50,24 +63,6 @@ class Server:
         self.gateway = PodGateway(pod, self.llm) if pod.has_gateway else None
         self.proxy = _proxy(pod, folder, self.gateway) if pod.front else None
         self.latency = Latency([])
-
-    def start(self, archives: list[VerifiedArchive]):
-        "Start the model server, the gateway and the proxy. Raise `ToolkitError` if one of them does not come up"
-        self.archives = archives
-        self.model_server.start(archives)
-        if self.llm: self.llm.start()
-        self.is_started = True
-        self.latency = Latency(list({a.name for a in archives}))
-        if self.gateway: self.gateway.start()
-        if self.proxy: self.proxy.start(self.latency.observe)
-
-    def announce(self):
-        "Describe the models to the gateway, now that they are ready. Raise `ToolkitError` or `OSError`"
-        if self.gateway: self.gateway.announce(self.model_server.models, [a.name for a in self.archives])
-
-    def hide_key(self):
-        "Give the model server's key to the proxy alone. Raise `ToolkitError` or `OSError`"
-        if self.proxy and self.pod.hidden_key: use_key(self.proxy, self.model_server.take_key())
 
     def workers(self) -> list[WorkerStatus]:
         """Return the status of every version, and of the language model after them.
@@ -80,11 +75,6 @@ class Server:
     def exits(self) -> dict[int, int]:
         "Return the exit codes of the workers that failed, by process id"
         return self.model_server.exits() | (self.llm.exits if self.llm else {})
-
-    def wait_idle(self, timeout: float) -> bool:
-        "Wait until no worker has a request. Return whether that happened in time"
-        assert isinstance(self.model_server, TorchServe)    # no other is without a proxy
-        return self.model_server.wait_idle(timeout)
 
     @property
     def is_live(self) -> bool:
@@ -105,22 +95,35 @@ class Server:
         with suppress(ToolkitError): return all(w.ready for w in self.workers())
         return False
 
+# %% ../../nbs/deploy/05_server.ipynb #server
+class Server(ServerState):
+    "The model server of a pod, and the proxy in front of it"
+    def start(self, archives: list[VerifiedArchive]):
+        "Start the model server, the gateway and the proxy. Raise `ToolkitError` if one of them does not come up"
+        self.archives = archives
+        self.model_server.start(archives)
+        if self.llm: self.llm.start()
+        self.is_started = True
+        self.latency = Latency(list({a.name for a in archives}))
+        if self.gateway: self.gateway.start()
+        if self.proxy: self.proxy.start(self.latency.observe)
+
+    def announce(self):
+        "Describe the models to the gateway, now that they are ready. Raise `ToolkitError` or `OSError`"
+        if self.gateway: self.gateway.announce(self.model_server.models, [a.name for a in self.archives])
+
+    def hide_key(self):
+        "Give the model server's key to the proxy alone. Raise `ToolkitError` or `OSError`"
+        if self.proxy and self.pod.hidden_key: use_key(self.proxy, self.model_server.take_key())
+
+    def wait_idle(self, timeout: float) -> bool:
+        "Wait until no worker has a request. Return whether that happened in time"
+        assert isinstance(self.model_server, TorchServe)    # no other is without a proxy
+        return self.model_server.wait_idle(timeout)
+
     def stop(self):
         "End everything: nothing is in flight"
         if self.gateway: self.gateway.stop()
         if self.llm: self.llm.stop()
         self.model_server.stop()
         if self.proxy: self.proxy.stop()
-
-# %% ../../nbs/deploy/05_server.ipynb #proxy
-def _model_server(pod: PodConfig, folder: Path) -> ModelServer:
-    if not pod.has_archives: return NoModels(pod)
-    return TorchServe(pod, folder) if pod.server == DEFAULT_SERVER else AnyServer(pod, folder)
-
-def _proxy(pod: PodConfig, folder: Path, gateway: PodGateway | None) -> Proxy:
-    timeout = pod.settings.response_timeout + 10
-    ports = pod.ports
-    target = gateway.ports[0] if gateway and not pod.has_archives else ports.inference
-    return Proxy(
-        folder, pod.host, ports.front, target, pod.tokens, timeout, pod.tls,
-        pod.hidden_key, gateway.ports if gateway else None)

@@ -54,7 +54,7 @@ def _in_use(folder: Path) -> ToolkitError:
     return ToolkitError(
         f"{folder.parent} is in use",
         found=f"{who} serves from it",
-        do="give each zz run a --work of its own")
+        do="give each zz run its own --work")
 
 def _not_writable(folder: Path, e: OSError) -> ToolkitError:
     return ToolkitError(
@@ -80,7 +80,7 @@ def _check_abandoned(folder: Path):
         raise ToolkitError(
             f"{folder.parent} belongs to another machine",
             found=f"{who} has served from it",
-            do=f"give each zz run a --work of its own; if that machine is gone, delete {folder}")
+            do=f"give each zz run its own --work; if that machine is gone, delete {folder}")
 
 # %% ../../nbs/deploy/05b_work_folder.ipynb #work-folder
 @contextmanager

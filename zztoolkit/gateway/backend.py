@@ -75,7 +75,7 @@ class Backend:
         return await self._send(model, version, row, renewed) if renewed else reply
 
     async def _send(self, model: str, version: str, row: Row, token: str) -> Reply:
-        headers = {"Content-Type": row.content_type}
+        headers = {"Content-Type": row.content_type, **row.headers}
         if token: headers["Authorization"] = token
         path = _path(model, version)
         try: reply = await self.connections.post(

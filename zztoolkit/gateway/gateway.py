@@ -75,7 +75,7 @@ class GatewayProcess(subprocess.Popen):
         "Say that there are these models, and no others. Raise `OSError` if it has ended"
         self.send(json.dumps(list(map(asdict, models))).encode() + b"\n")
 
-    def announce_llms(self, llms: Sequence[dict[str, str]]):
+    def announce_llms(self, llms: Sequence[Mapping[str, object]]):
         "Say that there are these language models, and no others. Raise `OSError` if it has ended"
         self.send(json.dumps({"llms": llms}).encode() + b"\n")
 
@@ -128,49 +128,26 @@ class GatewayAddress:
         management = server.management.url      # where it renews the key by itself
         return replace(plan, inference=url, management=management, folder=str(server.folder))
 
-# %% ../../nbs/gateway/10_gateway.ipynb #gateway
-class Gateway(GatewayAddress):
-    """Standard protocols in front of a server of this process: `with Gateway(server) as g: g.url`.
+# %% ../../nbs/gateway/10_gateway.ipynb #follow-models
+def follow_models(
+    process: GatewayProcess, server: Server, repository: ModelRepository | None,
+) -> Announcer | None:
+    "Announce the models of a server that the gateway cannot ask by itself, now and as they change"
+    if repository:
+        from zztoolkit.gateway.repository.remote import PipeGate
+        PipeGate(process, repository).start()
+    if repository or isinstance(server, LocalServer): return None
+    announcer = Announcer(server, process.announce)
+    announcer.start()
+    return announcer
 
-    It speaks the Open Inference Protocol v2 over HTTP (`url`) and gRPC (`grpc_address`), TensorFlow
-    Serving's REST (`url`), and OpenAI's API (`url + "/v1"`). Callers show `token`, in `headers`. It
-    listens on the loopback interface, and ends with this process. With a `ModelRepository` of that
-    server, a request for one of its models loads it.
-    """
-    def __init__(
-        self,
-        server: Server,
-        repository: ModelRepository | None = None,
-        llms: Sequence[LLMServer] = (),     # language models that it answers for, started
-    ):
+# %% ../../nbs/gateway/10_gateway.ipynb #gateway-llms
+class GatewayLLMs(GatewayAddress):
+    "Language models that a gateway answers for, each until it stops"
+    def __init__(self, server: Server):
         super().__init__(server)
-        self.repository = repository
         self.llms: dict[str, LLMServer] = {}
         self.process: GatewayProcess | None = None
-        self._announcer: Announcer | None = None
-        for llm in llms: self.add(llm)
-
-    @property
-    def running(self) -> bool: return self.process is not None and self.process.poll() is None
-
-    def start(self) -> Gateway:
-        "Start it, and wait until it responds. Raise `ToolkitError`"
-        if self.running: return self
-        require_packages()
-        self.http_port, self.grpc_port = free_ports(2)
-        self.token_file.write_text(self.token)      # in a folder that only this user can enter
-        waits = self.repository.load_timeout if self.repository else 0
-        self.process = GatewayProcess(
-            replace(self.plan(), load_timeout=waits, llms=self._known_llms()))
-        atexit.register(self.stop)
-        self.server.before_stop.append(self.stop)
-        try:
-            self.process.wait_up()
-            self._follow()
-        except BaseException:
-            self.stop()
-            raise
-        return self
 
     def add(self, llm: LLMServer):
         "Answer for a language model, too, until it stops"
@@ -190,15 +167,47 @@ class Gateway(GatewayAddress):
         "Return what its process needs of each language model"
         return [{"name": m.name, "url": m.url, "token": m.token} for m in self.llms.values()]
 
-    def _follow(self):
-        "Announce the models of a server that the gateway cannot ask by itself"
-        assert self.process
-        if self.repository:
-            from zztoolkit.gateway.repository.remote import PipeGate
-            return PipeGate(self.process, self.repository).start()
-        if isinstance(self.server, LocalServer): return
-        self._announcer = Announcer(self.server, self.process.announce)
-        self._announcer.start()
+# %% ../../nbs/gateway/10_gateway.ipynb #gateway
+class Gateway(GatewayLLMs):
+    """Standard protocols in front of a server of this process: `with Gateway(server) as g: g.url`.
+
+    It speaks the Open Inference Protocol v2 over HTTP (`url`) and gRPC (`grpc_address`), TensorFlow
+    Serving's REST (`url`), and OpenAI's API (`url + "/v1"`). Callers show `token`, in `headers`. It
+    listens on the loopback interface, and ends with this process. With a `ModelRepository` of that
+    server, a request for one of its models loads it.
+    """
+    def __init__(
+        self,
+        server: Server,
+        repository: ModelRepository | None = None,
+        llms: Sequence[LLMServer] = (),     # language models that it answers for, started
+    ):
+        super().__init__(server)
+        self.repository = repository
+        self._announcer: Announcer | None = None
+        for llm in llms: self.add(llm)
+
+    @property
+    def running(self) -> bool: return self.process is not None and self.process.poll() is None
+
+    def start(self) -> Gateway:
+        "Start it, and wait until it responds. Raise `ToolkitError`"
+        if self.running: return self
+        require_packages()
+        self.http_port, self.grpc_port = free_ports(2)
+        self.token_file.write_text(self.token)      # in a folder that only this user can enter
+        waits = self.repository.load_timeout if self.repository else 0
+        self.process = GatewayProcess(
+            replace(self.plan(), load_timeout=waits, llms=self._known_llms()))
+        atexit.register(self.stop)
+        self.server.before_stop.append(self.stop)
+        try:
+            self.process.wait_up()
+            self._announcer = follow_models(self.process, self.server, self.repository)
+        except BaseException:
+            self.stop()
+            raise
+        return self
 
     def stop(self):
         "Finish the requests in flight, and end"

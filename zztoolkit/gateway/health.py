@@ -12,8 +12,8 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
+from .backend import BackendError
 from .infer import Service
-from .models import are_ready, TRUSTED_FOR
 from ..errors import ToolkitError
 
 # %% auto #0
@@ -24,9 +24,9 @@ OVERALL = "", "inference.GRPCInferenceService"
 
 async def _is_ready(service: Service, name: str) -> bool | None:
     "Return whether a model is ready, for `OVERALL` whether all are; None for no such model"
-    if name in OVERALL: return await are_ready(service.catalog)
-    model = await service.catalog.find(name, TRUSTED_FOR)
-    return model.ready if model else None
+    if name in OVERALL: return await service.are_ready()
+    try: return await service.is_ready(name)
+    except BackendError: return None
 
 # %% ../../nbs/gateway/08b_health.ipynb #health
 EVERY = 1.0     # seconds between two looks of `Watch`

@@ -8,24 +8,31 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from ..archive.rules import is_name
 from .backend import Backend, BackendError, raise_first, raise_if_failed
 from .inference import Inference, Outputs
-from .models import ANY_AGE, Catalog, ModelDescription, TRUSTED_FOR
+from .models import ANY_AGE, are_ready, Catalog, ModelDescription, TRUSTED_FOR
 from .rows import own_tensors_of, rows_of, tensors_of, wants_own_outputs
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/gateway/05_infer.ipynb #service
+class LLMs(Protocol):
+    "What is asked of the language models behind a gateway"
+    def __contains__(self, name: str) -> bool: ...
+    async def is_ready(self, name: str) -> bool: ...
+    async def are_ready(self) -> bool: ...
+
 @dataclass(frozen=True)
 class Service:
     "The server behind the gateway: where rows go, and what is known of its models"
     backend: Backend
     catalog: Catalog
     max_request_size: int       # bytes
+    llms: LLMs | None = None    # language models beside them
 
     async def find(
         self, name: str, version: str = "", max_age: float = ANY_AGE
@@ -38,6 +45,17 @@ class Service:
         if version in model.versions: return model
         known = ", ".join(model.versions)
         raise BackendError(404, f"{name} has no version {version[:40]}; it has {known}")
+
+    async def are_ready(self) -> bool:
+        "Return whether every model, and every language model, can respond"
+        if not await are_ready(self.catalog): return False
+        return self.llms is None or await self.llms.are_ready()
+
+    async def is_ready(self, name: str, version: str = "") -> bool:
+        "Return whether a model can respond. Raise `BackendError` 404 for an unknown one"
+        if self.llms is not None and not version and name in self.llms:
+            return await self.llms.is_ready(name)
+        return (await self.find(name, version, TRUSTED_FOR)).ready
 
     @asynccontextmanager
     async def using(

@@ -5,7 +5,7 @@
 # %% ../../nbs/gateway/07a_openai.ipynb #imports
 from __future__ import annotations
 
-import base64, json
+import asyncio, base64, json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional, TYPE_CHECKING
@@ -20,11 +20,12 @@ from .rest import as_endpoint, json_response, read_unpacked
 from .rows import MOST_ROWS, Row
 from .tfserving import TfServing
 from ..errors import RequestError
-from ..handler.wire import JSON
+from ..handler.wire import COUNT_TOKENS, JSON, TOKEN_COUNT
 from ..llm.errors import ApiError, no_such_model, wrong_token
 from ..llm.http import ClientGone, error_response, stream_response, while_connected
 from ..llm.requests import read_request, Strict
-from ..llm.responses import model_entry, model_list, to_event, usage_of
+from ..llm.responses import model_entry, model_list, to_event
+from ..serving.connections import Reply
 
 if TYPE_CHECKING:
     import httpx
@@ -36,32 +37,49 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/gateway/07a_openai.ipynb #language-models
+HEALTH_TIMEOUT = 2      # seconds
+
 @dataclass(frozen=True)
 class LanguageModel:
-    "Language model that a server of its own serves"
+    "Language model with its own server"
     name: str
     url: str
     token: str = field(repr=False)
+    ready: bool = True      # False: it still responds, and callers are to look elsewhere
 
 class LanguageModels:
     "Language models behind a gateway, as its owner names them, and connections to their servers"
     def __init__(
         self,
         timeout: float,         # seconds between two parts of an answer
-        models: Sequence[dict[str, str]] = (),
+        models: Sequence[dict[str, Any]] = (),
     ):
         import httpx
         self.replace(models)
         self.client = httpx.AsyncClient(
             timeout=timeout, trust_env=False, limits=httpx.Limits(max_connections=None))
 
-    def replace(self, models: Sequence[dict[str, str]]):
+    def replace(self, models: Sequence[dict[str, Any]]):
         "Know these models, and no others"
         self.models = {m["name"]: LanguageModel(**m) for m in models}
 
     def find(self, name: str) -> LanguageModel:
         if name in self.models: return self.models[name]
         raise no_such_model(name, ", ".join(self.models))
+
+    def __contains__(self, name: str) -> bool: return name in self.models
+
+    async def is_ready(self, name: str) -> bool:
+        "Return whether a model's server takes requests: not while its engine loads, or it drains"
+        import httpx
+        model = self.find(name)
+        try: response = await self.client.get(model.url + "/health", timeout=HEALTH_TIMEOUT)
+        except httpx.HTTPError: return False
+        return model.ready and response.is_success
+
+    async def are_ready(self) -> bool:
+        "Return whether all of them do"
+        return all(await asyncio.gather(*map(self.is_ready, self.models)))
 
     def request(self, model: LanguageModel, path: str, body: bytes) -> httpx.Request:
         "Return a request to a model's server, with its token"
@@ -133,19 +151,26 @@ def embedding_entry(i: int, vector: Sequence[float], encoding: str) -> dict[str,
     packed = base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode() if is_packed else ""
     return {"object": "embedding", "index": i, "embedding": packed or list(vector)}
 
+def count_tokens(replies: Sequence[Reply]) -> int:
+    "Return the tokens that a handler counted in all texts; 0 if it does not report them"
+    counts = [reply.headers.get(TOKEN_COUNT, "") for reply in replies]
+    return sum(map(int, counts)) if all(map(str.isdecimal, counts)) else 0
+
 async def embed(service: Service, r: EmbeddingsRequest, token: str) -> dict[str, Any]:
     """Return the embeddings of texts: each is a request `{"text": …}` to the model's handler.
 
-    The handler does not say how many tokens a text has, so the usage is zero. Raise `ApiError`.
+    The usage is what the handler counts, as `TextEmbedder` does; one that does not has a usage of
+    0 tokens. Raise `ApiError`.
     """
-    rows = [Row(json.dumps({"text": text}).encode(), JSON) for text in r.input]
+    asks = {COUNT_TOKENS: "true"}
+    rows = [Row(json.dumps({"text": text}).encode(), JSON, asks) for text in r.input]
     async with service.using(r.model) as model:
         replies = await service.backend.predict_all(model.name, "", rows, token)
     raise_first(replies, "input")
     vectors = [vector_of(reply.body, r.model) for reply in replies]
     entries = [embedding_entry(i, v, r.encoding_format) for i, v in enumerate(vectors)]
-    usage = usage_of(0, 0)
-    usage.pop("completion_tokens")
+    n = count_tokens(replies)
+    usage = {"prompt_tokens": n, "total_tokens": n}
     return {"object": "list", "data": entries, "model": r.model, "usage": usage}
 
 # %% ../../nbs/gateway/07a_openai.ipynb #openai

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio, json, sys, threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 from .access import Access, BehindProxy, OwnToken
 from .backend import Backend
@@ -43,14 +43,14 @@ class Plan:
     at_once: int = 32           # rows of one request that are sent at the same time
     management: str = ""        # that server's URL for management; "": its models are announced
     load_timeout: float = 0     # seconds that a request waits for its model; 0: none is loaded
-    llms: list[dict[str, str]] = field(default_factory=list, repr=False)   # name, url, token
+    llms: list[dict[str, Any]] = field(default_factory=list, repr=False)   # name, url, token
     key: str = field(default="", repr=False)    # that server's, if it stays the same
     token: str = field(default="", repr=False)  # that callers show; "": a proxy has checked them
 
     def to_line(self) -> bytes: return json.dumps(asdict(self)).encode() + b"\n"
 
 # %% ../../nbs/gateway/09_process.ipynb #service
-def _open(plan: Plan) -> tuple[Service, Access]:
+def _open(plan: Plan, llms: LanguageModels) -> tuple[Service, Access]:
     "Return the service of a plan, and who may call it"
     catalog: Catalog = GivenCatalog(lag=2 if plan.token else 0)     # see `Announcer`
     access: Access = BehindProxy()
@@ -62,7 +62,7 @@ def _open(plan: Plan) -> tuple[Service, Access]:
         access = OwnToken(plan.token, lambda again: f"Bearer {plan.key}")
     if plan.load_timeout: catalog = OnDemandCatalog(plan.load_timeout)
     backend = Backend(plan.inference, plan.timeout, plan.at_once, access.renew)
-    return Service(backend, catalog, plan.max_request_size), access
+    return Service(backend, catalog, plan.max_request_size, llms), access
 
 # %% ../../nbs/gateway/09_process.ipynb #follow
 def _follow(
@@ -108,8 +108,8 @@ UP = b"up\n"        # on standard output, when both ports are open
 async def _serve(plan: Plan):
     "Serve HTTP and gRPC until standard input is closed; then finish the requests in flight"
     from zztoolkit.gateway.health import Health
-    service, access = _open(plan)
     llms = LanguageModels(plan.timeout, plan.llms)
+    service, access = _open(plan, llms)
     http, health = _http_server(plan, service, access, llms), Health(service)
     grpc = await start_grpc(service, access, health, f"127.0.0.1:{plan.grpc_port}")
     serving = asyncio.create_task(http.serve())

@@ -16,7 +16,7 @@ from .backend import BackendError
 from .config import config_of
 from .infer import infer, reject_control, repository_index, Service
 from .inference import LENGTH, read_inference, read_object, write_outputs
-from .models import are_ready, metadata_of, TRUSTED_FOR
+from .models import metadata_of, TRUSTED_FOR
 from ..errors import RequestError, ToolkitError
 from ..handler.wire import BYTES, JSON
 from ..serving.bodies import read_body
@@ -118,17 +118,18 @@ class Rest:
         return json_response({"live": True})
 
     async def ready(self, request: Request, token: str) -> Response:
-        "Return whether every model has a ready worker"
-        is_ready = await are_ready(self.service.catalog)
+        "Return whether every model has a ready worker, and every language model responds"
+        is_ready = await self.service.are_ready()
         return json_response({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model(self, request: Request, token: str) -> Response:
         async with self._using(request) as model: return json_response(metadata_of(model))
 
     async def model_ready(self, request: Request, token: str) -> Response:
-        model = await self._model(request)
-        value = {"name": model.name, "ready": model.ready}
-        return json_response(value, 200 if model.ready else 503)
+        path = request.path_params
+        name, version = path["model"], path.get("version", "")
+        is_ready = await self.service.is_ready(name, version)
+        return json_response({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
     async def infer(self, request: Request, token: str) -> Response:
         from starlette.responses import Response
@@ -150,10 +151,6 @@ class Rest:
 
     async def control(self, request: Request, token: str) -> Response:
         reject_control(request.path_params["verb"])
-
-    async def _model(self, request: Request) -> Any:
-        path = request.path_params
-        return await self.service.find(path["model"], path.get("version", ""), TRUSTED_FOR)
 
     def _using(self, request: Request) -> Any:
         path = request.path_params

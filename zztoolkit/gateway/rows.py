@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import base64, binascii, json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError, RequestError
@@ -26,6 +26,7 @@ class Row:
     "One request to a handler"
     body: bytes | memoryview
     content_type: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)    # for the handler
 
 # %% ../../nbs/gateway/03_rows.ipynb #message
 def message_of(reply: Reply) -> str:
@@ -106,7 +107,7 @@ def wants_own_outputs(inference: Inference, model: ModelDescription) -> bool:
         "the model's own outputs go with its own inputs, and without response and status")
 
 # %% ../../nbs/gateway/03_rows.ipynb #rows-of
-MOST_ROWS = 1024    # of one request: each becomes a request of its own
+MOST_ROWS = 1024    # of one request: each becomes a request
 
 def rows_of(inference: Inference, model: ModelDescription) -> list[Row]:
     """Return the requests to a handler that an inference asks for, one for each row.

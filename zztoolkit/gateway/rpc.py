@@ -13,7 +13,7 @@ from .access import Access
 from .config import config_message
 from .infer import infer, reject_control, repository_index, Service
 from .inference import Inference, Outputs
-from .models import are_ready, metadata_of, ModelDescription, TRUSTED_FOR
+from .models import metadata_of, ModelDescription, TRUSTED_FOR
 from .tensors import raw_of, Tensor, tensor_from_json, tensor_from_raw
 from ..errors import RequestError, ToolkitError
 
@@ -125,7 +125,7 @@ def make_servicer(service: Service, access: Access) -> Any:
 
         async def ServerReady(self, request, context):
             async def work(token):
-                return pb.ServerReadyResponse(ready=await are_ready(service.catalog))
+                return pb.ServerReadyResponse(ready=await service.are_ready())
             return await _call(access, context, work)
 
         async def ServerMetadata(self, request, context):
@@ -135,8 +135,8 @@ def make_servicer(service: Service, access: Access) -> Any:
 
         async def ModelReady(self, request, context):
             async def work(token):
-                model = await service.find(request.name, request.version, TRUSTED_FOR)
-                return pb.ModelReadyResponse(ready=model.ready)
+                is_ready = await service.is_ready(request.name, request.version)
+                return pb.ModelReadyResponse(ready=is_ready)
             return await _call(access, context, work)
 
         async def ModelMetadata(self, request, context):

@@ -67,7 +67,7 @@ class WholeBodies(HttpToolsProtocol):
         self.on_message_complete()
 
     def renew_parser(self):
-        "Parse the next request anew: the parser before waits for a body. Set it up as uvicorn does"
+        "Parse the next request with a new parser, set up as uvicorn does: the last one waits for a body"
         self.parser = HttpRequestParser(self)
         with suppress(AttributeError):      # httptools before 0.6.3
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)

@@ -76,8 +76,25 @@ def load_handler(handler: Handler, context: Any):
     handler.session = load_session(handler, folder, context) or handler.session
     if uses_cuda(handler): warm_up(handler)
 
+# %% ../../nbs/handler/05_handler.ipynb #featurizer
+class Featurizer(BatchRunner):
+    "Features of records, whose drift is counted"
+    def featurize(self, records: Any) -> Batch:
+        "Return model inputs for records (a list of dicts, or a dict of lists), and count drift"
+        drift, features = Counter[tuple[str, str]](), self.features
+        assert features
+        table = features.table(records, drift=drift)
+        self.drift_counts.append((len(table) + len(table.errors), drift))
+        return Batch(table.arrays, tuple(table.rows), dict(table.errors))
+
+    def featurize_many(self, requests: Sequence[Mapping[str, Sequence]]) -> Batch:
+        "Return model inputs for requests of several rows each (lists by column)"
+        assert self.features and self.features.schema
+        rectangles = Batch.of(requests).map(self.features.schema.complete_lists)
+        return rectangles.map_batch(partial(featurize_rows, self.featurize))
+
 # %% ../../nbs/handler/05_handler.ipynb #handler
-class Handler(BatchRunner):
+class Handler(Featurizer):
     """Four verbs for the life of a request. Subclass it and override the verbs that differ.
 
     Each verb takes a whole batch and returns one row for each request: a list, an array, a tensor,
@@ -122,20 +139,6 @@ class Handler(BatchRunner):
     def request_chain(self) -> Chain | None:
         "Chain that a request goes into, if it is an image"
         return self.chain
-
-    def featurize(self, records: Any) -> Batch:
-        "Return model inputs for records (a list of dicts, or a dict of lists), and count drift"
-        drift, features = Counter[tuple[str, str]](), self.features
-        assert features
-        table = features.table(records, drift=drift)
-        self.drift_counts.append((len(table) + len(table.errors), drift))
-        return Batch(table.arrays, tuple(table.rows), dict(table.errors))
-
-    def featurize_many(self, requests: Sequence[Mapping[str, Sequence]]) -> Batch:
-        "Return model inputs for requests of several rows each (lists by column)"
-        assert self.features and self.features.schema
-        rectangles = Batch.of(requests).map(self.features.schema.complete_lists)
-        return rectangles.map_batch(partial(featurize_rows, self.featurize))
 
     def count_decoding(self, share: float):
         "Count a share of the time since the last stage as decoding, for `chain.batch`"

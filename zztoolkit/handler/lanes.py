@@ -22,7 +22,7 @@ __all__ = []
 def can_overlap(handler: Any) -> bool:
     """Return whether batches of a handler are to overlap: `overlap` of its configuration.
 
-    By default they do if a stage runs on a GPU. A handler with a `handle` of its own takes one
+    By default they do if a stage runs on a GPU. A handler with its own `handle` takes one
     batch at a time.
     """
     if not isinstance(handler, Handler): return False

@@ -70,7 +70,7 @@ def _preprocess(runner: BatchRunner, batch: Batch) -> Batch:
     like = done.items if len(done) else {} if runner.features else None
     stacked = ready.map_batch(lambda xs: stack_own_inputs(_own_specs(runner), xs, like))
     try: return join(done, stacked)
-    except Exception as e:          # a `preprocess` of its own, whose inputs have another form
+    except Exception as e:          # its own `preprocess` makes inputs of another form
         message = f"this handler does not take the model's own inputs beside other requests: {e!r}"
         failed = {r: InputError(message) for r in stacked.requests}
         return replace(done, errors=done.errors | stacked.errors | failed)
@@ -93,7 +93,7 @@ def _postprocess(runner: BatchRunner, batch: Batch) -> Batch:
     own = batch.select(is_own).map(lambda row: _own_outputs(runner, row))
     others = batch.select([not x for x in is_own])
     done = _map_batch(runner, others, runner.postprocess)
-    return join(replace(done, items=row_list(done.items)), own)     # each row in a form of its own
+    return join(replace(done, items=row_list(done.items)), own)     # each row in its own form
 
 def _own_outputs(runner: BatchRunner, row: Any) -> ModelOutputs:
     "Return the model's outputs for one request, by name"
@@ -122,9 +122,9 @@ def _run_watched(
         return None, e
     return batch, next((e for e in batch.errors.values() if is_fatal(e)), None)
 
-# %% ../../nbs/handler/04a_runner.ipynb #batch-runner
-class BatchRunner:
-    "Run batches through the verbs of a `Handler`, each stage timed"
+# %% ../../nbs/handler/04a_runner.ipynb #runner-state
+class RunnerState:
+    "Verbs of a `Handler`, and what the stages of a batch share"
     chain: Chain | None
     features: Features | None
     session: Session | None
@@ -146,6 +146,9 @@ class BatchRunner:
     @property
     def request_chain(self) -> Chain | None: raise NotImplementedError
 
+# %% ../../nbs/handler/04a_runner.ipynb #batch-runner
+class BatchRunner(RunnerState):
+    "Run batches through the verbs of a `Handler`, each stage timed"
     def batch_stages(self) -> dict[str, Callable[[Batch], Batch]]:
         "Return the stages of a batch by name, in order"
         return {

@@ -25,6 +25,9 @@ JSON = "application/json"
 BYTES = "application/octet-stream"
 NPY = b"\x93NUMPY"      # how an .npy file starts
 
+COUNT_TOKENS = "x-count-tokens"     # header of a request that asks for the number of its tokens
+TOKEN_COUNT = "x-token-count"       # header of its response; in lower case, as every server has it
+
 # %% ../../nbs/handler/01_wire.ipynb #kinds
 def _is_of_pandas(x: Any) -> bool:
     return type(x).__module__.split(".")[0] == "pandas"

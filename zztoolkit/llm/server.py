@@ -79,18 +79,15 @@ class LLMAddress:
 ADDRESS = "address.json"    # in a server's folder, for other processes of its user
 
 def write_address(llm: LLMAddress, folder: Path):
-    "Write what other processes need to reach a model; its token is a file of its own"
+    "Write what other processes need to reach a model; its token is in another file"
     assert llm.launch
     about = {"name": llm.name, "port": llm.port, "max_active": llm.max_active,
              "metrics": dict(llm.launch.metrics)}
     (folder / ADDRESS).write_text(json.dumps(about))
 
-# %% ../../nbs/llm/19_server.ipynb #server
-class LLMServer(LLMAddress, Supervised):
-    """Language model on a port of the loopback interface, with OpenAI's API.
-
-    It has processes of its own, which end with this one: `with LLMServer("model.gguf") as llm`.
-    """
+# %% ../../nbs/llm/19_server.ipynb #processes
+class LLMProcesses(LLMAddress, Supervised):
+    "Processes of a language model: how they start and end, and what they print"
     def __init__(
         self,
         model: str | Path,              # .gguf file, folder of OpenVINO's or of safetensors
@@ -109,21 +106,6 @@ class LLMServer(LLMAddress, Supervised):
     def _forget(self): self.port, self.launch, self.keeper = 0, None, 0
 
     def models(self) -> list[str]: return [self.name]
-
-    def start(
-        self,
-        timeout: float | None = None,           # seconds; default: the settings' startup_timeout
-        say: Callable[[str], None] = print,     # takes what happens once: a conversion
-    ) -> LLMServer:
-        "Start it, and wait until it answers. Raise `ToolkitError`"
-        if self.running: return self
-        try:
-            self.spawn(say)
-            self._wait_ready(timeout or self.settings.startup_timeout)
-        except BaseException:
-            self.kill()
-            raise
-        return self
 
     def spawn(self, say: Callable[[str], None] = print):
         "Start its processes, and do not wait until it answers. Raise `ToolkitError`"
@@ -150,6 +132,40 @@ class LLMServer(LLMAddress, Supervised):
         return ServiceOptions(
             self.name, self.port, self.context_length, self.max_active, s.job_queue_size,
             min(s.max_request_size, 8 << 20), s.drain_timeout, self.token)
+
+    def logs(self, n: int = 15) -> str:
+        "Return the last lines that its processes have printed"
+        return "\n".join(tail_log(self.folder / "console.log")[-n:])
+
+    def last_log_lines(self, n: int = 15) -> str: return self.logs(n)   # as other servers have it
+
+    def kill(self):
+        "End all its processes at once, whatever they do"
+        self._clear()
+        if self.folder != Path(): shutil.rmtree(self.folder, ignore_errors=True)
+
+# %% ../../nbs/llm/19_server.ipynb #server
+_HELP = "its log says why; another engine, or other weights"
+
+class LLMServer(LLMProcesses):
+    """Language model on a port of the loopback interface, with OpenAI's API.
+
+    Its processes end with this one: `with LLMServer("model.gguf") as llm`.
+    """
+    def start(
+        self,
+        timeout: float | None = None,           # seconds; default: the settings' startup_timeout
+        say: Callable[[str], None] = print,     # takes what happens once: a conversion
+    ) -> LLMServer:
+        "Start it, and wait until it answers. Raise `ToolkitError`"
+        if self.running: return self
+        try:
+            self.spawn(say)
+            self._wait_ready(timeout or self.settings.startup_timeout)
+        except BaseException:
+            self.kill()
+            raise
+        return self
 
     def _wait_ready(self, timeout: float):
         end = time.monotonic() + timeout
@@ -178,16 +194,3 @@ class LLMServer(LLMAddress, Supervised):
         facts = {"state": "ready", "engine": self.engine, "check": self.check,
                  **({"context": f"{context} tokens"} if context else {})}
         return summary_html(self.name, facts if self.running else {"state": "stopped"})
-
-    def logs(self, n: int = 15) -> str:
-        "Return the last lines that its processes have printed"
-        return "\n".join(tail_log(self.folder / "console.log")[-n:])
-
-    def last_log_lines(self, n: int = 15) -> str: return self.logs(n)   # as other servers have it
-
-    def kill(self):
-        "End all its processes at once, whatever they do"
-        self._clear()
-        if self.folder != Path(): shutil.rmtree(self.folder, ignore_errors=True)
-
-_HELP = "its log says why; another engine, or other weights"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any, overload, TYPE_CHECKING
 
-from ..errors import check_whole, ToolkitError
+from ..errors import ToolkitError
 from .connections import require_grpc
 from zztoolkit.measure.levels import (
     describe_errors, LoadLevel, measure_level, parse_duration, resolve_target, Setup,
@@ -19,9 +19,9 @@ from .llm.benchmarking import benchmark_llm
 from .llm.results import LLMBenchmark
 from .llm.target import LLMSource
 from .load import LoadGenerator
-from .profile import closed_loop, LoadProfile, open_loop, read_payloads
+from .profile import build_profiles, LoadProfile, read_payloads
 from .results import Benchmark
-from ..llm.server import LLMServer
+from ..llm.server import LLMAddress
 from ..serving.endpoint import Endpoint
 from ..serving.failures import one_line_interrupts
 from ..system import usable_cores
@@ -43,26 +43,6 @@ def describe_setup(endpoint: Endpoint, bodies: Sequence[tuple[bytes, str]]) -> S
         round(fmean(len(body) for body, _ in bodies)),
         {", ".join(g.stages): g.workers for g in status.groups})
 
-# %% ../../nbs/measure/11_benchmarking.ipynb #profiles
-def _as_list(x: Any) -> list: return [x] if isinstance(x, (int, float)) else list(x)
-
-def build_profiles(
-    concurrency: int | Sequence[int],
-    rate: float | Sequence[float] | None,
-    poisson: bool,
-) -> list[LoadProfile]:
-    "Return one load profile for each level. Raise `ToolkitError`"
-    clients, rates = _as_list(concurrency), [] if rate is None else _as_list(rate)
-    for c in clients: check_whole(concurrency=c)
-    wrong = [r for r in rates if not 0 < r < math.inf]
-    if wrong:
-        do = "requests per second: rate=50"
-        raise ToolkitError("rate must be more than 0", found=repr(wrong[0]), do=do)
-    closed = [closed_loop(c) for c in clients] if rate is None else []
-    profiles = closed or [open_loop(r, poisson) for r in rates]
-    if not profiles: raise ToolkitError("no load to measure", do="concurrency=8, or rate=50")
-    return profiles
-
 # %% ../../nbs/measure/11_benchmarking.ipynb #checks
 def _check_seconds(seconds: float):
     if 4 <= seconds < math.inf: return
@@ -80,11 +60,9 @@ def _check_responses(endpoint: Endpoint, levels: Sequence[LoadLevel]):
         do=f"call {endpoint.name}.predict(...) with one of the inputs to see why")
 
 # %% ../../nbs/measure/11_benchmarking.ipynb #check-objective
-def _check_no_rate(rate: Any, poisson: bool, grpc: bool):
-    "Raise `ToolkitError` for a load that language models are not measured by"
-    if rate is None and not poisson and not grpc: return
-    problem = "a language model is measured by numbers of clients, over HTTP"
-    raise ToolkitError(problem, do="concurrency=(1, 4, 16)")
+def _check_http(grpc: bool):
+    "Raise `ToolkitError` for a protocol that language models do not speak"
+    if grpc: raise ToolkitError("a language model is measured over HTTP", do="leave grpc out")
 
 def _parse_p99(slo: Any) -> float:
     "Return a p99 latency objective in seconds; 0: none"
@@ -115,10 +93,11 @@ def benchmark(
     **llm: Any,                              # of a language model: max_tokens=64, model, token
 ) -> Benchmark | LLMBenchmark:
     "Measure an endpoint at each load level. Raise `ToolkitError` without any good response"
-    if isinstance(endpoint, (LLMServer, str)):
-        _check_no_rate(rate, poisson, grpc)
+    if isinstance(endpoint, (LLMAddress, str)):
+        _check_http(grpc)
         return benchmark_llm(
-            endpoint, inputs, concurrency, slo, seconds, warmup, progress=progress, **llm)
+            endpoint, inputs, concurrency, rate, poisson, slo, seconds, warmup,
+            progress=progress, **llm)
     if llm: raise TypeError(f"options of a language model: {', '.join(llm)}")
     _check_seconds(seconds)
     if grpc: require_grpc()

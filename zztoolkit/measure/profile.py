@@ -5,7 +5,7 @@
 # %% ../../nbs/measure/01_profile.ipynb #imports
 from __future__ import annotations
 
-import random
+import math, random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,3 +87,23 @@ def due_times(profile: LoadProfile, start: float, seed: int = 0) -> Iterator[flo
     while True:
         at += rng.expovariate(profile.rate) if profile.poisson else 1 / profile.rate
         yield at
+
+# %% ../../nbs/measure/01_profile.ipynb #profiles
+def _as_list(x: Any) -> list: return [x] if isinstance(x, (int, float)) else list(x)
+
+def build_profiles(
+    concurrency: int | Sequence[int],
+    rate: float | Sequence[float] | None,
+    poisson: bool,
+) -> list[LoadProfile]:
+    "Return one load profile for each level. Raise `ToolkitError`"
+    clients, rates = _as_list(concurrency), [] if rate is None else _as_list(rate)
+    for c in clients: check_whole(concurrency=c)
+    wrong = [r for r in rates if not 0 < r < math.inf]
+    if wrong:
+        do = "requests per second: rate=50"
+        raise ToolkitError("rate must be more than 0", found=repr(wrong[0]), do=do)
+    closed = [closed_loop(c) for c in clients] if rate is None else []
+    profiles = closed or [open_loop(r, poisson) for r in rates]
+    if not profiles: raise ToolkitError("no load to measure", do="concurrency=8, or rate=50")
+    return profiles

@@ -27,6 +27,7 @@ from .llms import NotebookLLMs
 from .options import at_least, parse_line
 from .options import variable_file_or_text, variable_or_text
 from .panel.panel import Panel, show_panel
+from .panel.repositories import find_repositories
 from .serve import check_identifier, find_server, serve_cell, ServeOptions, shared_server
 from ..serving.endpoint import Endpoint
 from ..serving.failures import one_line_interrupts
@@ -159,12 +160,26 @@ def print_unseen(servers: Servers):
         models = ", ".join(server.models()) if server.running else ""
         if models and "panel" in server.limits: print(f"{models}: {server.limits['panel']}")
 
-# %% ../../nbs/notebook/04_magics.ipynb #measure-magics
-class MeasureMagics(Magics):
-    "Magics that measure; `ServeMagics` registers them with its own"
+# %% ../../nbs/notebook/04_magics.ipynb #notebook-magics
+class NotebookMagics(Magics):
+    "Servers and language models of a notebook, for the magics that use them"
     shell: Any
-    servers: Servers
-    llms: NotebookLLMs
+
+    def __init__(self, shell: Any):
+        super().__init__(shell)
+        self.server = shared_server()
+        self.others: dict[str, Server] = {}     # by name, each since its first model
+        self.llms = NotebookLLMs()
+
+    @property
+    def servers(self) -> Servers:
+        "Servers of this notebook"
+        return [self.server, *self.others.values()]
+
+    def _server(self, name: str) -> Server:
+        "Return a server of this notebook. Raise `ToolkitError` for one that is not installed"
+        if name == DEFAULT_SERVER: return self.server
+        return self.others.setdefault(name, find_server(name))
 
     def reachable_models(self, magic: str) -> list[str]:
         "Return the names that a magic may take, as Tab offers them; none while a server is busy"
@@ -180,7 +195,9 @@ class MeasureMagics(Magics):
         if not self.llms or name in known: return find_endpoint(self.servers, name)
         raise ToolkitError(f"no model {name!r} is served", f"served: {', '.join(known)}")
 
-    def _server(self, name: str) -> Server: raise NotImplementedError
+# %% ../../nbs/notebook/04_magics.ipynb #measure-magics
+class MeasureMagics(NotebookMagics):
+    "Magics that measure what is served"
 
     @arguments(BENCH_MODEL, *BENCH.values())
     @line_magic
@@ -202,30 +219,51 @@ class MeasureMagics(Magics):
         if args.apply: user[args.name] = find_endpoint(self.servers, args.name)
         return result
 
+# %% ../../nbs/notebook/04_magics.ipynb #view-magics
+class ViewMagics(NotebookMagics):
+    "Magics that show what is served"
+    panel: Panel | None = None
+
+    @arguments(Option("name", "model (default: all)", optional=True))
+    @line_magic
+    def serve_status(self, line: str):
+        "Show what is served, and its state"
+        from IPython.display import display
+        name = parse_line(self.serve_status, line).name
+        shown: list[Any] = [m for n, m in self.llms.items() if name in (n, None)]
+        if not name: shown += find_repositories()
+        for served in shown: display(served)
+        if not shown or not name and served_models(self.servers): show_status(self.servers, name)
+
+    @arguments(ONLY_MODEL, Option("-n", "number of lines", at_least(1), 30))
+    @line_magic
+    def serve_logs(self, line: str):
+        "Print the last lines that a model's workers have logged"
+        args = parse_line(self.serve_logs, line)
+        served = self.llms.get(args.name) or find_endpoint(self.servers, args.name)
+        print(served.logs(args.n))
+
+    @arguments()
+    @line_magic
+    def serve_panel(self, line: str):
+        "Show what is served, live: state, throughput, latency, load and errors, with buttons"
+        from IPython.display import display
+        parse_line(self.serve_panel, line)
+        if self.panel: self.panel.close()
+        print_unseen(self.servers)
+        self.panel = show_panel(self.server, llms=self.llms)
+        display(self.panel)
+
 # %% ../../nbs/notebook/04_magics.ipynb #serve-magics
 @magics_class
-class ServeMagics(MeasureMagics):
+class ServeMagics(MeasureMagics, ViewMagics):
     "Magics of the toolkit; `%load_ext zztoolkit` registers them"
 
     def __init__(self, shell: Any):
         super().__init__(shell)
         is_test = "IN_TEST" in os.environ       # set by nbdev_test
         self.cells = CellsUnderTest() if is_test else Cells()
-        self.server = shared_server()
-        self.others: dict[str, Server] = {}     # by name, each since its first model
-        self.llms = NotebookLLMs()
-        self.panel: Panel | None = None
         self.gateways: dict[str, Gateway] = {}      # by the name of their server
-
-    @property
-    def servers(self) -> Servers:    # type: ignore[override]
-        "Servers of this notebook"
-        return [self.server, *self.others.values()]
-
-    def _server(self, name: str) -> Server:
-        "Return a server of this notebook. Raise `ToolkitError` for one that is not installed"
-        if name == DEFAULT_SERVER: return self.server
-        return self.others.setdefault(name, find_server(name))
 
     def pre_run_cell(self, info: Any):
         "Record a cell; IPython calls this before every cell"
@@ -255,35 +293,6 @@ class ServeMagics(MeasureMagics):
         if name in served_models(self.servers): find_endpoint(self.servers, name).remove()
         run_here(self.shell, cell)
         return llm
-
-    @arguments(Option("name", "model (default: all)", optional=True))
-    @line_magic
-    def serve_status(self, line: str):
-        "Show what is served, and its state"
-        from IPython.display import display
-        name = parse_line(self.serve_status, line).name
-        llms = [m for n, m in self.llms.items() if name in (n, None)]
-        for llm in llms: display(llm)
-        if not llms or not name and served_models(self.servers): show_status(self.servers, name)
-
-    @arguments(ONLY_MODEL, Option("-n", "number of lines", at_least(1), 30))
-    @line_magic
-    def serve_logs(self, line: str):
-        "Print the last lines that a model's workers have logged"
-        args = parse_line(self.serve_logs, line)
-        served = self.llms.get(args.name) or find_endpoint(self.servers, args.name)
-        print(served.logs(args.n))
-
-    @arguments()
-    @line_magic
-    def serve_panel(self, line: str):
-        "Show what is served, live: state, throughput, latency, load and errors, with buttons"
-        from IPython.display import display
-        parse_line(self.serve_panel, line)
-        if self.panel: self.panel.close()
-        print_unseen(self.servers)
-        self.panel = show_panel(self.server, llms=self.llms)
-        display(self.panel)
 
     @arguments(Option("name", "model whose server gets it (default: TorchServe)", optional=True))
     @line_magic

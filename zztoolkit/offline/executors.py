@@ -130,7 +130,7 @@ def connect_ray(
         options = {} if os.environ.get("RAY_ADDRESS") else local
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     logging.getLogger("ray.data").setLevel("ERROR")
-    with warnings.catch_warnings():      # Ray Data warns of its own settings
+    with warnings.catch_warnings():      # Ray Data warns about its settings
         warnings.simplefilter("ignore", DeprecationWarning)
         ray.data.DataContext.get_current().enable_progress_bars = False
     try: yield ray

@@ -37,12 +37,11 @@ class Parts:
         "Return the positions of an item's parts"
         return range(self.starts[item], self.starts[item + 1])
 
-# %% ../../nbs/pipeline/02_flow.ipynb #flow
-Runner = Callable[[list[tuple]], list]      # arguments of items to a result, or an exception, for each
+# %% ../../nbs/pipeline/02_flow.ipynb #stage-values
 _GONE = object()    # value of an item whose request has failed
 
-class Flow:
-    "A batch of requests in a pipeline: what each stage has made of them so far"
+class StageValues:
+    "Values that the stages of a pipeline have made for a batch of requests so far"
     def __init__(self, graph: Graph, requests: Sequence):
         self.graph, self.errors = graph, dict[int, Exception]()     # of requests that have failed
         self.roots: dict[Level, Sequence[int]] = {(): range(len(requests))}
@@ -58,21 +57,6 @@ class Flow:
         parts = self.parts[step.out] = Parts(self.roots[step.level])
         self.roots[step.out] = parts.roots
 
-    def run(self, step: Step, window: range, runner: Runner):
-        "Run a stage for a window of its items"
-        results: dict[int, Any] = dict.fromkeys(window, _GONE)
-        ready: dict[int, tuple] = {}
-        for i in window:
-            args = self._arguments(step, i)
-            if args is None: continue
-            error = _failed(args)
-            if error: results[i] = error
-            else: ready[i] = args
-        self.items[step.stage.name] += len(ready)
-        found = runner(list(ready.values())) if ready else []
-        results |= {i: self._result(step, i, y) for i, y in zip(ready, found)}
-        for i in window: self._store(step, results[i])
-
     def _arguments(self, step: Step, item: int) -> tuple | None:
         "Return the arguments of a stage for an item; None if its request has failed"
         if self.roots[step.level][item] in self.errors: return None
@@ -84,15 +68,6 @@ class Flow:
         for depth in range(len(level), len(of), -1): item = self.parts[level[:depth]].parents[item]
         return values[item]
 
-    def _result(self, step: Step, item: int, result: Any) -> Any:
-        "Return a stage's result; count an error against the part or the request"
-        if step.stage.fan_out and not isinstance(result, Exception): result = _as_parts(step, result)
-        if not isinstance(result, Exception): return result
-        note_stage(result, step.stage.name)
-        if step.stage.on_error == "part" and step.level: return result
-        self.errors.setdefault(self.roots[step.level][item], result)
-        return _GONE
-
     def _store(self, step: Step, result: Any):
         is_lost = result is _GONE or isinstance(result, Exception)
         if not step.stage.fan_out: self.values[step.stage.name].append(result)
@@ -100,12 +75,6 @@ class Flow:
             parts = [] if is_lost else result
             self.values[step.stage.name] += parts
             self.parts[step.out].add(len(parts))
-
-    def results(self) -> Batch:
-        "Return the responses of the requests, and the errors of those that failed"
-        values = self.values[self.graph.last.name]
-        live = [i for i in range(len(values)) if i not in self.errors]
-        return Batch([values[i] for i in live], tuple(live), self.errors)
 
 # %% ../../nbs/pipeline/02_flow.ipynb #failed
 def _failed(args: tuple) -> Exception | None:
@@ -122,6 +91,41 @@ def _as_parts(step: Step, result: Any) -> Any:
 def note_stage(e: Exception, name: str):
     "Note the stage that an error comes from, for the log"
     if not hasattr(e, "stage"): e.stage = name      # type: ignore[attr-defined]
+
+# %% ../../nbs/pipeline/02_flow.ipynb #flow
+Runner = Callable[[list[tuple]], list]      # arguments of items to a result, or an exception, for each
+
+class Flow(StageValues):
+    "A batch of requests in a pipeline"
+    def run(self, step: Step, window: range, runner: Runner):
+        "Run a stage for a window of its items"
+        results: dict[int, Any] = dict.fromkeys(window, _GONE)
+        ready: dict[int, tuple] = {}
+        for i in window:
+            args = self._arguments(step, i)
+            if args is None: continue
+            error = _failed(args)
+            if error: results[i] = error
+            else: ready[i] = args
+        self.items[step.stage.name] += len(ready)
+        found = runner(list(ready.values())) if ready else []
+        results |= {i: self._result(step, i, y) for i, y in zip(ready, found)}
+        for i in window: self._store(step, results[i])
+
+    def _result(self, step: Step, item: int, result: Any) -> Any:
+        "Return a stage's result; count an error against the part or the request"
+        if step.stage.fan_out and not isinstance(result, Exception): result = _as_parts(step, result)
+        if not isinstance(result, Exception): return result
+        note_stage(result, step.stage.name)
+        if step.stage.on_error == "part" and step.level: return result
+        self.errors.setdefault(self.roots[step.level][item], result)
+        return _GONE
+
+    def results(self) -> Batch:
+        "Return the responses of the requests, and the errors of those that failed"
+        values = self.values[self.graph.last.name]
+        live = [i for i in range(len(values)) if i not in self.errors]
+        return Batch([values[i] for i in live], tuple(live), self.errors)
 
 # %% ../../nbs/pipeline/02_flow.ipynb #sections
 WINDOWS = 4     # batches of parts that are on their way at once

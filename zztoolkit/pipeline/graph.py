@@ -31,7 +31,7 @@ class Stage:
     `run` is a function of one item (of as many arguments as `inputs`), the name of a model that the
     archive holds (or an `Artifact`), a `Chain` for images, or a `Handler` class.
 
-    A stage with `workers` runs in processes of its own, on mosec and on Ray Serve; TorchServe and
+    A stage with `workers` runs in its own processes on mosec and on Ray Serve; TorchServe and
     Triton reject it. In a notebook and offline, where a pipeline is one process, they are ignored.
     What later stages take travels between the processes.
     """
@@ -43,7 +43,7 @@ class Stage:
     batch_size: int = 32    # items that a model or a handler gets at once, across requests
     on_error: str = "request"   # a part that fails: "request" fails its request, "part" only itself
     device: str = ""    # of a model or a chain, "cuda:1"; default: the worker's
-    workers: int | tuple[int, int] = 0  # of its own; a pair: the least and the most, for a server
+    workers: int | tuple[int, int] = 0  # for this stage alone; a pair: the least and the most, for a server
                                         # that scales
 
     def __post_init__(self):
@@ -55,7 +55,7 @@ class Stage:
 
     @property
     def own_workers(self) -> Workers | None:
-        "Least and most workers of its own; None if it has none"
+        "Least and most of its own workers; None if it has none"
         return parse_workers(self.workers, f"workers of stage {self.name}")
 
 # %% ../../nbs/pipeline/01_graph.ipynb #check-stage

@@ -26,31 +26,12 @@ from ..vision.chain import Chain
 # %% auto #0
 __all__ = ['Pipeline', 'LocalPipeline']
 
-# %% ../../nbs/pipeline/05_pipeline.ipynb #pipeline
-class Pipeline(Handler):
-    """Handler of several stages: functions, models, chains and handlers.
-
-    Subclass it and give it `stages`. A stage runs once for all items of a batch of requests; the
-    parts that a stage fans out fill the next stages' batches across requests. A model is a name in
-    `stages`, and comes by that name with the archive: `pack(..., model={"detect": artifact})`.
-    """
-    stages: Sequence[Stage] = ()
+# %% ../../nbs/pipeline/05_pipeline.ipynb #placed-stages
+class PlacedStages(Handler):
+    "Stages in several kinds of processes, of which this one is a kind, or in one for all"
     graph: Graph                    # after `initialize`
     groups: tuple[Group, ...]       # stages that share processes
     place: Place | None             # of this process; None: it runs all stages
-    runners: Mapping[str, Runner]   # by stage that this process runs
-    flow: Flow | None = None        # of the last batch
-
-    def initialize(self, context: Any):
-        "Load the models of the stages that this worker runs; called once in each worker"
-        self.place = PLACE.get()
-        super().initialize(sharing_cores(context, self.place))
-        self.graph = Graph.of(self.stages)
-        self.groups = group_stages(workers_of(self.graph), self.config.get("stage_workers") or {})
-        if not self.place: reject_in_torchserve(self.groups)
-        folder = Path(context.system_properties["model_dir"])
-        own = self.graph.stages[self.span.start:self.span.stop]
-        self.runners = {s.name: runner_of(self, s, folder, context) for s in own}
 
     @property
     def span(self) -> range:
@@ -58,19 +39,6 @@ class Pipeline(Handler):
         if not self.place: return range(len(self.graph.stages))
         sizes = [len(g.stages) for g in self.groups[:self.place.group + 1]]
         return range(sum(sizes[:-1]), sum(sizes))
-
-    def preprocess(self, requests: Sequence) -> Any: return list(requests)
-
-    def inference(self, inputs: Any) -> Any:
-        """Return responses for requests, with the errors of requests that failed.
-
-        Of a group of stages that is not the last: what the next one needs of each request.
-        """
-        done = self.graph.steps[:self.span.start]
-        flow = put_together(self.graph, done, inputs) if done else Flow(self.graph, inputs)
-        run_stages(flow, self.span, self.runners, self.clock, self._turns)
-        self.flow = flow
-        return flow.results() if self._next is None else progress_of(flow)
 
     @property
     def _next(self) -> Group | None:
@@ -105,6 +73,42 @@ class Pipeline(Handler):
         "Chain that decodes a request, if one does"
         takers = (s.run for s in self.graph.stages if REQUEST in s.inputs)
         return next((c for c in takers if isinstance(c, Chain) and c.decodes), None)
+
+# %% ../../nbs/pipeline/05_pipeline.ipynb #pipeline
+class Pipeline(PlacedStages):
+    """Handler of several stages: functions, models, chains and handlers.
+
+    Subclass it and give it `stages`. A stage runs once for all items of a batch of requests; the
+    parts that a stage fans out fill the next stages' batches across requests. A model is a name in
+    `stages`, and comes by that name with the archive: `pack(..., model={"detect": artifact})`.
+    """
+    stages: Sequence[Stage] = ()
+    runners: Mapping[str, Runner]   # by stage that this process runs
+    flow: Flow | None = None        # of the last batch
+
+    def initialize(self, context: Any):
+        "Load the models of the stages that this worker runs; called once in each worker"
+        self.place = PLACE.get()
+        super().initialize(sharing_cores(context, self.place))
+        self.graph = Graph.of(self.stages)
+        self.groups = group_stages(workers_of(self.graph), self.config.get("stage_workers") or {})
+        if not self.place: reject_in_torchserve(self.groups)
+        folder = Path(context.system_properties["model_dir"])
+        own = self.graph.stages[self.span.start:self.span.stop]
+        self.runners = {s.name: runner_of(self, s, folder, context) for s in own}
+
+    def preprocess(self, requests: Sequence) -> Any: return list(requests)
+
+    def inference(self, inputs: Any) -> Any:
+        """Return responses for requests, with the errors of requests that failed.
+
+        Of a group of stages that is not the last: what the next one needs of each request.
+        """
+        done = self.graph.steps[:self.span.start]
+        flow = put_together(self.graph, done, inputs) if done else Flow(self.graph, inputs)
+        run_stages(flow, self.span, self.runners, self.clock, self._turns)
+        self.flow = flow
+        return flow.results() if self._next is None else progress_of(flow)
 
     @classmethod
     def local(cls,  # type: ignore[override]

@@ -21,7 +21,7 @@ __all__ = []
 Workers = tuple[int, int]       # the least and the most
 
 def parse_workers(given: Any, name: str = "workers") -> Workers | None:
-    "Return the least and the most workers; None for 0, no workers of its own. Raise `ToolkitError`"
+    "Return the least and the most workers; None for 0, which is none. Raise `ToolkitError`"
     if given is None or given == 0: return None
     if not isinstance(given, (tuple, list)): given = (given, given)
     if len(given) != 2:
@@ -45,7 +45,7 @@ def group_stages(
     stages: Mapping[str, Any],          # workers by stage, in the order of stages
     changes: Mapping[str, Any] = {},    # of the configuration: other workers of some
 ) -> tuple[Group, ...]:
-    "Put each stage with workers of its own into a group, and those between into others"
+    "Put each stage with its own workers into a group, and those between into others"
     _check_known(changes, stages)
     groups: list[Group] = []
     for name, given in stages.items():
@@ -80,9 +80,9 @@ def placed(place: Place | None) -> Iterator[None]:
 # %% ../../nbs/pipeline/00_placement.ipynb #reject
 def reject_stage_workers(
     groups: Sequence[Group],
-    server: str,            # that gives no stage workers of its own
+    server: str,            # that gives no stage its own workers
 ):
-    "Raise `ToolkitError` if any stage has workers of its own"
+    "Raise `ToolkitError` if any stage has its own workers"
     stages = [g.name for g in groups if g.workers]
     if not stages: return
     raise ToolkitError(

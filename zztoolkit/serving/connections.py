@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio, time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 # %% auto #0
@@ -20,6 +20,7 @@ class Reply:
     status: int
     content_type: str
     body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)    # x-..., in lower case
 
     @property
     def is_good(self) -> bool: return self.status < 300
@@ -38,6 +39,7 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
     content_type: bytes
     chunks: list[bytes]
+    headers: dict[str, str]
 
     def __init__(self):
         import httptools
@@ -65,10 +67,12 @@ class Connection(asyncio.Protocol):
             self.reply.set_exception(ConnectionError("the server closed the connection"))
 
     # of httptools
-    def on_message_begin(self): self.content_type, self.chunks = b"", []
+    def on_message_begin(self): self.content_type, self.chunks, self.headers = b"", [], {}
 
     def on_header(self, name: bytes, value: bytes):
-        if name.lower() == b"content-type": self.content_type = value
+        name = name.lower()
+        if name == b"content-type": self.content_type = value
+        elif name.startswith(b"x-"): self.headers[name.decode()] = value.decode("latin-1")
 
     def on_body(self, body: bytes): self.chunks.append(body)
 
@@ -78,7 +82,7 @@ class Connection(asyncio.Protocol):
         self.is_open = self.is_open and self.parser.should_keep_alive()
         if not self.reply or self.reply.done(): return
         kind = self.content_type.decode("latin-1")
-        self.reply.set_result(Reply(status, kind, b"".join(self.chunks)))
+        self.reply.set_result(Reply(status, kind, b"".join(self.chunks), self.headers))
 
 # %% ../../nbs/serving/06_connections.ipynb #connections
 KEPT_FOR = 15.0     # seconds that a free connection is used again; servers close them later

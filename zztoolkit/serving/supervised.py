@@ -18,6 +18,48 @@ from .torchserve.process import EXIT_NOT_DRAINED
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/serving/07_supervised.ipynb #owner
+class SupervisorOwner:
+    "Owner of a supervisor and of the folder it works in; both go with this process"
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.folder = Path()    # of the server's files, after `_make_folder`
+        self.process: subprocess.Popen | None = None        # the supervisor
+        self.before_stop: list[Callable[[], None]] = []     # what ends before it
+        self.stopping, self._owner = False, os.getpid()
+
+    if TYPE_CHECKING:       # a base beside this one has them
+        def models(self) -> list[str]: ...
+
+    @property
+    def running(self) -> bool: return self.process is not None and self.process.poll() is None
+
+    def _make_folder(self):
+        "Make the private folder that is removed with the server"
+        self._owner, self.folder = os.getpid(), create_owned_folder()
+
+    def _keep(self, supervisor: subprocess.Popen):
+        "Remember the supervisor, and stop it when this process exits"
+        self.process = supervisor
+        atexit.register(self.stop)
+
+    def _clear(self):
+        "Kill the supervisor if it still runs, and remove the folder"
+        atexit.unregister(self.stop)
+        if self.process:
+            self.process.kill()     # its processes die with it
+            self.process.wait()
+            if self.folder != Path(): shutil.rmtree(self.folder, ignore_errors=True)
+        self.process, self.stopping = None, False
+
+    def stop(self) -> bool: raise NotImplementedError
+    def __exit__(self, *exc): self.stop()
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if not self.running: return f"{name}, stopped"
+        return f"{name} with {', '.join(self.models()) or 'no model'}"
+
 # %% ../../nbs/serving/07_supervised.ipynb #wait-stopped
 def wait_stopped(supervisor: subprocess.Popen | None, timeout: float) -> int:
     "Close a supervisor's standard input, and return its exit code; 0 if it does not end in time"
@@ -35,41 +77,25 @@ def is_drained(code: int, seconds: float) -> bool:
 # %% ../../nbs/serving/07_supervised.ipynb #supervised
 S = TypeVar("S", bound="Supervised")
 
-class Supervised:
+class Supervised(SupervisorOwner):
     "A server's life, as its owner sees it"
     name: str
     title: str
     grace = 20      # seconds that a supervisor may take to end, after the drain
 
     def __init__(self, settings: Settings):
-        self.settings, self.token = settings, ""
-        self.folder = Path()    # of its own files, after `_make_folder`
-        self.process: subprocess.Popen | None = None    # the supervisor
-        self.before_stop: list[Callable[[], None]] = []
-        self.stopping, self._owner = False, os.getpid()
+        super().__init__(settings)
+        self.token = ""
         self._forget()
 
     if TYPE_CHECKING:       # a base beside this one has them
         def start(self, timeout: float = 60) -> Any: ...
-        def models(self) -> list[str]: ...
 
     def start_in_background(self): "Do nothing: `start` has little to wait for"
 
     def _forget(self):
         "Forget the models of a server that has ended"
         raise NotImplementedError
-
-    @property
-    def running(self) -> bool: return self.process is not None and self.process.poll() is None
-
-    def _make_folder(self):
-        "Make the private folder that is removed with the server"
-        self._owner, self.folder = os.getpid(), create_owned_folder()
-
-    def _keep(self, supervisor: subprocess.Popen):
-        "Remember the supervisor, and stop it when this process exits"
-        self.process = supervisor
-        atexit.register(self.stop)
 
     def stop(self) -> bool:
         """Reject new requests, finish those in flight, stop, and wait until all processes are gone.
@@ -86,12 +112,7 @@ class Supervised:
 
     def _clear(self):
         for stop in reversed(self.before_stop.copy()): stop()       # of one that died
-        atexit.unregister(self.stop)
-        if self.process:
-            self.process.kill()     # its processes die with it
-            self.process.wait()
-            if self.folder != Path(): shutil.rmtree(self.folder, ignore_errors=True)
-        self.process, self.stopping = None, False
+        super()._clear()
         self._forget()
 
     @property
@@ -102,9 +123,3 @@ class Supervised:
     def renew_keys(self): "Do nothing: the token ends with the server"
 
     def __enter__(self: S) -> S: return self.start()
-    def __exit__(self, *exc): self.stop()
-
-    def __repr__(self) -> str:
-        name = type(self).__name__
-        if not self.running: return f"{name}, stopped"
-        return f"{name} with {', '.join(self.models()) or 'no model'}"

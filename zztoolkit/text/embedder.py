@@ -5,7 +5,7 @@
 # %% ../../nbs/text/05_embedder.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -15,6 +15,7 @@ from ..compile.artifact import Session
 from ..compile.signature import as_numpy, iter_leaves
 from ..errors import ToolkitError
 from ..handler.handler import Handler
+from ..handler.wire import COUNT_TOKENS, TOKEN_COUNT
 from .encoder import check_lengths, pool, POOLINGS, scale_to_one
 from .reading import read_texts
 from .tokenizer import Tokenizer
@@ -57,6 +58,18 @@ def run_encoder(session: Session, tokens: dict[str, np.ndarray], pooling: str) -
     if vectors.ndim == 2: return vectors.astype(np.float32, copy=False)
     return pool(vectors, tokens["attention_mask"], pooling)
 
+# %% ../../nbs/text/05_embedder.ipynb #report-tokens
+def tokens_of(batch: Batch) -> dict[int, int]:
+    "Return the number of tokens of each request that `TextEmbedder.encode` has read"
+    rows = zip(batch.requests, batch.items)
+    return {r: sum(map(len, x.ids)) for r, x in rows if isinstance(x, Encoded)}
+
+def report_tokens(batch: Batch, counts: Mapping[int, int], context: Any):
+    "Set the header `TOKEN_COUNT` of the responses to requests with the header `COUNT_TOKENS`"
+    for r in counts.keys() & set(batch.requests):
+        if context.get_request_header(r, COUNT_TOKENS) is None: continue
+        context.set_response_header(r, TOKEN_COUNT, str(counts[r]))
+
 # %% ../../nbs/text/05_embedder.ipynb #embedder
 class TextEmbedder(Handler):
     """Return the vector of a text, or a vector for each of several.
@@ -64,11 +77,14 @@ class TextEmbedder(Handler):
     A request is a text, `{"text": ...}`, `{"texts": [...]}` or a list of texts. The archive holds a
     model that `compile_encoder` made and, as an extra file, `tokenizer.json` that
     `Tokenizer.save` wrote. Texts of one length share a batch, of the size that the model was tuned
-    for. Subclass it to change the attributes.
+    for. Subclass it to change the attributes. A request with the header `x-count-tokens` gets the
+    number of its tokens as the header `x-token-count`: special tokens included, cut as the model
+    reads it.
     """
     tokenizer: Tokenizer | None = None  # default: the archive's
     pooling: str = "mean"               # of the tokens' vectors, or "cls", the first one's
     normalize: bool = True              # vectors of length one
+    _tokens: Mapping[int, int] = {}     # of each request of the current batch
 
     def initialize(self, context: Any):
         "Load the model and the tokenizer, and check that they fit together"
@@ -78,6 +94,22 @@ class TextEmbedder(Handler):
         folder = Path(context.system_properties["model_dir"])
         self.tokenizer = self.tokenizer or open_tokenizer(folder)
         if self.session: check_lengths(self.session.artifact, self.tokenizer)
+
+    def batch_stages(self) -> dict[str, Callable[[Batch], Batch]]:
+        "Return the stages of a batch; `preprocess` counts the tokens of each request"
+        stages = super().batch_stages()
+
+        def preprocess(batch: Batch) -> Batch:
+            done = stages["preprocess"](batch)
+            self._tokens = tokens_of(done)
+            return done
+        return stages | {"preprocess": preprocess}
+
+    def run(self, data: Sequence[dict], context: Any) -> Batch:
+        "Run every stage on one batch, and report the tokens of requests that ask for it"
+        batch = super().run(data, context)
+        report_tokens(batch, self._tokens, context)
+        return batch
 
     def preprocess(self, requests: Sequence) -> Batch:
         "Return the texts of each request as token ids"

@@ -69,7 +69,7 @@ def choose_engine(engine: str, n: int) -> tuple[str, str]:
     if engine != "auto": return engine, "as asked for"
     if n < FAISS_FROM: return "numpy", f"fewer than {FAISS_FROM:,} items"
     if installed("faiss-cpu"): return "faiss", f"{FAISS_FROM:,} items or more"
-    return "numpy", "faiss-cpu, which is faster for so many items, is not installed"
+    return "numpy", "faiss-cpu, which is faster for this many items, is not installed"
 
 def open_index(engine: str, vectors: np.ndarray) -> Index:
     "Return the index of a chosen engine"

@@ -48,6 +48,13 @@ def as_ids(x: Sequence, n: int) -> np.ndarray:
     if len(set(ids)) < n: raise ToolkitError("two items have one id", _repeated(ids))
     return np.array(ids, object if is_text else np.int64)
 
+def as_payloads(x: Sequence[Mapping], n: int) -> tuple[Mapping, ...]:
+    "Return payloads in a tuple. Raise `ToolkitError` unless each item has one, or none"
+    payloads = tuple(x)
+    if len(payloads) in (0, n): return payloads
+    found = f"{len(payloads):,} payloads, {n:,} vectors"
+    raise ToolkitError("each item needs a payload, or none has one", found)
+
 def _odd_one(ids: list) -> str:
     kinds = {type(i).__name__: repr(i)[:60] for i in ids}
     return ", ".join(f"{kind} {example}" for kind, example in kinds.items())
@@ -71,6 +78,15 @@ def check_k(k: Any, n: int):
     if is_whole(k) and 1 <= k <= n: return
     raise InputError(f"k must be a whole number from 1 to {n:,}, the number of items; got {k!r:.60}")
 
+# %% ../../nbs/text/07_retriever.ipynb #search-each
+def search_each(index: Index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    "Return places and scores of the `k` nearest items of each query, both (M, k)"
+    import numpy as np
+    found = [index.search(q, k) for q in queries]
+    places = np.array([p for p, _ in found], np.int64).reshape(-1, k)
+    scores = np.array([s for _, s in found], np.float32).reshape(-1, k)
+    return places, scores
+
 # %% ../../nbs/text/07_retriever.ipynb #retriever
 @dataclass(frozen=True, eq=False, repr=False)
 class Retriever:
@@ -85,10 +101,7 @@ class Retriever:
 
     def __post_init__(self):
         vectors = as_vectors(self.vectors)
-        payloads = tuple(self.payloads)
-        if payloads and len(payloads) != len(vectors):
-            found = f"{len(payloads):,} payloads, {len(vectors):,} vectors"
-            raise ToolkitError("each item needs a payload, or none has one", found)
+        payloads = as_payloads(self.payloads, len(vectors))
         engine, reason = choose_engine(self.engine, len(vectors))
         values = dict(vectors=vectors, ids=as_ids(self.ids, len(vectors)), payloads=payloads)
         for name, x in {**values, "engine": engine, "reason": reason}.items():
@@ -103,10 +116,7 @@ class Retriever:
 
     def __len__(self) -> int: return len(self.vectors)
 
-    def __repr__(self) -> str:
-        n, dim = self.vectors.shape
-        reason = self.reason        # type: ignore[attr-defined]
-        return f"Retriever({n:,} items of {dim} numbers; exact search in {self.engine}: {reason})"
+    def __repr__(self) -> str: return describe_retriever(self)
 
     def search(self,
         vectors: Any,       # (D,) or (M, D)
@@ -118,12 +128,10 @@ class Retriever:
         dimension, for NaN, and for a `k` of more than there are items.
         """
         import numpy as np
-        queries, is_single = as_queries(vectors, self.vectors.shape[1]), np.ndim(vectors) == 1
+        queries = as_queries(vectors, self.vectors.shape[1])
         check_k(k, len(self))
-        found = [self._index.search(q, k) for q in queries]
-        places = np.array([p for p, _ in found], np.int64).reshape(-1, k)
-        scores = np.array([s for _, s in found], np.float32).reshape(-1, k)
-        ids = self.ids[places]
+        places, scores = search_each(self._index, queries, k)
+        ids, is_single = self.ids[places], np.ndim(vectors) == 1
         return (ids[0], scores[0]) if is_single else (ids, scores)
 
     def payload(self, id: Any) -> Mapping:
@@ -139,6 +147,13 @@ class Retriever:
     def load(cls, folder: str | Path, engine: str = "auto") -> Retriever:
         "Return a saved retriever. Raise `ToolkitError` for missing, truncated or changed files"
         return load_retriever(cls, Path(folder), engine)
+
+# %% ../../nbs/text/07_retriever.ipynb #describe
+def describe_retriever(r: Retriever) -> str:
+    "Return the size of a retriever and how it searches, in a line"
+    n, dim = r.vectors.shape
+    reason = r.reason       # type: ignore[attr-defined]
+    return f"Retriever({n:,} items of {dim} numbers; exact search in {r.engine}: {reason})"
 
 # %% ../../nbs/text/07_retriever.ipynb #save
 FORMAT, HEAD = 1, "retriever.json"

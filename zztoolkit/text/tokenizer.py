@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import Any, TYPE_CHECKING, TypeVar
 
 from ..errors import check_whole, InputError, ToolkitError
 from .files import find_settings, read_json
@@ -54,17 +54,12 @@ def open_engine(definition: str, max_length: int) -> tokenizers.Tokenizer:
     engine.enable_truncation(max_length)
     return engine
 
-# %% ../../nbs/text/03_tokenizer.ipynb #format
-FORMAT = 1
+# %% ../../nbs/text/03_tokenizer.ipynb #file
+T = TypeVar("T", bound="TokenizerFile")
 
-# %% ../../nbs/text/03_tokenizer.ipynb #tokenizer
 @dataclass(frozen=True)
-class Tokenizer:
-    """Texts to token ids: `tokenizer(texts)` returns `input_ids` and `attention_mask`, int64 (N, L).
-
-    L is the smallest bucket that holds the longest of the texts. Texts of more than `max_length`
-    tokens are cut at the end.
-    """
+class TokenizerFile:
+    "Contents of a tokenizer.json, with the lengths that texts are cut and filled up to"
     definition: str = field(repr=False)     # the contents of a tokenizer.json
     max_length: int                         # in tokens, with those that the model adds
     buckets: tuple[int, ...] = ()           # lengths; default: 8, 16, 24, 32 ... max_length
@@ -73,23 +68,22 @@ class Tokenizer:
     def __post_init__(self):
         check_whole(max_length=self.max_length), check_whole(0, pad_id=self.pad_id)
         object.__setattr__(self, "buckets", check_buckets(self.buckets, self.max_length))
-        self.engine         # checked now
 
     @classmethod
-    def from_folder(cls,
+    def from_folder(cls: type[T],
         folder: str | Path,                 # of a model, as `save_pretrained` writes it
         max_length: int | None = None,      # default: the model's own
         buckets: Sequence[int] = (),
-    ) -> Tokenizer:
+    ) -> T:
         "Return the tokenizer of a model's folder"
         return cls.from_file(Path(folder, "tokenizer.json"), max_length, buckets)
 
     @classmethod
-    def from_file(cls,
+    def from_file(cls: type[T],
         path: str | Path,                   # that `save` wrote, or any tokenizer.json
         max_length: int | None = None,      # default: as it was saved, or the model's own
         buckets: Sequence[int] = (),
-    ) -> Tokenizer:
+    ) -> T:
         "Return a saved tokenizer. Raise `ToolkitError` for a damaged file, and for any other"
         saved = read_json(Path(path))
         if "zztoolkit" in saved: return _resized(cls.from_json(json.dumps(saved)), max_length, buckets)
@@ -98,12 +92,74 @@ class Tokenizer:
         return cls(definition, settings.max_length, tuple(buckets), settings.pad_id)
 
     @cached_property
-    def engine(self) -> tokenizers.Tokenizer: return open_engine(self.definition, self.max_length)
-
-    @cached_property
     def digest(self) -> str:
         "SHA-256 of everything that its ids depend on"
         return _digest(_settings(self), self.definition)
+
+    def to_json(self) -> str:
+        "Return everything that its ids depend on, and their digest"
+        about = {"format": FORMAT, "digest": self.digest, **_settings(self)}
+        whole = {"zztoolkit": about, "tokenizer": json.loads(self.definition)}
+        return json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls: type[T], text: str) -> T:
+        "Return the tokenizer that `to_json` wrote. Raise `ToolkitError` if it has been changed"
+        return _restore(cls, text)
+
+    def save(self, path: str | Path) -> Path:
+        "Write a JSON file, which `pack` takes as an extra file, and return its path"
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+        return Path(path)
+
+# %% ../../nbs/text/03_tokenizer.ipynb #digest
+def _settings(t: TokenizerFile) -> dict[str, Any]:
+    return {"max_length": t.max_length, "buckets": list(t.buckets), "pad_id": t.pad_id}
+
+def _digest(settings: dict[str, Any], definition: str) -> str:
+    "Return the SHA-256 of a definition and its settings, however the JSON is spaced"
+    canonical = json.dumps([settings, json.loads(definition)], sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+# %% ../../nbs/text/03_tokenizer.ipynb #restore
+FORMAT = 1      # of the file
+
+def _resized(t: T, max_length: int | None, buckets: Sequence[int]) -> T:
+    "Return a tokenizer with other lengths, if some are given"
+    if max_length is None and not buckets: return t
+    length = max_length or max(buckets)
+    kept = [n for n in t.buckets if n < length] + [length]
+    return type(t)(t.definition, length, tuple(buckets or kept), t.pad_id)
+
+def _restore(cls: type[T], text: str) -> T:
+    "Return the tokenizer of a saved text. Raise `ToolkitError` if its digest is another"
+    try:
+        saved = json.loads(text)
+        about, definition = dict(saved["zztoolkit"]), json.dumps(saved["tokenizer"], ensure_ascii=False)
+        version, digest = about.pop("format"), about.pop("digest")
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        do = "tokenizer.save(path) writes one"
+        raise ToolkitError("not a saved tokenizer", f"{type(e).__name__}: {e}"[:200], do) from None
+    if version != FORMAT:
+        found = f"format {version}; this version reads {FORMAT}"
+        raise ToolkitError("a tokenizer of another version of zztoolkit", found, "save it again")
+    if digest == _digest(about, definition): return cls(definition, **about)
+    do = "save it again: other ids would be other answers"
+    raise ToolkitError("the saved tokenizer has been changed", "its digest is another", do)
+
+# %% ../../nbs/text/03_tokenizer.ipynb #tokenizer
+class Tokenizer(TokenizerFile):
+    """Texts to token ids: `tokenizer(texts)` returns `input_ids` and `attention_mask`, int64 (N, L).
+
+    L is the smallest bucket that holds the longest of the texts. Texts of more than `max_length`
+    tokens are cut at the end.
+    """
+    def __post_init__(self):
+        super().__post_init__()
+        self.engine         # checked now
+
+    @cached_property
+    def engine(self) -> tokenizers.Tokenizer: return open_engine(self.definition, self.max_length)
 
     def __repr__(self) -> str:
         lengths = f"{len(self.buckets)} lengths, {self.buckets[0]} to {self.buckets[-1]} tokens"
@@ -116,7 +172,7 @@ class Tokenizer:
         raise InputError("the text has no token that the model knows")
 
     def bucket(self, n_tokens: int) -> int:
-        "Return the length that so many tokens are filled up to"
+        "Return the length that a text of this many tokens is filled up to"
         return next(n for n in self.buckets if n >= n_tokens)
 
     def pad(self, ids: Sequence[Sequence[int]], length: int | None = None) -> dict[str, np.ndarray]:
@@ -138,49 +194,3 @@ class Tokenizer:
         groups: dict[int, list[int]] = {}
         for i, one in enumerate(ids): groups.setdefault(self.bucket(len(one)), []).append(i)
         return groups
-
-    def to_json(self) -> str:
-        "Return everything that its ids depend on, and their digest"
-        about = {"format": FORMAT, "digest": self.digest, **_settings(self)}
-        whole = {"zztoolkit": about, "tokenizer": json.loads(self.definition)}
-        return json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> Tokenizer:
-        "Return the tokenizer that `to_json` wrote. Raise `ToolkitError` if it has been changed"
-        return _restore(cls, text)
-
-    def save(self, path: str | Path) -> Path:
-        "Write a JSON file, which `pack` takes as an extra file, and return its path"
-        Path(path).write_text(self.to_json(), encoding="utf-8")
-        return Path(path)
-
-# %% ../../nbs/text/03_tokenizer.ipynb #helpers
-def _settings(t: Tokenizer) -> dict[str, Any]:
-    return {"max_length": t.max_length, "buckets": list(t.buckets), "pad_id": t.pad_id}
-
-def _digest(settings: dict[str, Any], definition: str) -> str:
-    canonical = json.dumps([settings, json.loads(definition)], sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-def _resized(t: Tokenizer, max_length: int | None, buckets: Sequence[int]) -> Tokenizer:
-    "Return a tokenizer with other lengths, if some are given"
-    if max_length is None and not buckets: return t
-    length = max_length or max(buckets)
-    kept = [n for n in t.buckets if n < length] + [length]
-    return type(t)(t.definition, length, tuple(buckets or kept), t.pad_id)
-
-def _restore(cls: type[Tokenizer], text: str) -> Tokenizer:
-    try:
-        saved = json.loads(text)
-        about, definition = dict(saved["zztoolkit"]), json.dumps(saved["tokenizer"], ensure_ascii=False)
-        version, digest = about.pop("format"), about.pop("digest")
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        do = "tokenizer.save(path) writes one"
-        raise ToolkitError("not a saved tokenizer", f"{type(e).__name__}: {e}"[:200], do) from None
-    if version != FORMAT:
-        found = f"format {version}; this version reads {FORMAT}"
-        raise ToolkitError("a tokenizer of another version of zztoolkit", found, "save it again")
-    if digest == _digest(about, definition): return cls(definition, **about)
-    do = "save it again: other ids would be other answers"
-    raise ToolkitError("the saved tokenizer has been changed", "its digest is another", do)

@@ -12,6 +12,7 @@ from typing import Any
 from ...errors import check_whole, ToolkitError
 from ...system import usable_cores
 from ..levels import describe_errors
+from ..profile import build_profiles
 from .asking import encode_chat
 from .levels import LLMLevel, measure_llm_level
 from .limits import LLMSetup
@@ -39,26 +40,26 @@ def benchmark_llm(
     source: LLMSource,      # a served model, or an address: http://127.0.0.1:8000
     prompts: Any,           # file, or one or several prompts
     concurrency: int | Sequence[int] = (1, 4, 16), # closed-loop clients of each level
+    rate: float | Sequence[float] | None = None, # instead: requests per second of each level
+    poisson: bool = False,  # at random times
     slo: Any = None,        # objective: "ttft=500ms,tpot=50ms", or {"ttft_ms": 500, "tpot_ms": 50}
     seconds: float = 12,    # of a level; then the requests that have begun end
     warmup: float = 2,      # seconds of a level that do not count
-    max_tokens: int = 64,   # of an answer; exactly so many where the server can ignore its end
+    max_tokens: int = 64,   # of an answer; exactly this many where the server can ignore its end
     model: str = "",        # at an address with several
     token: str = "",        # of an address
     progress: Callable[[str], None] = lambda line: None,
 ) -> LLMBenchmark:
     "Measure a language model at each load level. Raise `ToolkitError` without any good answer"
-    clients = [concurrency] if isinstance(concurrency, int) else list(concurrency)
-    for n in clients: check_whole(concurrency=n)
     check_whole(max_tokens=max_tokens)
-    if not clients: raise ToolkitError("no load to measure", do="concurrency=8")
+    profiles = build_profiles(concurrency, rate, poisson)
     _check_seconds(seconds)
     objective, chats = to_objective(slo), read_chats(prompts)
     target = find_target(source, model, token)
     bodies = [encode_chat(chat, target, max_tokens) for chat in chats]
     levels = tuple(
-        measure_llm_level(target, bodies, n, seconds, warmup, objective, progress)
-        for n in clients)
+        measure_llm_level(target, bodies, profile, seconds, warmup, objective, progress)
+        for profile in profiles)
     _check_answers(levels)
     setup = LLMSetup(
         target.name, target.slots, len(chats), max_tokens, usable_cores(), bool(target.pid))

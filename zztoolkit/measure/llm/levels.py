@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
-from ..profile import closed_loop
+from ..profile import LoadProfile
 from ..resources import ResourceMonitor, Usage
 from ...llm.metrics import LLMCounters
-from .asking import AskingClients, Asked
+from .asking import Asked, AskingLoad
 from .objective import Objective
 from .target import LLMTarget
 
@@ -84,11 +84,14 @@ def split_request(
     mean: float,            # milliseconds of a mean request
     ttft: float,            # of them, until its first token
     queue: float | None,    # of those, until it had its place; None: the server does not tell
+    client_queue: float = 0.0,  # of those, until it was sent; 1 or more counts
 ) -> dict[str, float]: # milliseconds by stage; their sum is `mean`
     "Split a mean request into its stages"
-    if queue is None: return {"queue or prefill": ttft, "decode": mean - ttft}
-    queue = min(queue, ttft)
-    return {"queue": queue, "prefill": ttft - queue, "decode": mean - ttft}
+    waited = {"client_queue": client_queue} if client_queue >= 1 else {}
+    first = ttft - sum(waited.values())
+    if queue is None: return {**waited, "queue or prefill": first, "decode": mean - ttft}
+    queue = min(queue, first)
+    return {**waited, "queue": queue, "prefill": first - queue, "decode": mean - ttft}
 
 def _mean_queue(before: LLMCounters | None, after: LLMCounters | None) -> float | None:
     "Return the mean milliseconds that the requests between two readings have waited for a place"
@@ -101,7 +104,7 @@ def _mean_queue(before: LLMCounters | None, after: LLMCounters | None) -> float 
 class LLMLevel:
     "What one load brought"
     load: str                       # in words
-    clients: int
+    clients: int                    # 0 at a rate
     windows: tuple[LLMWindow, ...]  # thirds of the time, in which requests began
     total: LLMWindow
     errors: Mapping[str, int]       # by status and kind
@@ -112,6 +115,19 @@ class LLMLevel:
     repeated: bool                  # every prompt was asked more than once
     timer_lag: float                # milliseconds that the clients' timer woke late
     usage: Usage
+    target_rate: float = 0.0        # requests per second; 0 for a closed loop
+    waiting: int = 0                # requests that are due, and have not ended, at the end
+
+    @property
+    def offered(self) -> float:
+        "What levels are ordered by: clients, or requests per second"
+        return self.clients or self.target_rate
+
+    @property
+    def backlog(self) -> float:
+        "Requests that began in the level, less those that ended in it"
+        began = self.total.requests + self.errors.get("unfinished", 0)
+        return began - self.total.rate * self.total.seconds
 
 # %% ../../../nbs/measure/llm/05_levels.ipynb #growing
 def _mean_growing(asked: Sequence[Asked], start: float, end: float) -> float:
@@ -127,10 +143,10 @@ class _Reading:
     cpu: float      # seconds of the clients
 
 def _build_level(
-    load: AskingClients, first: _Reading, last: _Reading, prompts: int,
+    load: AskingLoad, first: _Reading, last: _Reading, settled: LLMCounters | None, prompts: int,
     objective: Objective, usage: Usage,
 ) -> LLMLevel:
-    "Put together what was measured between two readings"
+    "Put together what was measured between two readings; `settled` once all has ended"
     asked, span = list(load.asked), last.at - first.at
     began = load.began(first.at, last.at)
     good = [a for a in began if a.is_good]
@@ -139,20 +155,23 @@ def _build_level(
     total = summarize_asked(asked, first.at, last.at, objective)
     mean = lambda values: fmean(values) if good else 0.0
     usage.cores["generator"] = (last.cpu - first.cpu) / span
+    profile = load.profile
+    in_client = mean([a.client_queue for a in good]) if profile.rate else 0.0
+    queue, ttft = _mean_queue(first.counters, settled), mean([a.ttft for a in good])
+    stages = split_request(total.mean, ttft, queue, in_client)
     return LLMLevel(
-        str(closed_loop(load.clients)), load.clients,
+        str(profile), 0 if profile.rate else profile.clients,
         tuple(w for w in thirds if w.requests), total,
         dict(Counter(a.error or "unfinished" for a in began if not a.is_good)),
-        split_request(total.mean, mean([a.ttft for a in good]),
-                      _mean_queue(first.counters, last.counters)),
-        _mean_growing(asked, first.at, last.at), mean([a.prompt_tokens for a in good]),
+        stages, _mean_growing(asked, first.at, last.at), mean([a.prompt_tokens for a in good]),
         mean([a.tokens for a in good]), len(asked) >= 2 * prompts,
-        1000 * fmean(load.lags or [0.0]), usage)
+        1000 * fmean(load.lags or [0.0]), usage,
+        profile.rate, load.waiting(last.at) if profile.rate else 0)
 
 # %% ../../../nbs/measure/llm/05_levels.ipynb #wait
 def _wait_until(
     is_done: Callable[[], bool],
-    load: AskingClients,
+    load: AskingLoad,
     seconds: float,         # at most
     show: Callable[[str], None],
 ):
@@ -164,11 +183,12 @@ def _wait_until(
         shown = time.monotonic()
         show(_describe_progress(load))
 
-def _describe_progress(load: AskingClients) -> str:
+def _describe_progress(load: AskingLoad) -> str:
     good = [a for a in list(load.asked) if a.is_good]
-    if not good: return f"{closed_loop(load.clients)}: waiting for the first answers"
+    if not good: return f"{load.profile}: waiting for the first answers"
     first = _percentiles([a.ttft for a in good])[0]
-    return f"{closed_loop(load.clients)}: {len(good)} answers, first token after {first:.0f} ms"
+    waiting = f", {load.waiting(time.monotonic())} waiting" if load.profile.rate else ""
+    return f"{load.profile}: {len(good)} answers, first token after {first:.0f} ms{waiting}"
 
 # %% ../../../nbs/measure/llm/05_levels.ipynb #measure
 PATIENCE = 60   # seconds that a level waits for long answers, at least; ten times its own
@@ -176,21 +196,24 @@ PATIENCE = 60   # seconds that a level waits for long answers, at least; ten tim
 def measure_llm_level(
     target: LLMTarget,
     bodies: Sequence[bytes],
-    clients: int,
+    profile: LoadProfile,
     seconds: float,         # longer, until each client has asked once
     warmup: float,          # seconds that do not count, longer, until each has had an answer
     objective: Objective,
     progress: Callable[[str], None] = lambda line: None,
 ) -> LLMLevel:
-    "Let some clients ask for some seconds, and sum up"
+    """Ask for some seconds, and sum up; the load goes on until all that began has ended.
+
+    What takes longer than ten times the level, and than a minute, is an error: `unfinished`.
+    """
     groups = {"workers": [], "frontend": [], **target.processes(), "generator": []}
-    load, begin = AskingClients(target, bodies, clients), time.monotonic()
+    load, begin = AskingLoad(target, bodies, profile), time.monotonic()
     def read() -> _Reading: return _Reading(time.monotonic(), target.counters(), load.cpu)
     def wait(is_done: Callable[[], bool]):
         _wait_until(is_done, load, max(PATIENCE, 10 * seconds), progress)
     def is_over(start: float) -> bool:
         now = time.monotonic()
-        return now >= start + seconds and len(load.began(start, now)) >= clients
+        return now >= start + seconds and len(load.began(start, now)) >= load.fewest
 
     with ResourceMonitor(groups) as monitor, load:
         wait(lambda: load.is_warm and time.monotonic() >= begin + warmup)
@@ -198,6 +221,7 @@ def measure_llm_level(
         wait(lambda: is_over(first.at))
         last = read()
         wait(lambda: all(a.ended for a in load.began(first.at, last.at)))
+        settled = target.counters() if profile.rate else last.counters
         usage = monitor.usage(first.at, last.at)
         usage.timeline = [point | {"at": point["at"] - first.at} for point in usage.timeline]
-        return _build_level(load, first, last, len(bodies), objective, usage)
+        return _build_level(load, first, last, settled, len(bodies), objective, usage)

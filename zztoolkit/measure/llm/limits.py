@@ -29,7 +29,7 @@ class LLMSetup:
 # %% ../../../nbs/measure/llm/06_limits.ipynb #case
 @dataclass(frozen=True)
 class _Case:
-    "A level, beside the one with the fewest clients"
+    "A level, beside the one with the lightest load"
     level: LLMLevel
     lightest: LLMLevel
     setup: LLMSetup
@@ -43,10 +43,25 @@ class _Case:
     def prefill(self) -> float:
         """Share of the engine's time that prefill takes, at least.
 
-        It is prefill's time under the lightest load, whose clients may have waited for each other.
+        It is prefill's time under the lightest load, whose requests may have waited for each other.
         """
-        alone = self.lightest.stages.get("prefill", 0) / self.lightest.clients
+        light = self.lightest
+        alone = light.stages.get("prefill", 0)
+        alone /= light.clients or 1 + light.total.rate * alone / 1000
         return min(1.0, self.level.total.rate * alone / 1000)
+
+    @property
+    def queued(self) -> float:
+        "Share of a request's time that it waits, for a place in the server or to be sent"
+        return self.shares.get("queue", 0) + self.shares.get("client_queue", 0)
+
+    @property
+    def is_kept(self) -> bool:
+        "Whether answers ended as fast as requests of a rate came, but for a tenth"
+        level = self.level
+        failed = sum(level.errors.values()) - level.errors.get("unfinished", 0)
+        few = max(2, 0.1 * level.total.requests)
+        return bool(level.target_rate) and level.backlog <= few and failed <= few
 
     @property
     def is_prefill_longest(self) -> bool:
@@ -62,7 +77,7 @@ class _Case:
     def gain(self) -> float:
         """Tokens per second with twice as many answers that grow, as a multiple of these.
 
-        A step takes a time of its own, and some for each answer: a line through both loads. 1: too
+        A step takes a fixed time, and some for each answer: a line through both loads. 1: too
         near each other to tell.
         """
         few, many = self.lightest.growing, self.level.growing
@@ -79,10 +94,11 @@ def find_llm_bottleneck(level: LLMLevel, levels: Sequence[LLMLevel], setup: LLMS
     "Return what limits the service at a load, given what was measured at all loads"
     if not level.total.requests: return _nothing(level)
     sound = [l for l in levels if l.total.requests]
-    case = _Case(level, min(sound, key=lambda l: l.clients), setup)
+    case = _Case(level, min(sound, key=lambda l: l.offered), setup)
     if is_client_busy(level): return _client_bottleneck(case)
+    if case.is_kept and case.queued < QUEUED: return _rate_bottleneck(case)
     if case.prefill >= 0.5: return _prefill_bottleneck(case)
-    if case.shares.get("queue", 0) >= QUEUED: return _queue_bottleneck(case)
+    if case.queued >= QUEUED: return _queue_bottleneck(case)
     if case.is_prefill_longest: return _prefill_bottleneck(case)
     if case.shares.get("queue or prefill", 0) > 0.5: return _unknown_wait(case)
     if is_still_growing(level, levels): return _load_bottleneck(case)
@@ -113,6 +129,13 @@ def _describe_steps(case: _Case) -> str:
     if case.level is case.lightest: return text
     return f"{text}, {case.slowdown:.1f} times as long as with {case.lightest.load}"
 
+def _describe_rate(case: _Case) -> list[str]:
+    "Describe how a rate was kept"
+    level = case.level
+    if not level.target_rate: return []
+    rate = f"{level.total.rate:.2f}/s of {level.target_rate:g}/s were answered"
+    return [f"{rate}, {level.waiting} requests waited or grew at the end"]
+
 def _describe_machine(case: _Case) -> list[str]:
     "Describe how busy the engine's processors are, if it runs here"
     usage = case.level.usage
@@ -122,7 +145,9 @@ def _describe_machine(case: _Case) -> list[str]:
     return [f"the engine takes {cores:.1f} of {case.setup.cores} cores", *gpu]
 
 def _evidence(case: _Case, *more: str) -> tuple[str, ...]:
-    return (_describe_stages(case), *more, _describe_steps(case), *_describe_machine(case))
+    return (
+        _describe_stages(case), *_describe_rate(case), *more, _describe_steps(case),
+        *_describe_machine(case))
 
 # %% ../../../nbs/measure/llm/06_limits.ipynb #bottlenecks
 def _prefill_bottleneck(case: _Case) -> Bottleneck:
@@ -153,6 +178,10 @@ def _load_bottleneck(case: _Case) -> Bottleneck:
     words = f"the load: tokens grow with the clients, up to {case.level.load}"
     return Bottleneck("load", words, _evidence(case), "more clients")
 
+def _rate_bottleneck(case: _Case) -> Bottleneck:
+    words = f"the load: answers ended as fast as requests came, at {case.level.load}"
+    return Bottleneck("load", words, _evidence(case), "a higher rate")
+
 def _unknown_wait(case: _Case) -> Bottleneck:
     words = "the time to first token; whether by a queue or by prefill, the server does not tell"
     advice = "its own counts of waiting requests; one client shows prefill without a queue"
@@ -166,6 +195,6 @@ def _nothing(level: LLMLevel) -> Bottleneck:
 
 def _client_bottleneck(case: _Case) -> Bottleneck:
     cores = case.level.usage.cores["generator"]
-    advice = "fewer clients, or several processes that ask: these figures are the clients' own"
+    advice = "a lower load, or several processes that ask: these figures are the clients' own"
     words = "the load generator: the clients read answers more slowly than they come"
     return Bottleneck("load generator", words, (f"it takes {cores:.2f} of a core",), advice)

@@ -57,6 +57,7 @@ def level_cells(level: LLMLevel, bound: str) -> dict[str, str]:
         "ITL p99": f"{t.itl_p99:.0f}",
         "goodput /s": f"{t.goodput:.2f}",
         "good %": f"{100 * t.good:.0f}",
+        "waiting": str(level.waiting),
         "errors": str(errors) if errors else "–",
         **_own_cells(level),
         "bound by": bound}
@@ -87,11 +88,12 @@ class LLMBenchmark:
     @property
     def bottleneck(self) -> Bottleneck:
         "What keeps the highest load from more"
-        return self.bottleneck_at(max(self.levels, key=lambda l: l.clients))
+        return self.bottleneck_at(max(self.levels, key=lambda l: l.offered))
 
     def table(self) -> Table:
         "Return a row for each level"
         hidden = set() if self.setup.is_here else {*_LOCAL, "GPU %"}
+        if not any(l.target_rate for l in self.levels): hidden.add("waiting")
         rows = [level_cells(l, self.bottleneck_at(l).resource) for l in self.levels]
         columns = [c for c in rows[0] if c not in hidden]
         return Table(columns, [[row[c] for c in columns] for row in rows], list_llm_remarks(self))
@@ -143,6 +145,9 @@ def list_llm_remarks(b: LLMBenchmark) -> list[str]:
     units = "TTFT, TPOT and ITL in milliseconds"
     if b.setup.is_here: units += f"; engine, server and clients in busy cores of {b.setup.cores}"
     remarks.append(units)
+    if any(l.target_rate for l in b.levels):
+        remarks.append("times count from when a request was due; waiting: it had not ended when "
+                       "the level did")
     return [*remarks, *(r for l in b.levels for r in _level_remarks(l))]
 
 # %% ../../../nbs/measure/llm/07_results.ipynb #build

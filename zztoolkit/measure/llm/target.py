@@ -14,7 +14,7 @@ from typing import Any, Union
 from ...errors import ToolkitError
 from ...llm.chat import fetch
 from ...llm.metrics import find_names, LLMCounters, read_counters
-from ...llm.server import LLMServer
+from ...llm.server import LLMAddress
 
 # %% auto #0
 __all__ = []
@@ -74,7 +74,7 @@ def _list_models(url: str, headers: Mapping[str, str]) -> list[str]:
         raise ToolkitError(f"{url} does not list models as OpenAI's API does", found, do) from None
 
 # %% ../../../nbs/measure/llm/03_target.ipynb #find-target
-LLMSource = Union[LLMServer, str]       # a served model, or an address
+LLMSource = Union[LLMAddress, str]      # a served model, or an address
 
 TOKEN = "OPENAI_API_KEY"    # in the environment, where OpenAI's own client reads it
 
@@ -86,10 +86,10 @@ def find_target(
     token: str = "",    # of an address; default: OPENAI_API_KEY of the environment
 ) -> LLMTarget:
     "Return where to send requests. Raise `ToolkitError`"
-    if isinstance(source, LLMServer):
-        pid = source.process.pid if source.process else 0
+    if isinstance(source, LLMAddress):
         names = source.launch.metrics if source.launch else None
-        return LLMTarget(source.url, source.name, source.token, source.max_active, pid, names)
+        return LLMTarget(
+            source.url, source.name, source.token, source.max_active, source.keeper, names)
     if not is_url(source):
         raise ToolkitError("not an address", repr(source), "http://127.0.0.1:8000, or https://…")
     url, token = source.rstrip("/").removesuffix("/v1"), token or os.environ.get(TOKEN, "")

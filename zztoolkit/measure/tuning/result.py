@@ -153,18 +153,9 @@ class TuneResult(TrialSet):
         "Name of the server of the best setting; '' if it was not recorded"
         return self.best.setting.get("server", next(iter(self.servers), ""))
 
-    def __str__(self) -> str:
-        parts = [describe_request(self), str(trial_table(self))]
-        if self.sweep: parts += ["", str(sweep_table(self))]
-        return "\n".join([*parts, *list_remarks(self)])
+    def __str__(self) -> str: return result_to_text(self)
+    def _repr_html_(self) -> str: return result_to_html(self)
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        tables = [trial_table(self)] + ([sweep_table(self)] if self.sweep else [])
-        remarks = (f"<div>{escape(r)}</div>" for r in list_remarks(self))
-        head = f"<b>{escape(describe_request(self))}</b>"
-        parts = [head, *(t._repr_html_() for t in tables), *remarks]
-        return f"<div class='zz-tune'>{''.join(parts)}</div>"
 
     def show(self) -> Figure:
         "Draw rate against p99 with the frontier, and the best rate by trial"
@@ -231,11 +222,29 @@ def _describe_best(r: TuneResult) -> str:
     figures = f"{best.rate:.1f}/s{gain}, p99 {best.p99:.0f} ms, {best.memory:.0f} MiB"
     return f"best: {r.space.describe(best.setting)}: {figures}"
 
-# %% ../../../nbs/measure/tuning/05_result.ipynb #write-best
-def _next(version: str) -> str:
+# %% ../../../nbs/measure/tuning/05_result.ipynb #result-views
+def _tables(r: TuneResult) -> list[Table]:
+    return [trial_table(r)] + ([sweep_table(r)] if r.sweep else [])
+
+def result_to_text(r: TuneResult) -> str:
+    "Return the request, the tables and the remarks as text"
+    tables = "\n\n".join(map(str, _tables(r)))
+    return "\n".join([describe_request(r), tables, *list_remarks(r)])
+
+def result_to_html(r: TuneResult) -> str:
+    "Return the request, the tables and the remarks as HTML"
+    head = f"<b>{escape(describe_request(r))}</b>"
+    remarks = (f"<div>{escape(x)}</div>" for x in list_remarks(r))
+    parts = [head, *(t._repr_html_() for t in _tables(r)), *remarks]
+    return f"<div class='zz-tune'>{''.join(parts)}</div>"
+
+# %% ../../../nbs/measure/tuning/05_result.ipynb #version-after
+def version_after(version: str) -> str:
+    "Return the version of a tuned archive: the next whole number, if its version is one"
     is_number = re.fullmatch(r"\d+(\.\d+)?", version)
     return str(int(float(version)) + 1) if is_number else f"{version}-tuned"
 
+# %% ../../../nbs/measure/tuning/05_result.ipynb #write-best
 def _check_digest(r: TuneResult, mar: Mar):
     if mar.digest == r.digest: return
     raise ToolkitError(
@@ -252,7 +261,7 @@ def write_best(
     wanted = setting.get("artifact")
     loaded = {name: load_artifact(folder) for name, folder in r.artifacts.items() if name == wanted}
     artifacts = needed_artifacts(loaded, setting)
-    version = version or _next(mar.version)
+    version = version or version_after(mar.version)
     return with_config(mar, store, version, artifacts, **to_config(setting))
 
 # %% ../../../nbs/measure/tuning/05_result.ipynb #apply-best

@@ -89,11 +89,11 @@ def _check_values(p: Parameter):
         check_whole(_LEAST[p.name], **{f"each value of {p.label}": value})
 
 # %% ../../../nbs/measure/tuning/01_space.ipynb #stage-workers
-_OWN = "workers_of_"    # and the name of a pipeline's stage; 0: none of its own
+_OWN = "workers_of_"    # and the name of a pipeline's stage; 0: it has none
 _WITH_OWN = ("mosec", "ray")
 
 def stage_parameters(stage_workers: Mapping[str, int], cores: int) -> list[Parameter]:
-    "Return a parameter for each stage that has workers of its own"
+    "Return a parameter for each stage that has its own workers"
     values = (0, *_steps(cores))
     return [
         Parameter(_OWN + stage, values, _WITH_OWN).including(n)

@@ -122,8 +122,8 @@ def build_metrics(
     requests: int,      # with a response
     latency: float,     # seconds of all requests
     text: str,          # of `read_worker_metrics`
-    groups: Sequence[Sequence[str]] = (),   # of stages in their order, that have processes of
-                                            # their own, and so batches of their own
+    groups: Sequence[Sequence[str]] = (),   # of stages in their order, that have their own
+                                            # processes, and so their own batches
 ) -> ModelMetrics:
     "Build a model's totals from the front's and the workers'"
     found = re.findall(rf'(?m)^{_SECONDS}_total\{{model_name="{re.escape(name)}"\}} (\S+)', text)

@@ -83,6 +83,16 @@ class SupervisorClient:
         wait_until(lambda: v.key in self._state()["drained"], seconds + 10, every=0.01)
         return self._state()["drained"].get(v.key, False)
 
+    def worker_log(self, name: str) -> list[str]:
+        "Return what a model's workers have printed, one version after another"
+        logs = sorted(self.folder.glob(f"logs/{name}-*.log"), key=lambda p: p.stat().st_mtime)
+        return [line for log in logs for line in tail_log(log)]
+
+    @property
+    def frontend(self) -> list[int]:
+        "Process ids of mosec's fronts, one for each version"
+        return [v["front"] for v in self._state()["versions"].values()]
+
 # %% ../../../nbs/serving/mosec/06_models.ipynb #models
 class Models(SupervisorClient):
     "Versions by model, and which of them serves"
@@ -138,15 +148,17 @@ class Models(SupervisorClient):
         problem = f"{name} has not {workers} ready workers after {self.settings.startup_timeout} s"
         raise ToolkitError(problem, do=f"%serve_logs {name}")
 
-    def worker_log(self, name: str) -> list[str]:
-        "Return what a model's workers have printed, one version after another"
-        logs = sorted(self.folder.glob(f"logs/{name}-*.log"), key=lambda p: p.stat().st_mtime)
-        return [line for log in logs for line in tail_log(log)]
-
-    @property
-    def frontend(self) -> list[int]:
-        "Process ids of mosec's fronts, one for each version"
-        return [v["front"] for v in self._state()["versions"].values()]
+# %% ../../../nbs/serving/mosec/06_models.ipynb #explain-failure
+def explain_failure(
+    state: Mapping[str, Any],       # of a version, as `SupervisorClient.state` returns it
+    log: Path,
+    since: int,                     # bytes of the log that an earlier start has written
+    exits: Path,                    # exit codes of workers
+) -> str:
+    "Return why a version does not start; '' while it still may"
+    if state["failed"]: return state["failed"]
+    if not state["failures"]: return ""
+    return failure_reason(tail_log(log, since), read_exit_codes(exits)) or "it ended"
 
 # %% ../../../nbs/serving/mosec/06_models.ipynb #loading
 class Loading(Models):
@@ -172,20 +184,13 @@ class Loading(Models):
 
         def outcome() -> str:
             state = self.state(v)
-            if is_complete(state, workers) and v.send(b"", "", {}, ping=True): return "ready"
-            return self._explain_failure(v, state, since)
+            if is_complete(state, workers) and v.responds(): return "ready"
+            if not self.running: return "mosec has ended"
+            return explain_failure(state, Path(v.plan["log"]), since, self.folder / "exits")
         reason = wait_until(outcome, timeout, every=0.05)
         if reason == "ready": return
         last_lines = tail_log(Path(v.plan["log"]))[-10:]
         raise not_ready_error(f"{v.name} version {v.version}", "mosec", reason, timeout, last_lines)
-
-    def _explain_failure(self, v: RunningVersion, state: Mapping[str, Any], since: int) -> str:
-        "Return why a version does not start; '' while it still may"
-        if not self.running: return "mosec has ended"
-        if state["failed"]: return state["failed"]
-        if not state["failures"]: return ""
-        lines = tail_log(Path(v.plan["log"]), since)
-        return failure_reason(lines, read_exit_codes(self.folder / "exits")) or "it ended"
 
     def switch(self, name: str, version: str):
         "Send new requests to a version"
@@ -210,6 +215,33 @@ class Loading(Models):
         self.changes += 1
         return is_drained
 
+# %% ../../../nbs/serving/mosec/06_models.ipynb #not-found
+def not_found(name: str, version: str = "") -> Response:
+    "Return TorchServe's error for an unknown model, or for an unknown version of a known one"
+    if not version: return error_response(404, f"Model not found: {name}", "ModelNotFoundException")
+    message = f"Model version: {version} does not exist for model: {name}"
+    return error_response(404, message, "ModelVersionNotFoundException")
+
+# %% ../../../nbs/serving/mosec/06_models.ipynb #send-across-swaps
+def send_across_swaps(
+    models: Requests, name: str, body: bytes, kind: str, headers: Mapping[str, str], version: str,
+) -> Response:
+    "Send a request to a version; if that does not take it, to the one that serves then"
+    settings = models.settings
+    if len(body) > settings.max_request_size: return TOO_LARGE
+    end = time.monotonic() + settings.response_timeout
+    while True:
+        v = models.find(name, version)
+        if v is None: return not_found(name, version if models._versions.get(name) else "")
+        with v.counted():
+            try: r = v.send(body, kind, headers)
+            except RuntimeError: r = None       # its client was closed: it has been replaced
+        if r is not None: return r
+        if time.monotonic() > end or models.stopping:
+            message = QUEUE_FULL.format(name)
+            return error_response(503, message, "ServiceUnavailableException")
+        time.sleep(0.02)
+
 # %% ../../../nbs/serving/mosec/06_models.ipynb #requests
 class Requests(Loading):
     "Requests to the models, and their totals"
@@ -223,25 +255,8 @@ class Requests(Loading):
         "Send one request, across a swap or the restart of a process"
         import httpx
         lost = httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError     # with mosec's front
-        try: return to_http(self._post(name, body, kind, headers, version), name)
+        try: return to_http(send_across_swaps(self, name, body, kind, headers, version), name)
         except lost: return to_http(WORKER_DIED, name)
-
-    def _post(
-        self, name: str, body: bytes, kind: str, headers: Mapping[str, str], version: str
-    ) -> Response:
-        if len(body) > self.settings.max_request_size: return TOO_LARGE
-        end = time.monotonic() + self.settings.response_timeout
-        while True:
-            v = self.find(name, version)
-            if v is None: return not_found(name, version if self._versions.get(name) else "")
-            with v.counted():
-                try: r = v.send(body, kind, headers)
-                except RuntimeError: r = None       # its client was closed: it has been replaced
-            if r is not None: return r
-            if time.monotonic() > end or self.stopping:
-                message = QUEUE_FULL.format(name)
-                return error_response(503, message, "ServiceUnavailableException")
-            time.sleep(0.02)
 
     def find(self, name: str, version: str) -> RunningVersion | None:
         "Return a version of a model, by default the one that serves; None for an unknown one"
@@ -274,9 +289,3 @@ class Requests(Loading):
         plan = self._serving[name].plan if name in self._serving else {"groups": []}
         groups = [g["stages"] for g in plan["groups"] if g["stages"]]
         return build_metrics(name, int(responses), seconds, self.metrics(), groups)
-
-def not_found(name: str, version: str = "") -> Response:
-    "Return TorchServe's error for an unknown model, or for an unknown version of a known one"
-    if not version: return error_response(404, f"Model not found: {name}", "ModelNotFoundException")
-    message = f"Model version: {version} does not exist for model: {name}"
-    return error_response(404, message, "ModelVersionNotFoundException")

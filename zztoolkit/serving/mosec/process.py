@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib, json, os, select, shutil, signal, subprocess, sys, time, warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,13 @@ class Pool:
             "stages": self.stages, "is_own": self.is_own, "ready": self.ready,
             "workers": len(self.guards)}
 
+# %% ../../../nbs/serving/mosec/04_process.ipynb #count-ready
+def count_ready(pools: Sequence[Pool], workers: int) -> int:
+    "Return a version's ready workers: 0 if a stage with its own workers has no ready one"
+    shared = [pool.ready for pool in pools if not pool.is_own]
+    own = [pool.ready for pool in pools if pool.is_own]
+    return min(shared, default=workers) if all(own) else 0
+
 # %% ../../../nbs/serving/mosec/04_process.ipynb #version
 class Version:
     "The processes of one version of a model: mosec's front, and workers with their guards"
@@ -187,21 +194,20 @@ class Version:
     @property
     def ready(self) -> int:
         "Ready workers; without a worker of each stage, none is"
-        shared = [pool.ready for pool in self.pools if not pool.is_own]
-        own = [pool.ready for pool in self.pools if pool.is_own]
-        return min(shared, default=self.workers) if all(own) else 0
+        return count_ready(self.pools, self.workers)
 
-    def describe(self) -> dict[str, Any]:
-        "Return what the owner reads"
-        slots = [slot for pool in self.pools for slot in pool.slots]
-        return {
-            "ready": self.ready,
-            "workers": self.workers,
-            "groups": [p.describe() for p in self.pools] if len(self.pools) > 1 else [],
-            "pids": [s.pid for s in slots if s.pid],
-            "front": self.front.pid,
-            "failures": max((s.failures for s in slots), default=0),
-            "exit_code": next((s.exit_code for s in slots if s.failures), 0)}
+# %% ../../../nbs/serving/mosec/04_process.ipynb #describe-version
+def describe_version(v: Version) -> dict[str, Any]:
+    "Return what the owner reads of a version"
+    slots = [slot for pool in v.pools for slot in pool.slots]
+    return {
+        "ready": v.ready,
+        "workers": v.workers,
+        "groups": [p.describe() for p in v.pools] if len(v.pools) > 1 else [],
+        "pids": [s.pid for s in slots if s.pid],
+        "front": v.front.pid,
+        "failures": max((s.failures for s in slots), default=0),
+        "exit_code": next((s.exit_code for s in slots if s.failures), 0)}
 
 # %% ../../../nbs/serving/mosec/04_process.ipynb #commands
 class Commands:
@@ -216,20 +222,34 @@ class Commands:
         *lines, self.buffer = (self.buffer + data).split(b"\n")
         yield from map(json.loads, lines)
 
-# %% ../../../nbs/serving/mosec/04_process.ipynb #supervisor
+# %% ../../../nbs/serving/mosec/04_process.ipynb #truncate-large
 _MAX_LOG = 20 << 20     # bytes
 
 def _truncate_large(log: Path):
     "Empty a log that is full"
     if log.stat().st_size > _MAX_LOG: os.truncate(log, 0)
 
+# %% ../../../nbs/serving/mosec/04_process.ipynb #state-file
+class StateFile:
+    "File of the state that the owner reads"
+    def __init__(self, folder: Path): self.folder, self._written = folder, ""
+
+    def write(self, state: dict[str, Any]):
+        "Replace the file, if the state has changed"
+        text = json.dumps(state)
+        if text == self._written: return
+        part, self._written = self.folder / "state.part", text
+        part.write_text(text)
+        os.replace(part, self.folder / "state.json")
+
+# %% ../../../nbs/serving/mosec/04_process.ipynb #supervisor
 class Supervisor:
     "Every version of a server's models"
     def __init__(self, folder: Path):
         self.folder, self.versions = folder, dict[str, Version]()
         self.drained: dict[str, bool] = {}      # versions that have stopped
         self.failed: dict[str, str] = {}        # versions that did not start, and why
-        self._written = ""
+        self.state = StateFile(folder)
 
     def obey(self, command: dict[str, Any]):
         "Start, scale or stop a version"
@@ -249,7 +269,8 @@ class Supervisor:
         for key, version in list(self.versions.items()):
             version.tend()
             if version.has_stopped: self._end(key)
-        self._write()
+        versions = {key: describe_version(v) for key, v in self.versions.items()}
+        self.state.write(dict(versions=versions, drained=self.drained, failed=self.failed))
         self._reap_orphans()
         for log in self.folder.glob("logs/*.log"):
             with suppress(OSError): _truncate_large(log)
@@ -267,16 +288,6 @@ class Supervisor:
         self.drained[key] = version.is_drained
         version.kill()
         with suppress(OSError): fold_ended(self.folder / "metrics")
-
-    def _write(self):
-        "Write the state for the owner, if it has changed"
-        versions = {key: v.describe() for key, v in self.versions.items()}
-        state = {"versions": versions, "drained": self.drained, "failed": self.failed}
-        text = json.dumps(state)
-        if text == self._written: return
-        part, self._written = self.folder / "state.part", text
-        part.write_text(text)
-        os.replace(part, self.folder / "state.json")
 
     def stop(self, seconds: float) -> bool:
         "Drain and end everything; return whether every request was finished"

@@ -52,7 +52,7 @@ def start_supervisor(folder: Path, drain_timeout: float) -> subprocess.Popen:
 class MosecServer(Supervised, Requests):
     """Private mosec on the loopback interface. Use it as `LocalServer`.
 
-    Each version of a model is one mosec, with a port of its own. mosec cannot read a token in
+    Each version of a model is one mosec, with its own port. mosec cannot read a token in
     HTTP's head, so a secret travels in each request's frame, and workers reject one without it.
     With `Settings(ports=...)` it speaks TorchServe's HTTP on the first of them.
     """

@@ -30,7 +30,7 @@ __all__ = []
 # %% ../../../nbs/serving/mosec/05_version.ipynb #groups
 def plan_groups(
     mar: Mar,
-    workers: int,       # of stages without workers of their own
+    workers: int,       # of stages without their own workers
 ) -> list[dict[str, Any]]:
     "Return mosec's stages: one for a handler, one for each group of a pipeline's stages"
     if not mar.groups: return [{"name": "model", "stages": [], "own": False, "workers": workers}]
@@ -134,6 +134,12 @@ class RunningVersion:
         except httpx.ConnectError: return None
         if r.status_code == 200: return response_of_frame(r.content)
         return response_of_front(r.status_code, r.text, self.name)
+
+    def responds(self) -> bool:
+        "Return whether a worker responds to a request without work"
+        import httpx
+        try: return bool(self.send(b"", "", ping=True))
+        except httpx.HTTPError: return False    # of a front that comes up, or ends
 
     def read_totals(self) -> tuple[int, float, int]:
         "Return responses, their seconds, and requests in flight, of all callers"

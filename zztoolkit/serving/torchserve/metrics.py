@@ -26,7 +26,7 @@ class ModelMetrics:
     requests: int = 0        # with a response
     buckets: dict[str, Buckets] = field(default_factory=dict)   # by stage
     stage_batches: dict[str, int] = field(default_factory=dict) # of stages whose processes make
-                                                                # batches of their own
+                                                                # their own batches
 
     def stage_means(self, before: ModelMetrics) -> dict[str, float]:
         "Return the seconds of a batch in each stage since an earlier reading"

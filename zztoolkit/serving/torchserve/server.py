@@ -5,18 +5,17 @@
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #imports
 from __future__ import annotations
 
-import atexit, json, os, shutil, subprocess, sys
-from collections.abc import Callable, Mapping
+import json, os, subprocess, sys
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ToolkitError
-from ...folders import create_owned_folder
 from ...system import wait_until
 from ..endpoint import Endpoint
-from ..supervised import is_drained, wait_stopped
+from ..supervised import is_drained, SupervisorOwner, wait_stopped
 from .api import http_exception, ManagementClient, open_client
 from .config import format_properties, free_ports, Settings, write_server_files
 from .logs import tail_log
@@ -85,14 +84,13 @@ def _start_supervisor(folder: Path) -> subprocess.Popen:
 
 def _start_processes(server: LocalServer):
     "Write the server's files, and start its supervisor"
-    server._owner, server.folder = os.getpid(), create_owned_folder()
+    server._make_folder()
     server.ports = tuple(server.settings.ports or free_ports(5))
     config = format_properties(server.settings, server.ports, server.folder / "store")
     plan = write_server_files(server.folder, config, "--enable-model-api")
     plan |= dict(management=server._url(1), drain_timeout=server.settings.drain_timeout)
     (server.folder / "plan.json").write_text(json.dumps(plan))
-    server.process = _start_supervisor(server.folder)
-    atexit.register(server.stop)
+    server._keep(_start_supervisor(server.folder))
 
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #wait-up
 def _responds(server: LocalServer) -> bool:
@@ -125,7 +123,7 @@ LIMITS: Mapping[str, str] = {
                "for each accelerator overlap, each with a copy of the model"}
 
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #local-server
-class LocalServer(ServerConnections):
+class LocalServer(ServerConnections, SupervisorOwner):
     """Private TorchServe on the loopback interface, with tokens.
 
     Use it as `with LocalServer() as server:` or call `start` and `stop`. It ends with this
@@ -135,13 +133,8 @@ class LocalServer(ServerConnections):
     limits = LIMITS
 
     def __init__(self, settings: Settings = Settings()):
-        self.settings, self.folder = settings, Path()
-        self.process: subprocess.Popen | None = None    # the supervisor
-        self.stopping, self._is_up, self._owner = False, False, os.getpid()
-        self.before_stop: list[Callable[[], None]] = []     # what ends with the server, but before it
-
-    @property
-    def running(self) -> bool: return self.process is not None and self.process.poll() is None
+        SupervisorOwner.__init__(self, settings)
+        self._is_up = False
 
     def start_in_background(self):
         "Start its processes; `start` waits until they respond. Running ones are left as they are"
@@ -176,16 +169,11 @@ class LocalServer(ServerConnections):
         return is_drained(code, seconds)
 
     def _clear(self):
-        atexit.unregister(self.stop)
-        if self.process:
-            self.process.kill()     # Java dies with it
-            self.process.wait()
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.process, self.stopping, self._is_up = None, False, False
+        super()._clear()        # Java dies with it
+        self._is_up = False
         self._disconnect()
 
     def __enter__(self) -> LocalServer: return self.start()
-    def __exit__(self, *exc): self.stop()
 
     @property
     def frontend(self) -> list[int]:
@@ -193,9 +181,6 @@ class LocalServer(ServerConnections):
         return find_java_pids(self.process)
 
     def endpoint(self, name: str) -> Endpoint: return Endpoint(self, name)
-    def __repr__(self) -> str:
-        if not self.running: return "LocalServer, stopped"
-        return f"LocalServer with {', '.join(self.management.models()) or 'no model'}"
 
 # %% ../../../nbs/serving/torchserve/06_server.ipynb #find-java
 def find_java_pids(supervisor: subprocess.Popen | None) -> list[int]:
