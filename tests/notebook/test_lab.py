@@ -32,6 +32,35 @@ weights = smollm2()""", "%%serve assistant --llm weights\npass", "%serve_panel",
 def ask(): assistant.chat("Tell me a long story about a wolf.", max_tokens=400, show=False)
 for _ in range(12): threading.Thread(target=ask).start()"""]
 
+REPOSITORY = ["""%load_ext zztoolkit
+from pathlib import Path
+from zztoolkit.archive import pack
+from zztoolkit.gateway import ModelRepository
+from zztoolkit.serving.server import make_server
+Path("prices.py").write_text('''
+import numpy as np
+from zztoolkit import Handler
+class Prices(Handler):
+    def initialize(self, context):
+        super().initialize(context)
+        self.prices = np.ones(8 << 20)      # 64 MiB
+    def preprocess(self, requests): return list(requests)
+    def inference(self, articles): return articles
+    def postprocess(self, articles): return [1] * len(articles)
+''')
+for name in ("books", "shoes", "toys"): pack(name, "prices.py", store="shop", example="1")
+Path("shop/torn.mar").write_bytes(b"not an archive")
+server = make_server("mosec").start()
+repository = ModelRepository(server, "shop", "200MB").start()
+%serve_status""", "%serve_panel", """import time
+def wait_for(name):
+    while not Path(name).exists(): time.sleep(0.05)
+wait_for("begin")
+for name in ("shoes", "toys", "books"): repository.predict(name, "1")
+with repository.use("books"): wait_for("end")
+repository.stop()
+server.stop()"""]
+
 FLAGS_OF = ["%load_ext zztoolkit\nfrom pathlib import Path\nartifact = Path('model.pt')", "%%serve goods --ba\nclass Goods: pass"]
 
 
@@ -47,6 +76,7 @@ class Lab:
     address: str
     token: str
     process: psutil.Process
+    home: Path
 
     def servers(self) -> list[RunningServer]:
         "The servers that its kernels have started; the tests that run beside this one have theirs"
@@ -59,7 +89,7 @@ def lab(tmp_path_factory):
     home = tmp_path_factory.mktemp("lab")
     without_outputs(ROOT / "nbs" / "tutorials" / "quality_inspection.ipynb", home / "quality_inspection.ipynb")
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    for name, cells in (("panel", PANEL), ("flags", FLAGS_OF), ("llm", LLM)):
+    for name, cells in (("panel", PANEL), ("flags", FLAGS_OF), ("llm", LLM), ("repository", REPOSITORY)):
         (home / f"{name}.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=kernel)))
     settings = home / "settings" / "@jupyterlab"
     for plugin, value in SETTINGS.items():
@@ -74,7 +104,7 @@ def lab(tmp_path_factory):
         end = time.monotonic() + 60
         while "is running at" not in (home / "lab.log").read_text() and time.monotonic() < end: time.sleep(0.2)
         assert lab.poll() is None, (home / "lab.log").read_text()
-        yield Lab(f"http://127.0.0.1:{port}", token, psutil.Process(lab.pid))
+        yield Lab(f"http://127.0.0.1:{port}", token, psutil.Process(lab.pid), home)
     finally:
         family = psutil.Process(lab.pid).children(recursive=True)
         lab.terminate()
@@ -123,6 +153,7 @@ def run_all_cells(page):
         except TimeoutError: continue
     raise AssertionError("no cell began to run")
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_tutorial_in_jupyterlab(lab, browser):
     page = opened(browser, lab, "quality_inspection.ipynb")
@@ -167,6 +198,7 @@ def drop(page, name: str, data: bytes):
         files.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name)); return files; }""", [name, base64.b64encode(data).decode()])
     page.locator(".zz-zone").dispatch_event("drop", {"dataTransfer": files})
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_panel_in_jupyterlab(lab, browser, photo):
     "Every button pressed, under load where it counts; a worker that is killed, a server that is killed, a kernel that is restarted"
@@ -233,6 +265,7 @@ def test_panel_in_jupyterlab(lab, browser, photo):
     assert not live.locator(".zz-zone").is_visible()
     page.close()
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_language_model_in_the_panel(lab, browser):
     "Twelve ask and eight answers grow at a time; then it is stopped in the middle, and all end"
@@ -256,4 +289,24 @@ def test_a_language_model_in_the_panel(lab, browser):
     card.get_by_text("Stop assistant?").wait_for(timeout=20_000)
     card.locator(".zz-yes:visible").click()
     card.wait_for(state="hidden", timeout=120_000)
+    page.close()
+
+@pytest.mark.browser
+def test_a_repository_in_the_panel(lab, browser):
+    "In memory for two of its three models the third takes the place of the first; the card goes when the repository stops"
+    page = opened(browser, lab, "repository.ipynb")
+    page.get_by_title("File Browser").first.click()
+    run_all_cells(page)
+    card = page.locator(".zz-panel .zz-card", has_text="repository on mosec")
+    card.get_by_text("0 of 4 models loaded").wait_for(timeout=60_000)
+    assert "0 MB of 200 MB in use" in page.locator(".jp-OutputArea", has_text="cold start").first.inner_text()        # %serve_status
+    (lab.home / "begin").touch()
+    card.locator("tr", has_text="books").get_by_text("1 in flight").wait_for(timeout=60_000)
+    state = {name: text.strip() for name, text in (row.locator("td").all_inner_texts()[:2] for row in card.locator("tr:has(td)").all())}
+    assert state == {"books": "loaded", "shoes": "on disk", "toys": "loaded", "torn": "failed"}
+    assert card.locator(".zz-bar span").count() == 2 and re.search(r"1\d\d MB of 200 MB in use", card.inner_text())
+    assert "torn.mar is not a model archive, or is damaged" in card.inner_text() and "2 of 4 models loaded · 1 in flight" in card.inner_text()
+    card.screenshot(path=PICTURES / "panel-repository.png")
+    (lab.home / "end").touch()
+    card.wait_for(state="hidden", timeout=60_000)
     page.close()

@@ -1,8 +1,10 @@
 "What only Ray Serve has: a cluster that ends with its owner, replicas that come and go with the load, a cluster of others"
 from __future__ import annotations
 
-import os, signal, socket, subprocess, sys, time
+import os, signal, socket, subprocess, sys, threading, time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil, pytest
@@ -13,6 +15,7 @@ from conftest import ROOT
 from support.ray_cluster import ray_cluster
 from zztoolkit.archive.packing import pack
 from zztoolkit.errors import ToolkitError
+from zztoolkit.serving.ray import server as ray_server
 from zztoolkit.serving.ray.server import CLUSTER_LIMITS, RayServer
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.torchserve.config import Settings
@@ -42,9 +45,15 @@ def pack_mortal(folder: Path, version: str = "1", **config):
 
 def predict(server, text: str) -> list[str]: return server.post("mortal", text.encode(), "text/plain").text.split()
 
+IMPATIENT = "from zztoolkit.serving.ray import plan; plan.SCALING.update(look_back_period_s=11, upscale_delay_s=1, downscale_delay_s=2); "
+
 @pytest.fixture(scope="module")
 def server():
-    with RayServer() as server: yield server
+    "Ray on which replicas come and go a second or two after the load, not five and sixty"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_server, "_SUPERVISE", IMPATIENT + ray_server._SUPERVISE)
+        server = RayServer().start()
+    with server: yield server
 
 
 def test_nothing_of_ray_in_the_owner(server):
@@ -66,16 +75,49 @@ def test_waiting_requests_outlive_a_replica(server, tmp_path):
         assert died.result().status_code == 500
         assert [w.result().status_code for w in waiting] == [200] * 3
 
+GRADES = """
+from zztoolkit import Pipeline, Stage
+import time
+
+def number(request): return request["x"]
+
+def grade(x):
+    time.sleep(0.05)
+    return x
+
+class Grades(Pipeline):
+    stages = (Stage("number", number), Stage("grade", grade, workers=(1, 2)))
+"""
+
+def pack_grades(folder: Path):
+    (folder / "grades.py").write_text(GRADES)
+    return pack("grades", folder / "grades.py", store=folder, example={"x": 1})
+
+@contextmanager
+def clients(server, n: int) -> Iterator[list[tuple[int, str]]]:
+    "Half of them send to the model, half to the pipeline, during the block; yields status and text of the responses"
+    responses, over = [], threading.Event()
+    def send(name: str, body: bytes, kind: str):
+        while not over.is_set():
+            r = server.post(name, body, kind)
+            responses.append((r.status_code, r.text))
+    with ThreadPoolExecutor(n) as pool:
+        sent = [pool.submit(send, *(("mortal", b"x", "text/plain"), ("grades", b'{"x": 7}', "application/json"))[i % 2]) for i in range(n)]
+        try: yield responses
+        finally: over.set()
+    for s in sent: s.result()
+
 def test_replicas_follow_the_load(server, tmp_path):
-    "From the least to the greatest number of workers while requests queue; no request fails"
-    deploy(server, pack_mortal(tmp_path, "2", workers=1, max_workers=2))
-    pids, end = set(), time.monotonic() + 120
-    with ThreadPoolExecutor(8) as pool:
-        while len(pids) < 2 and time.monotonic() < end:
-            answers = list(pool.map(lambda _: predict(server, "x"), range(80)))
-            assert {tuple(a[:2]) for a in answers} == {("x", "2")}
-            pids = {a[2] for a in answers}
-    assert len(pids) == 2
+    "Four times the load and back: replicas of a model 1 → 3 → 1, of one stage of a pipeline 1 → 2 → 1; no request fails"
+    deploy(server, pack_mortal(tmp_path, "2", workers=1, max_workers=3))
+    deploy(server, pack_grades(tmp_path))
+    def replicas() -> tuple: return server.status("mortal").workers, server.status("grades").stage_workers["grade"]
+    with clients(server, 4) as steady:
+        assert wait_until(lambda: len(steady) > 50, 30) and replicas() == (1, (1, 1))
+        with clients(server, 12) as more: assert wait_until(lambda: replicas() == (3, (2, 2)), 120, every=0.2)
+        assert wait_until(lambda: replicas() == (1, (1, 1)), 120, every=0.2)
+    assert {(status, text.split()[0]) for status, text in [*steady, *more]} == {(200, "x"), (200, "7")}
+    assert len(server.status("grades").pids) == 2
 
 def test_controller_comes_back(server):
     "kill -9 of Ray Serve's controller: requests go on, and the next version loads"

@@ -101,7 +101,7 @@ class StoredModel:
     bounds: Bounds
     state: str = ON_DISK
     memory: int = 0             # bytes that it has of the budget
-    measured: int = 0           # bytes when it was loaded last; 0: never
+    peak: int = 0               # bytes of a worker, at most so far; 0: it was never loaded
     workers: int = 0
     load_seconds: float = 0     # of its last load, room for it included
     failure: Failure | None = None

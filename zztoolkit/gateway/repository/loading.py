@@ -136,10 +136,11 @@ class Unloading(Gated):
             return True
 
     def trim(self):
-        "Unload idle models if all together have grown over the budget"
+        "Unload idle models while all together have grown over the budget, as far as some are idle"
+        if self.claimed <= self.budget: return
         with self._room:
-            while (excess := self.claimed - self.budget) > 0:
-                if not self._unload_for(excess): return
+            while self.claimed > self.budget:
+                if not self._unload_for(1): return      # the oldest
 
     def _unload_for(self, excess: int) -> bool:
         "Unload the first of those that make room together; return whether that was possible"
@@ -213,8 +214,7 @@ class Loading(Unloading):
         "Measure the memory that a model takes"
         size = self.measure(self.server, model.name)
         with self.lock:
-            if not size or model.state in (ON_DISK, FAILED): return
-            model.memory, model.measured = size, size // max(1, model.workers)
+            if size and model.state not in (ON_DISK, FAILED): self.count(model, size)
 
     def _fail(self, model: StoredModel, error: Exception):
         "Fail the requests of a model; remember why, if the archive is the reason"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from ...serving.server import Server
 
@@ -17,15 +19,20 @@ __all__ = []
 def process_memory(pid: int) -> int:
     """Return the bytes that end with a worker: what it shares with no other process.
 
-    Files of its folder, weights that workers map into their memory, count by its share.
+    Files of its folder, weights that workers map into their memory, count by its share. The
+    code of libraries does not count, since the next worker shares it.
     """
     import psutil
     process = psutil.Process(pid)
     folder = process.cwd()
     if not hasattr(process, "memory_maps"): return process.memory_full_info().uss   # macOS
-    return sum(
-        m.pss if m.path.startswith(folder) else m.private_clean + m.private_dirty
-        for m in process.memory_maps())
+    return sum(_own_bytes(m, folder) for m in process.memory_maps())
+
+def _own_bytes(region: Any, folder: str) -> int:
+    is_library = ".so" in Path(region.path).suffixes
+    if is_library: return region.private_dirty
+    if region.path.startswith(folder): return region.pss
+    return region.private_clean + region.private_dirty
 
 # %% ../../../nbs/gateway/repository/04_memory.ipynb #model-memory
 Measure = Callable[[Server, str], int]      # bytes of a model on a server

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median_low
 
 from zztoolkit.gateway.repository.archives import (
     Archive, ArchiveFolder, Bounds, check_bounds, FAILED, Failure, LOADED, ON_DISK, StoredModel,
@@ -88,11 +89,20 @@ class StoredModels:
         "Return the bytes that a model will take. Raise `OverBudget` if its files have more"
         fewest, size = model.bounds[0], model.archive.size
         if size > self.budget: raise self.over_budget(model, size, "its files have")
-        if model.measured: return min(self.budget, fewest * model.measured)
-        measured = [m for m in self.models.values() if m.measured]
-        if not measured: return self.budget     # the first is alone, and shows what workers take
-        besides = min(max(0, m.measured - m.archive.size) for m in measured)
-        return min(self.budget, estimate_memory(size, fewest, besides))
+        if model.peak: return min(self.budget, fewest * model.peak)
+        besides = [max(0, m.peak - m.archive.size) for m in self.models.values() if m.peak]
+        if not besides: return self.budget      # the first is alone, and shows what workers take
+        return min(self.budget, estimate_memory(size, fewest, median_low(besides)))
+
+    def count(self, model: StoredModel, size: int):
+        """Count the bytes that a model was measured at.
+
+        It keeps what it has taken before, which it will take again.
+        """
+        with self.lock:
+            workers = max(1, model.workers)
+            model.peak = max(model.peak, size // workers)
+            model.memory = max(size, min(self.budget, workers * model.peak))
 
     def over_budget(self, model: StoredModel, size: int, what: str) -> OverBudget:
         return OverBudget(

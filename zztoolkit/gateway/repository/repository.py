@@ -75,6 +75,7 @@ class ModelRepository(Scaled):
         if self._thread.is_alive(): return self
         if not self.server.running: raise ToolkitError("the server does not run", do="start it")
         self.server.before_stop.append(self._end)
+        _RUNNING.append(self)
         self._thread.start()
         return self
 
@@ -90,6 +91,7 @@ class ModelRepository(Scaled):
 
     def _end(self):
         with suppress(ValueError): self.server.before_stop.remove(self._end)
+        with suppress(ValueError): _RUNNING.remove(self)
         self.is_stopping = True
         self._stop.set()
         for pool in (self._loaders, self._scalers): pool.shutdown(cancel_futures=True)
@@ -128,3 +130,10 @@ class ModelRepository(Scaled):
 
     def __repr__(self) -> str: return str(self.status())
     def _repr_html_(self) -> str: return self.status()._repr_html_()
+
+# %% ../../../nbs/gateway/repository/09_repository.ipynb #running
+_RUNNING: list[ModelRepository] = []
+
+def running_repositories() -> list[ModelRepository]:
+    "Return the repositories of this process that run, for `%serve_panel`"
+    return sorted(_RUNNING, key=lambda r: r.folder.path)

@@ -52,8 +52,9 @@ class Scaled(Loading):
         uses = self.read_uses()
         loaded = self.loaded()
         self._watched = {m.name: self._watch(m) for m in loaded}
-        for model in loaded: self._tend_one(model, uses.get(model.name, Use()))
-        self.trim()
+        for model in loaded:
+            self._tend_one(model, uses.get(model.name, Use()))
+            self.trim()     # it may have grown
 
     def _watch(self, model: StoredModel) -> Watched:
         return self._watched.get(model.name) or Watched(self.scaling)
@@ -96,7 +97,7 @@ class Scaled(Loading):
 
     def _scale(self, model: StoredModel, workers: int):
         more = workers - model.workers
-        if more > 0 and not self.claim_room(model, more * model.measured): return
+        if more > 0 and not self.claim_room(model, more * model.peak): return
         if more < 0 and not self._rest(model): return
         try: self.server.scale(model.name, workers)
         finally: self.look(model)

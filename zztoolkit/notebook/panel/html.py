@@ -137,9 +137,10 @@ def error_html(e: Exception) -> str:
 
 # %% ../../../nbs/notebook/panel/03_html.ipynb #head-html
 _TONES = {
-    "ready": "good", "running": "good", "loading": "warn", "restarting": "warn",
-    "partly ready": "warn", "starting": "warn", "stopping": "warn",
-    "died": "bad", "down": "bad", "gone": "bad",
+    "ready": "good", "running": "good", "loaded": "good", "loading": "warn",
+    "restarting": "warn", "partly ready": "warn", "starting": "warn", "stopping": "warn",
+    "unloading": "warn", "scaling": "warn", "died": "bad", "down": "bad", "gone": "bad",
+    "failed": "bad",
 }
 
 def _tone(state: str) -> str: return f"zz-{_TONES.get(state, 'off')}"
@@ -196,13 +197,13 @@ def gpu_figures(gpu: Mapping[str, float], rows: Mapping[str, Row]) -> list[str]:
     return figures
 
 # %% ../../../nbs/notebook/panel/03_html.ipynb #stages-html
-_COLOURS = ("#5c7cfa", "#22b8cf", "#40c057", "#fab005", "#ff922b", "#868e96")   # on white and black
+COLOURS = ("#5c7cfa", "#22b8cf", "#40c057", "#fab005", "#ff922b", "#868e96")   # on white and black
 
 def stages_html(stages: Mapping[str, StageTime]) -> str:
     "Draw the stages of a batch as one bar with its legend"
     total = sum(t.mean for t in stages.values())
     if not total: return ""
-    colours = itertools.cycle(_COLOURS)
+    colours = itertools.cycle(COLOURS)
     parts = [(name, t, next(colours)) for name, t in stages.items()]
     bar = [span("", style=f"width:{t.mean / total:.1%};background:{c}") for _, t, c in parts]
     legend = [_legend_html(name, t, c, t.mean > total / 20) for name, t, c in parts]

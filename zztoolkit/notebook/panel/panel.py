@@ -13,6 +13,7 @@ from typing import Any, TYPE_CHECKING
 from .buttons import import_widgets
 from .html import div, error_html, still_html, style_html
 from .llms import LLMs, LLMSection
+from .repositories import RepositorySection
 from .widgets import make_visibility, Section
 from ...errors import ToolkitError
 from ...serving.torchserve.running import running_servers, RunningServer
@@ -130,16 +131,17 @@ class Panel:
         llms: LLMs | None = None,
     ):
         w = import_widgets()
-        self.server, self.repository = server or LocalServer(), repository
+        self.server = server or LocalServer()
         self._servers, self._sections = ServerList(self.server), list[Section]()
         self._poller = Poller(self)
-        self._body, self._trouble, self._table = w.VBox(), w.HTML(), w.HTML()
+        self._body, self._trouble = w.VBox(), w.HTML()
+        self._repositories = RepositorySection(repository)
         self._llms = LLMSection({} if llms is None else llms, self._poller.changed)
         style = w.HTML(style_html())
         style.add_class("zz-style")
         visibility = make_visibility(self._poller.seen)
-        parts = [style, self._trouble, self._table, self._llms.box, self._body, visibility]
-        self.widget = w.VBox(parts)
+        boxes = self._repositories.box, self._llms.box, self._body
+        self.widget = w.VBox([style, self._trouble, *boxes, visibility])
         self.widget.add_class("zz-panel")
         self._picture = StillPicture()
 
@@ -147,10 +149,9 @@ class Panel:
         "Poll every server and show it; return whether anything happened. Show errors, raise none"
         try:
             self._show_sections()
-            self._table.value = self._repository_html()
             happened = [s.poll() for s in self._sections]
-            happened.append(self._llms.poll())
-            self._body.layout.display = "none" if self._has_only_llms else ""
+            happened += [self._llms.poll(), self._repositories.poll()]
+            self._body.layout.display = "none" if self._has_only_others else ""
             self._trouble.value = ""
             return any(happened)
         except Exception as e:
@@ -165,18 +166,15 @@ class Panel:
         self._body.children = tuple(s.box for s in self._sections)
 
     @property
-    def _has_only_llms(self) -> bool:
+    def _has_only_others(self) -> bool:
         is_off = all(s.snapshot.state == "stopped" for s in self._sections)
-        return is_off and bool(self._llms.cards)
-
-    def _repository_html(self) -> str:
-        return self.repository.status()._repr_html_() if self.repository else ""
+        return is_off and bool(self._llms.cards or self._repositories.views)
 
     def still(self, remark: str = "") -> str:
         "Return the last poll as a still picture, in HTML"
-        shown = [] if self._has_only_llms else self._sections
+        shown = [] if self._has_only_others else self._sections
         servers = "".join(still_html(s.snapshot, remark) for s in shown)
-        return self._table.value + self._llms.still(remark) + servers
+        return self._repositories.still(remark) + self._llms.still(remark) + servers
 
     def update_still(self):
         "Update the picture beneath the panel"
@@ -201,7 +199,7 @@ class Panel:
 # %% ../../../nbs/notebook/panel/05_panel.ipynb #panel-2
 def show_panel(
     server: LocalServer | None = None, # default: those of other processes of this user
-    repository: ModelRepository | None = None,  # of that server, whose models are listed, too
+    repository: ModelRepository | None = None,  # default: those that run in this process
     llms: LLMs | None = None,   # language models by their names, as they come and go
 ) -> Panel:
     "Open a panel of what is served; the last expression of a cell shows it"

@@ -38,6 +38,8 @@ PRIVATE = {
     "RAY_AUTH_MODE": "token",
     "RAY_process_group_cleanup_enabled": "false",   # it would end the script that notes exit codes
     "RAY_raylet_start_wait_time_s": "120",          # for the agents of Ray, on a busy machine
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",     # the load, every
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",    # second, not every 10
     "RAY_BACKEND_LOG_LEVEL": "error"}
 
 def private_environment(folder: Path) -> dict[str, str]:

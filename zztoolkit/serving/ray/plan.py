@@ -102,6 +102,8 @@ def make_plan(
         groups=mar.groups if len(mar.groups) > 1 else ())
 
 # %% ../../../nbs/serving/ray/01_plan.ipynb #scaling
+SCALING = {"upscale_delay_s": 5, "downscale_delay_s": 60}
+
 def scaling_options(
     plan: Plan,
     workers: int = 0,   # default: those of the archive; a stage's own stay
@@ -115,8 +117,7 @@ def scaling_options(
         "min_replicas": least,
         "max_replicas": most,
         "target_ongoing_requests": max(2, plan.batch_size),
-        "upscale_delay_s": 5,
-        "downscale_delay_s": 60}}
+        **SCALING}}
 
 # %% ../../../nbs/serving/ray/01_plan.ipynb #actor-options
 def actor_options(plan: Plan) -> dict[str, Any]:

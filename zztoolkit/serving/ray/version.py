@@ -21,6 +21,7 @@ from ..torchserve.config import read_exit_codes
 from ..torchserve.logs import failure_reason, last_traceback, tail_log
 from ..torchserve.worker import Response
 from .application import make_application
+from ...pipeline.placement import Group
 from .plan import deployment_options, Plan
 from .records import has_begun, running_pids
 from .replica import Request
@@ -42,7 +43,8 @@ class RunningVersion:
     "A version that runs, or is about to come or to go"
     def __init__(self, plan: Plan, archive: Any = None, prefix: str = ""):
         self.plan, self.archive, self.app = plan, archive, prefix + plan.app
-        self.workers, self.handle, self.in_flight = plan.workers, None, 0
+        self.workers, self.most = plan.workers, plan.max_workers    # at least, at most
+        self.handle, self.in_flight = None, 0
         self.requests, self.seconds = 0, 0.0    # with a response
         self._log_start = 0
 
@@ -52,6 +54,7 @@ class RunningVersion:
         target = serve.RunTarget(application, name=self.app, route_prefix=None)
         self.handle, = serve.run_many([target], wait_for_applications_running=False)
         self.workers = workers or self.plan.workers
+        self.most = workers or self.plan.max_workers
 
     def delete(self): serve.delete(self.app)
 
@@ -78,10 +81,15 @@ class VersionState(RunningVersion):
         names = [deployment_options(self.plan, 0, i)["name"] for i in range(len(self.plan.pools))]
         return [known[n].replica_states.get("RUNNING", 0) if n in known else 0 for n in names]
 
+    def _expected(self, group: Group, ready: int) -> int:
+        "Return how many replicas of a group there are to be, of which some are ready"
+        least, most = group.workers or (self.workers, self.most)
+        return min(most, max(least, ready))
+
     def _describe_groups(self, counts: list[int]) -> list[dict[str, Any]]:
         return [
             {"stages": g.stages, "is_own": bool(g.workers), "ready": ready,
-             "workers": g.workers[0] if g.workers else self.workers}
+             "workers": self._expected(g, ready)}
             for g, ready in zip(self.plan.groups, counts)]
 
     def describe(self) -> dict[str, Any]:
@@ -90,8 +98,9 @@ class VersionState(RunningVersion):
         counts = list(map(len, pids)) if self.plan.home else self._count_running()
         shared = [n for n, g in zip(counts, self.plan.pools) if not g.workers]
         ready = min(shared, default=self.workers) if all(counts) else 0
+        workers = min(self.most, max(self.workers, ready))
         return {
-            "ready": ready, "workers": self.workers, "groups": self._describe_groups(counts),
+            "ready": ready, "workers": workers, "groups": self._describe_groups(counts),
             "pids": [pid for group in pids for pid in group],
             "batch_size": self.plan.batch_size, "max_batch_delay": self.plan.max_batch_delay,
             "in_flight": self.in_flight, "requests": self.requests, "seconds": self.seconds}
