@@ -116,6 +116,7 @@ def test_no_secret_reaches_the_engine(alone):
 
 @pytest.mark.slow
 def test_an_engine_that_dies_is_started_again(alone, client):
+    "The pod's log says so"
     process_of(alone, "zztoolkit.llm.worker").kill()
     wait_until(lambda: not alone.ready, 30)
     with pytest.raises(openai.InternalServerError) as e: chat(client)
@@ -123,6 +124,7 @@ def test_an_engine_that_dies_is_started_again(alone, client):
     assert alone.get("/livez").status_code == 200
     wait_until(lambda: alone.ready, 240)
     assert "Paris" in chat(client).choices[0].message.content and metric(alone, "zz_llm_engine_restarts") == 1
+    assert "the engine has died" in alone.said()
 
 def test_a_server_that_dies_is_started_again(alone, client):
     stream = chat(client, STORY, max_tokens=4000, stream=True)
@@ -168,8 +170,6 @@ def test_helm_test_asks_it(alone, tokens, tmp_path):
     assert "404" in run("gpt", tokens).stderr
     (tmp_path / "tokens").write_text("another-token-of-nobody")
     assert "401" in run("smol", tmp_path / "tokens").stderr
-
-def test_its_log_is_the_pods(alone): assert "the engine has died" in alone.said()
 
 
 # Beside a handler

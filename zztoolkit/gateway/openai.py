@@ -71,15 +71,17 @@ class LanguageModels:
 
     async def is_ready(self, name: str) -> bool:
         "Return whether a model's server takes requests: not while its engine loads, or it drains"
-        import httpx
-        model = self.find(name)
-        try: response = await self.client.get(model.url + "/health", timeout=HEALTH_TIMEOUT)
-        except httpx.HTTPError: return False
-        return model.ready and response.is_success
+        return await self._responds(self.find(name))
 
     async def are_ready(self) -> bool:
         "Return whether all of them do"
-        return all(await asyncio.gather(*map(self.is_ready, self.models)))
+        return all(await asyncio.gather(*map(self._responds, self.models.values())))
+
+    async def _responds(self, model: LanguageModel) -> bool:
+        import httpx
+        try: response = await self.client.get(model.url + "/health", timeout=HEALTH_TIMEOUT)
+        except httpx.HTTPError: return False
+        return model.ready and response.is_success
 
     def request(self, model: LanguageModel, path: str, body: bytes) -> httpx.Request:
         "Return a request to a model's server, with its token"

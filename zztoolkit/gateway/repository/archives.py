@@ -5,7 +5,7 @@
 # %% ../../../nbs/gateway/repository/03_archives.ipynb #imports
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .policy import Trend
@@ -101,13 +101,24 @@ class StoredModel:
     bounds: Bounds
     state: str = ON_DISK
     memory: int = 0             # bytes that it has of the budget
-    peak: int = 0               # bytes of a worker, at most so far; 0: it was never loaded
     workers: int = 0
     load_seconds: float = 0     # of its last load, room for it included
     failure: Failure | None = None
     is_wanted: bool = False     # by a request that came while it was unloaded or scaled
     about: ModelDescription | None = None       # as it was when it was loaded last
     trend: Trend | None = None
+    peaks: dict[int, int] = field(default_factory=dict)     # most bytes so far, by number of workers
+
+    def expect_memory(self, workers: int) -> int:
+        """Return the bytes that a model will take; 0 if it was never loaded.
+
+        Of a number of workers that was never measured it is a little too much: memory that they
+        share counts for each.
+        """
+        if not self.peaks: return 0
+        fewer = [n for n in self.peaks if n <= workers]
+        known = max(fewer, default=min(self.peaks))
+        return self.peaks[known] * workers // known
 
     @property
     def name(self) -> str: return self.archive.name

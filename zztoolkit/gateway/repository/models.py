@@ -89,8 +89,9 @@ class StoredModels:
         "Return the bytes that a model will take. Raise `OverBudget` if its files have more"
         fewest, size = model.bounds[0], model.archive.size
         if size > self.budget: raise self.over_budget(model, size, "its files have")
-        if model.peak: return min(self.budget, fewest * model.peak)
-        besides = [max(0, m.peak - m.archive.size) for m in self.models.values() if m.peak]
+        if model.peaks: return min(self.budget, model.expect_memory(fewest))
+        loaded = [m for m in self.models.values() if m.peaks]
+        besides = [max(0, m.expect_memory(1) - m.archive.size) for m in loaded]
         if not besides: return self.budget      # the first is alone, and shows what workers take
         return min(self.budget, estimate_memory(size, fewest, median_low(besides)))
 
@@ -101,8 +102,7 @@ class StoredModels:
         """
         with self.lock:
             workers = max(1, model.workers)
-            model.peak = max(model.peak, size // workers)
-            model.memory = max(size, min(self.budget, workers * model.peak))
+            model.memory = model.peaks[workers] = max(size, model.peaks.get(workers, 0))
 
     def over_budget(self, model: StoredModel, size: int, what: str) -> OverBudget:
         return OverBudget(

@@ -73,10 +73,12 @@ class ModelRepository(Scaled):
     def start(self) -> ModelRepository:
         "Begin to look after the models; a running one is left as it is"
         if self._thread.is_alive(): return self
+        if self.is_stopping:
+            raise ToolkitError("a stopped repository does not start again", do="make a new one")
         if not self.server.running: raise ToolkitError("the server does not run", do="start it")
         self.server.before_stop.append(self._end)
-        _RUNNING.append(self)
         self._thread.start()
+        _RUNNING.append(self)
         return self
 
     def _run(self):

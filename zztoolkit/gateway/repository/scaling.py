@@ -71,7 +71,7 @@ class Scaled(Loading):
         was_used = use.in_flight > 0 or now - use.age > watched.weighed_at
         if was_used and now - watched.weighed_at > WEIGHED_EVERY:
             watched.weighed_at = now
-            self.weigh(model)
+            self.look(model)
         workers = self._decide(model, watched, use, now)
         if workers != model.workers: self._scalers.submit(self.scale, model, workers)
 
@@ -96,8 +96,8 @@ class Scaled(Loading):
         finally: self._open(model)
 
     def _scale(self, model: StoredModel, workers: int):
-        more = workers - model.workers
-        if more > 0 and not self.claim_room(model, more * model.peak): return
+        more, memory = workers - model.workers, model.expect_memory(workers)
+        if more > 0 and not self.claim_room(model, max(0, memory - model.memory)): return
         if more < 0 and not self._rest(model): return
         try: self.server.scale(model.name, workers)
         finally: self.look(model)

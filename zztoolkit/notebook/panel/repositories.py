@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools, sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, TYPE_CHECKING
 
 from ...display import Table
+from ...errors import ToolkitError
 from .buttons import import_widgets
 from .html import COLOURS, div, element, failures_html, span, state_html, still_page
 from .status import Failure
@@ -117,10 +118,17 @@ class RepositorySection:
         "Show every repository; return whether anything happens"
         before = {view.name for view in self.views}
         repositories = [self.given] if self.given else find_repositories()
-        self.views = [view_repository(repository) for repository in repositories]
+        self.views = [view for r in repositories if (view := self._view(r))]
         self.box.value = "".join(map(repository_html, self.views))
         is_changed = before != {view.name for view in self.views}
         return is_changed or any(view.is_changing for view in self.views)
+
+    def _view(self, repository: ModelRepository) -> RepositoryView | None:
+        "Return how a repository is doing; as it was, but down, if its gateway does not answer"
+        try: return view_repository(repository)
+        except ToolkitError: pass
+        name = repository.folder.path.name
+        return next((replace(v, is_running=False) for v in self.views if v.name == name), None)
 
     def still(self, remark: str = "") -> str:
         "Return all cards as a picture that needs no kernel"
