@@ -12,6 +12,8 @@ from support.ports import block_of_five
 from zztoolkit.deploy.wheel import own_wheel
 from zztoolkit.samples import sample_photo
 
+pytestmark = pytest.mark.slow
+
 
 class Installation:
     "A virtual environment with zztoolkit's wheel, and a project folder to work in"
@@ -99,7 +101,6 @@ def quickstart(installed) -> list:
     installed.python("-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", "story.ipynb")
     return nbformat.read(installed.project / "story.ipynb", 4).cells
 
-@pytest.mark.slow
 def test_readme_story(installed, quickstart):
     "It runs as it stands there, prints what README promises, and leaves an archive"
     for (source, promised), cell in zip(story(), quickstart):
@@ -121,7 +122,6 @@ def mar(installed, quickstart) -> Path:
     assert "sha256" in said
     return installed.project / "packed" / "classify.mar"
 
-@pytest.mark.slow
 def test_serve_and_bench(installed, mar):
     "One request, a benchmark of the running model by its name, then SIGTERM"
     port = block_of_five()
@@ -144,7 +144,6 @@ def test_serve_and_bench(installed, mar):
         server.kill()
         server.wait()
 
-@pytest.mark.slow
 def test_offline(installed, mar):
     "A folder of photographs; then the answers, read in Python"
     (installed.project / "Fotos ü").mkdir()
@@ -153,7 +152,6 @@ def test_offline(installed, mar):
     code = "from zztoolkit import offline; print(offline.read('answers')['class'].tolist())"
     assert installed.python("-c", code).strip() == "[400, 400, 400]"
 
-@pytest.mark.slow
 def test_image(installed, mar):
     "The context holds a wheel of the files that run, the archive, and no package named zztoolkit for pip to look up"
     installed.zz("image", "image context", mar)

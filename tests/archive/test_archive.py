@@ -90,6 +90,7 @@ def test_render_runs_nothing_of_an_archive(times, tmp_path):
     render([mar], tmp_path / "deploy", image="zz:1")
     assert not (tmp_path / "ran").exists()
 
+@pytest.mark.slow
 def test_render_believes_only_its_keys(times, tmp_path):
     mar = times.move_to(tmp_path / "models")
     ours, public = new_key(tmp_path / "ours")
@@ -187,6 +188,7 @@ def test_whole_files_that_say_nonsense(tmp_path, members):
     with pytest.raises(ToolkitError, match="m.mar"): read_all(zipped(tmp_path / "m.mar", members))
 
 
+@pytest.mark.slow
 def test_a_handler_section_is_packed(tmp_path):
     "TorchServe's examples keep a handler's own settings under `handler:`"
     (tmp_path / "config.yaml").write_text("handler: {factor: 5}\nbatchSize: 2\n")
@@ -212,6 +214,7 @@ def test_a_crash_says_where(tmp_path):
     with pytest.raises(ToolkitError, match="SIGSEGV") as e: pack_source(tmp_path, source)
     assert "Segmentation fault" in e.value.found and "times.py" in e.value.found and "in initialize" in e.value.found
 
+@pytest.mark.slow
 def test_built_in_handlers_of_torchserve(tmp_path):
     "Named as torch-model-archiver names them"
     with warnings.catch_warnings():
@@ -258,6 +261,7 @@ def test_answers_that_depend_on_neighbours(what, tmp_path):
     with pytest.raises(ToolkitError, match="depends on the other requests") as e: pack_source(tmp_path, source, "rows", {"a": 3, "b": 1}, batchSize=4)
     assert says in str(e.value) and "Batch.map" in e.value.do and not (tmp_path / "store" / "rows.mar").exists(), e.value
 
+@pytest.mark.slow
 def test_any_missing_field_is_tried(tmp_path):
     "Whichever comes first in the example"
     source = TABLE.replace('(df["a"] - df["b"]).tolist()', '(df["a"] * df["b"].fillna(1)).tolist()').replace('{"high": bool(y > 0)}', "y")
@@ -273,6 +277,7 @@ def test_our_words_are_taken_and_misspelt_ones_are_not(tmp_path):
     assert {k: mar.config[k] for k in ("batchSize", "minWorkers", "maxBatchDelay", "limit_of_mine")} == {"batchSize": 4, "minWorkers": 2, "maxBatchDelay": 7, "limit_of_mine": 3}
     with pytest.raises(ToolkitError, match="no such setting: batchsize\n.*did you mean batch_?[sS]ize"): pack_source(tmp_path, TIMES, batchsize=4)
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [TABLE.replace("bool(y > 0)", "y"), TIMES.replace('x["n"]', '[x["n"] / 7, len(xs)]'), TIMES.replace("self.factor * ", "1e-7 * len(xs) + ")])
 def test_independent_answers_pass(source, tmp_path):
     "A broken request fails by itself; how many were in the batch may be told; last digits may change"
@@ -281,6 +286,7 @@ def test_independent_answers_pass(source, tmp_path):
 def test_random_answers_are_not_compared(tmp_path):
     with pytest.warns(UserWarning, match="differs from one call to the next"): pack_source(tmp_path, "import random\n" + TIMES.replace("self.factor", "random.random()"), batchSize=4)
 
+@pytest.mark.slow
 def test_a_foreign_handler_is_only_warned_of(tmp_path):
     "TorchServe's own handlers fail with their whole batch; what one answers must not change all the same"
     plain = "import json\nclass Plain:\n    def initialize(self, context): pass\n    def handle(self, data, context): return [r['body']['n'] * {} for r in data]\n"
@@ -304,6 +310,7 @@ def lines(tmp_path_factory) -> Path:
     PIL.Image.fromarray(rows).save(path, quality=90)
     return path
 
+@pytest.mark.slow
 def test_a_plan_beyond_the_tolerance_is_served_exactly(tmp_path, lines, server):
     with pytest.warns(UserWarning, match="photos serves the exact plan: the mean difference of an image is"): mar = pack_source(tmp_path, PHOTOS, "photos", lines)
     assert mar.config["exact"] is True and mar.agreement.exact and mar.agreement.images == 1 and mar.agreement.worst_mean_255 > 2
@@ -313,6 +320,7 @@ def test_a_plan_beyond_the_tolerance_is_served_exactly(tmp_path, lines, server):
     finally: endpoint.remove()
     assert answer == pytest.approx(float(CHAIN.with_exact()(lines).std()), rel=1e-5) and answer != pytest.approx(float(CHAIN(lines).std()), rel=0.1)
 
+@pytest.mark.slow
 def test_a_plan_within_the_tolerance_is_recorded(tmp_path, photo):
     "Of the sample photograph without an example, and the same bytes each time"
     mar = pack_source(tmp_path, PHOTOS, "photos", None)
@@ -324,6 +332,7 @@ def test_a_plan_within_the_tolerance_is_recorded(tmp_path, photo):
     assert with_config(mar, tmp_path / "workers", minWorkers=2).agreement == mar.agreement
     assert with_config(mar, tmp_path / "gap", reducing_gap=3).agreement is None       # of another plan
 
+@pytest.mark.slow
 def test_exact_is_one_word(tmp_path, lines):
     "True is not measured, False is measured and stays fast; in a configuration too"
     exact = pack_source(tmp_path, PHOTOS, "photos", lines, exact=True)
@@ -358,6 +367,7 @@ def test_examples_are_a_folder_or_a_list(tmp_path, lines, photo):
     with pytest.raises(ToolkitError, match="no images in"): pack_source(tmp_path, PHOTOS, "photos", str(tmp_path / "store"))
     assert pack_source(tmp_path, TIMES.replace('x["n"]', "x[0]"), example=[3, 4]).dry_run_passed        # a list is one request to others
 
+@pytest.mark.slow
 def test_a_preprocess_of_its_own_is_measured_on_what_its_chain_takes(tmp_path, photo):
     own = PHOTOS.replace("    def inf", "    def preprocess(self, requests): return self.chain.batch([bytes(r) if isinstance(r, bytearray) else r['photo'].encode() for r in requests])\n    def inf")
     assert pack_source(tmp_path, own, "photos", photo).agreement.images == 1
@@ -374,6 +384,7 @@ def test_the_model_of_the_archive_decides(tmp_path, lite0):
 
 RECORDS = "from zztoolkit import Handler\nclass Records(Handler):\n    def inference(self, xs): return [0] * len(next(iter(xs.values())))\n"
 
+@pytest.mark.slow
 def test_text_is_a_record_to_features(tmp_path):
     import pandas as pd
     from zztoolkit.features.features import Features
@@ -382,6 +393,7 @@ def test_text_is_a_record_to_features(tmp_path):
     assert pack_source(tmp_path, RECORDS, "records", '{"brand": "acer"}', features=features).dry_run_passed
     with pytest.raises(ToolkitError, match="(?s)rejects the example.*there is no file recrod.json, so it was sent as text"): pack_source(tmp_path, RECORDS, "records", "recrod.json", features=features)
 
+@pytest.mark.slow
 def test_a_mistyped_file_is_named(tmp_path):
     words = "from zztoolkit import Handler\nclass Words(Handler):\n    def preprocess(self, requests): return [r.split() for r in requests]\n    def inference(self, xs): return xs\n"
     with pytest.warns(UserWarning, match="--example: there is no file texts/one"): pack_source(tmp_path, words, "words", "texts/one")

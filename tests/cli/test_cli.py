@@ -56,6 +56,7 @@ def test_archive_and_serve(tmp_path, packed, photo, ending):
         server.kill()
         server.wait()
 
+@pytest.mark.slow
 def test_serve_a_folder(packed, photo):
     "Nothing is loaded until a request asks for it, through the gateway with its token"
     server = subprocess.Popen([ZZ, "serve", "--models", str(packed.parent), "--memory", "4GB", "--server", "mosec", "--port", str(block_of_five())], stdout=subprocess.PIPE, text=True)
@@ -91,6 +92,7 @@ def test_serve_a_language_model():
         server.kill()
         server.wait()
 
+@pytest.mark.slow
 def test_serve_on_mosec(packed, photo):
     "The same archive without Java, over HTTP with the printed command's key; SIGTERM: exit 0 and nothing left"
     port = block_of_five()
@@ -142,10 +144,12 @@ def test_a_sentence_is_an_example(tmp_path):
     done = zz("archive", "words.py", "--store", "store", "--example", "record.json", cwd=tmp_path)
     assert done.returncode == 1 and "'dict' object has no attribute 'split'" in done.stderr
 
+@pytest.mark.slow
 def test_an_example_that_is_no_photograph(tmp_path, lite0):
     done = zz("archive", ROOT / "handlers" / "imagenet_classifier.py", "--model", lite0.path, "--extra-file", samples.imagenet_labels(), "--store", tmp_path, "--example", "nowhere.jpg")
     assert done.returncode == 1 and "no file at nowhere.jpg, and this handler takes images" in done.stderr
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [("archive", "words.py", "--workers", "0"), ("archive", "words.py", "--batch-size", "0"), ("archive", "words.py", "--max-batch-delay", "-1"),
                                   ("offline", "words.mar", "items.csv", "sink", "--processes", "0"), ("offline", "words.mar", "items.csv", "sink", "--chunk", "0")])
 def test_a_wrong_option_is_named_as_it_was_typed(args):
@@ -160,6 +164,7 @@ def test_deploy_check_without_helm(tmp_path, monkeypatch):
     assert done.exit_code == 1 and done.output == "helm is not installed\n→ pip install 'zztoolkit[deploy]'\n"
     with pytest.raises(ToolkitError, match="helm is not installed"): check(Release.open(tmp_path))
 
+@pytest.mark.slow
 def test_errors_are_messages(tmp_path):
     for args, says in ((("archive", "nowhere.py"), "no handler file"), (("serve", "nowhere.mar"), "no archive at"), (("export",), "no nbdev project here")):
         done = zz(*args, cwd=tmp_path)

@@ -90,6 +90,7 @@ def test_a_model_file_is_used(net, tmp_path, kind):
         with pytest.raises(InputError, match="must be 3"): local.predict([[1, 2]])
         assert pack("plain", tmp_path / "plain.py", path, store=tmp_path / "store").dry_run_passed
 
+@pytest.mark.slow
 def test_a_model_file_is_served(net, tmp_path, serve_source):
     file = saved(net, "onnx", tmp_path)
     endpoint = serve_source("filed", PLAIN, file, batchSize=2, maxBatchDelay=200)
@@ -182,6 +183,7 @@ def test_a_detector_is_packed_as_torchscript(tmp_path, backend):
     for i in (0, 2): assert len(responses[i]["boxes"]) == len(want[i]["boxes"])
     assert isinstance(responses[1], InputError)
 
+@pytest.mark.slow
 def test_a_detector_is_served(tmp_path, serve_source):
     torch.manual_seed(0)
     net, images = Detector().eval(), torch.randn(3, 3, 64, 64)
@@ -210,6 +212,7 @@ def test_what_neither_takes_says_what_to_do():
         compile_model(Hidden(), torch.randn(2, 3), "eager", **quiet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "onnxruntime", "openvino"])
 def test_a_forward_that_takes_a_dict(tmp_path, backend):
     net, example = Records().eval(), {"a": torch.randn(4, 3), "b": torch.randn(4, 2)}
@@ -289,6 +292,7 @@ def _import_or_skip(name: str):
     try: return importlib.import_module(name)
     except ImportError: missing(f"{name} is not installed")
 
+@pytest.mark.slow
 def test_lightgbm(tmp_path):
     "Its own text file, which runs no code"
     lightgbm = _import_or_skip("lightgbm")
@@ -316,6 +320,7 @@ FOREST = """
         def inference(self, x): return self.model.predict(x)
     """
 
+@pytest.mark.slow
 def test_scikit_learn(tmp_path):
     "A forest as joblib, in an archive of one's own; and as ONNX, in one that anyone may give"
     ensemble = _import_or_skip("sklearn.ensemble")

@@ -222,6 +222,7 @@ def move_weights(file: Path, location: str):
     for tensor in model.graph.initializer: tensor.external_data[0].value = location
     file.write_bytes(model.SerializeToString())
 
+@pytest.mark.slow
 def test_weights_beside_the_file_come_with_it(split, tmp_path):
     artifact = compile_model(split, shapes=(1, 3, 16, 16), batch=2, path=tmp_path / "a", **quiet)
     x = images(2, 16, 16)
@@ -301,6 +302,7 @@ RAPIDOCR = {     # PaddleOCR's models, with the sizes to compile for, and others
     "ch_ppocr_mobile_v2.0_cls_mobile": ((1, 3, 48, 192), {}, [(4, 3, 48, 96), (3, 3, 64, 300)]),
     "PP-OCRv6_rec_small": ((1, 3, 48, 96), {"x": {3: Dim("width", 32, 96, 320)}}, [(2, 3, 48, 40), (1, 3, 48, 320)])}
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RAPIDOCR)
 def test_real_models_that_read_text_in_pictures(tmp_path, photo, name):
     spec = importlib.util.find_spec("rapidocr")

@@ -108,6 +108,7 @@ def test_validation_can_fail(tmp_path):
     service["spec"]["predictor"]["replicas"] = 2
     with pytest.raises(jsonschema.ValidationError, match="replicas"): jsonschema.validate(service, crd("InferenceService"))
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_safe_by_default(case, tmp_path):
     "In every shape: no root, nothing writable but what must be, no token of Kubernetes, no way to management, a measured end"
@@ -130,6 +131,7 @@ def test_safe_by_default(case, tmp_path):
 
 def server_of(objects: list[dict]) -> dict: return next(c for p in pod_specs(objects) for c in p["containers"] if c["name"] in ("server", "kserve-container"))
 
+@pytest.mark.slow
 def test_what_each_shape_says(tmp_path):
     render = lambda case: template(tmp_path, CASES[case])
     assert server_of(render("mig"))["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == 1
@@ -160,6 +162,7 @@ def test_what_each_shape_says(tmp_path):
     moved = [of_kind(template(tmp_path, dict(models=m)), "Deployment")[0]["spec"]["template"] for m in (MODELS[:1], MODELS[1:])]
     assert moved[0]["metadata"]["annotations"] != moved[1]["metadata"]["annotations"]
 
+@pytest.mark.slow
 def test_zz_run_takes_what_the_chart_says(tmp_path):
     "Every option of the pods' command line, in every shape, is one that `zz run` has"
     import typer
@@ -194,6 +197,7 @@ def test_handlers_see_the_environment_that_the_values_name(tmp_path):
     env = server_of(template(tmp_path, dict(server=dict(env=[dict(name="SHOP_LIMIT", value="7"), dict(name="REGION", value="eu")]))))["env"]
     assert {e["name"]: e["value"] for e in env} == {"HOME": "/work", "ZZ_ENV": "SHOP_LIMIT,REGION", "SHOP_LIMIT": "7", "REGION": "eu"}
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong, says", [
     ({"server": {"drain": 3}}, "Additional property drain is not allowed"),
     ({"store": {"kind": "ftp"}}, 'store.kind must be one of the following: "image", "pvc", "s3", "oci"'),
@@ -405,6 +409,7 @@ def test_a_failed_render_changes_nothing(two_versions, tmp_path):
     with pytest.raises(ToolkitError, match="example"): render([two_versions[1].path], tmp_path / "deploy", examples={"stranger": 1})
     assert {p: p.read_bytes() for p in (tmp_path / "deploy").rglob("*") if p.is_file()} == before and Release.open(tmp_path / "deploy") == release
 
+@pytest.mark.slow
 def test_check_finds_what_is_wrong(two_versions, tmp_path):
     "A changed archive, another archive under a pinned name, values that do not fit, and a model that nobody can try"
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\n")
@@ -436,6 +441,7 @@ def test_names_are_looked_at(what, two_versions, tmp_path):
     with pytest.raises(ToolkitError): render([two_versions[0].path], tmp_path / "deploy", **what, build=False)
     assert not (tmp_path / "deploy" / "values.yaml").exists()
 
+@pytest.mark.slow
 def test_check_asks_for_signatures(two_versions, tmp_path):
     "Where pods want signed archives, one that is not is found before any pod refuses it"
     (tmp_path / "ours.yaml").write_text("auth: {existingSecret: shop-tokens}\nsignatures: {existingConfigMap: release-keys}\n")

@@ -57,10 +57,12 @@ def test_scaling(service):
     assert cluster["enableInTreeAutoscaling"] and cluster["workerGroupSpecs"][0]["maxReplicas"] == 3
     assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"} and service["spec"]["excludeHeadPodFromServeSvc"]
 
+@pytest.mark.slow
 def test_two_versions(tmp_path):
     mars = [pack_shout(tmp_path, v) for v in ("1", "2")]
     with pytest.raises(ToolkitError, match="two versions of a model"): serve_config(mars)
 
+@pytest.mark.slow
 def test_render(tmp_path):
     "`zz deploy render --kuberay` writes it beside the chart; rendered without, it is gone"
     mar, folder = pack_shout(tmp_path), tmp_path / "release"

@@ -413,6 +413,7 @@ def test_another_server_whose_worker_dies(other):
     assert other.predict({"x": 1}, OLD, "shop").json() == {"x": 1}      # it waits for the next worker
     wait_until(lambda: other.ready and "exit code 137" in other.said())
 
+@pytest.mark.slow
 def test_another_server_drains(other):
     "Last, since it ends the pod. SIGTERM under load: every request is answered, whoever still comes is served, exit 0"
     statuses, over = [], threading.Event()

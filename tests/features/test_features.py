@@ -88,6 +88,7 @@ def test_another_process_gives_the_same(fitted, tmp_path):
 
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=4), st.binary(max_size=3), st.dictionaries(st.text(max_size=2), st.integers(), max_size=1), st.datetimes().map(str))
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(["price", "stock", "used", "brand", "seller", "listed", "viewed", "tags", "colour"]), ANYTHING), max_size=5))
 def test_any_row_is_rejected_or_right(fitted, changes):
@@ -102,6 +103,7 @@ def test_any_row_is_rejected_or_right(fitted, changes):
         if not alone.errors: equal(alone.arrays, {name: x[list(together.rows).index(i)][None] for name, x in together.arrays.items()})
     for x in together.arrays.values(): assert np.isfinite(x).all()
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(ANYTHING, ANYTHING, ANYTHING, ANYTHING), min_size=1, max_size=5))
 def test_a_frame_and_its_records_get_the_same_verdict(values):

@@ -184,6 +184,7 @@ def test_records_text_and_arrays(client, echo):
     assert json.loads(record) == {"got": {"price": 3}, "version": 1} and json.loads(numbers)["got"] == [1, 2]
     assert json.loads(bad)["error"]["message"] == "bad is bad"
 
+@pytest.mark.slow
 def test_a_swap_loses_no_call(client, server, echo, tmp_path):
     "Calls one after another, while the next version takes over"
     def serve(n: int):
@@ -202,6 +203,7 @@ def test_a_key_that_another_process_renews(client, server, echo):
     server.management.tokens.renew("inference")
     assert responses(client("echo", "request", as_bytes([b"{}"]), "BYTES"))[0]["version"] == 1
 
+@pytest.mark.slow
 def test_more_rows_than_the_queue_holds(client, server, echo):
     rows = as_bytes([b'{"k": %d}' % k for k in range(2 * server.settings.job_queue_size)])
     result = client("echo", "request", rows, "BYTES")

@@ -15,6 +15,8 @@ from tritonclient.utils import InferenceServerException
 from conftest import missing
 from support.pods import echo, Pod, wait_until
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "a-token-of-the-shop-1"
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
 
@@ -52,7 +54,6 @@ def ask(client, module, bodies: list[dict]) -> list[dict]:
     tensor.set_data_from_numpy(np.array([json.dumps(b).encode() for b in bodies], dtype=object))
     return [json.loads(x) for x in client.infer("echo", [tensor], headers=dict(HEADERS)).as_numpy("response")]
 
-@pytest.mark.slow
 def test_grpc_passes_the_proxy_with_the_same_token(pod):
     with grpc_client(pod) as client:
         assert client.is_server_ready(headers=HEADERS) and client.is_model_ready("echo", headers=HEADERS)
@@ -94,7 +95,6 @@ def test_the_models_name_counts_whatever_the_protocol(pod):
     wait_until(lambda: count() >= before + 4, 5)
     assert count() == before + 4
 
-@pytest.mark.slow
 def test_a_drain_loses_no_call(pod):
     "Calls over gRPC go on until the pod accepts no more; what is in flight then is answered. The pod is gone afterwards"
     with grpc_client(pod) as client, ThreadPoolExecutor(4) as pool:

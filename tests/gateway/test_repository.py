@@ -167,6 +167,7 @@ def test_the_least_recently_used_goes_first(mosec, folder, one):
         client.send("m04")
         assert on_server(repository) == {"m00", "m03", "m04"} and not client.failed
 
+@pytest.mark.slow
 def test_larger_than_the_budget(mosec, folder, one):
     "Measured once; then it is known until its file changes, and the others stay"
     with serving(mosec, folder, int(3.5 * one)) as (repository, gateway):
@@ -203,6 +204,7 @@ def test_a_model_that_grows_in_use(mosec, folder, one, scale, monkeypatch):
 
 # What breaks
 
+@pytest.mark.slow
 def test_broken_archives_fail_alone(mosec, folder, one, scale):
     "With the reason, without a second try; a repaired file is taken"
     with serving(mosec, folder, int(3.5 * one)) as (repository, gateway), clients(gateway, "m00") as [steady]:
@@ -221,6 +223,7 @@ def test_broken_archives_fail_alone(mosec, folder, one, scale):
         assert client.send("torn").status_code == 200
     assert len(steady.responses) > 20 and not steady.failed
 
+@pytest.mark.slow
 def test_fifty_first_requests_are_one_load(mosec, folder):
     with serving(mosec, folder, "1GB") as (repository, gateway):
         with ThreadPoolExecutor(50) as pool: statuses = list(pool.map(lambda _: Client(gateway).send("m00").status_code, range(50)))

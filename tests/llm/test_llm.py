@@ -154,6 +154,7 @@ def malformed(rng: random.Random) -> bytes:
     if rng.random() < .2: text = bytes(rng.choice(b"\xff\x00{[\"") if rng.random() < .1 else b for b in text)
     return text
 
+@pytest.mark.slow
 def test_malformed_requests_are_the_callers_fault(llm):
     rng = random.Random(7)
     bodies = [malformed(rng) for _ in range(99)] + [b"[" * 100_000]
@@ -191,6 +192,7 @@ def test_a_full_queue_rejects(small):
         running.close()
         assert "Paris" in waiting.result().choices[0].message.content
 
+@pytest.mark.slow
 def test_an_engine_that_dies_is_started_again(small):
     with client_of(small) as client:
         running = chat(client, STORY, max_tokens=5000, stream=True)
@@ -204,6 +206,7 @@ def test_an_engine_that_dies_is_started_again(small):
         assert "Paris" in chat(client).choices[0].message.content
         assert "zz_llm_engine_restarts 1.0" in small.metrics()
 
+@pytest.mark.slow
 def test_it_drains_in_the_middle_of_a_stream(small):
     with client_of(small) as client, ThreadPoolExecutor() as pool:
         running = chat(client, STORY, max_tokens=120, stream=True)

@@ -19,6 +19,8 @@ from zztoolkit.deploy.weights import weights_digest
 from zztoolkit.samples import smollm2
 from zztoolkit.text import Retriever
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "0123456789abcdef-shop"
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 CHART = ROOT / "zztoolkit" / "deploy" / "chart"
@@ -66,7 +68,6 @@ def alone(tokens, tmp_path_factory):
 def client(alone):
     with client_of(alone) as c: yield c
 
-@pytest.mark.slow
 def test_openais_client(alone, client):
     assert "Paris" in chat(client).choices[0].message.content
     parts = [e.choices[0].delta.content or "" for e in chat(client, stream=True) if e.choices]
@@ -96,7 +97,6 @@ def test_metrics_have_its_tokens(alone, client):
     assert f'zz_ready_workers{{model_name="smol",model_version="{version}"}} 1.0' in text
     assert "zz_llm_time_to_first_token_seconds_bucket" in text and alone.get("/metrics", 3).status_code == 200
 
-@pytest.mark.slow
 def test_requests_that_wait_are_counted(alone, client):
     "By the name that the autoscaler asks for"
     with ThreadPoolExecutor() as pool:
@@ -114,7 +114,6 @@ def test_no_secret_reaches_the_engine(alone):
     assert len(engines) == 2 and not [pid for pid in engines if b"hush" in shown[pid]]
     assert TOKEN not in str([p.cmdline() for p in family])
 
-@pytest.mark.slow
 def test_an_engine_that_dies_is_started_again(alone, client):
     "The pod's log says so"
     process_of(alone, "zztoolkit.llm.worker").kill()
@@ -197,7 +196,6 @@ def certificate(folder: Path) -> ssl.SSLContext:
         cwd=folder, check=True, capture_output=True)
     return ssl.create_default_context(cafile=str(folder / "tls.crt"))
 
-@pytest.mark.slow
 @pytest.mark.parametrize("server", ["torchserve", "mosec"])
 def test_the_service_and_its_language_model(server, store, tokens, tmp_path):
     "Over TLS: /predictions finds the entries, OpenAI's client streams the answer, and a drain in its middle loses nothing"
@@ -223,7 +221,6 @@ def test_the_service_and_its_language_model(server, store, tokens, tmp_path):
         assert ends[0] == "length" and ends[1] in ("stop", "length")
         assert pod.process.wait(120) == 0 and "every request was answered" in pod.said()
 
-@pytest.mark.slow
 def test_a_stream_longer_than_the_drain(tokens, tmp_path):
     with Pod(tmp_path / "log", "--llm", smollm2(), "--tokens", tokens, "--endpoint-wait", 0, "--drain-timeout", 1) as pod:
         pod.wait_ready(300)
@@ -239,7 +236,6 @@ def test_a_stream_longer_than_the_drain(tokens, tmp_path):
 
 # What does not start
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options, says", [
     (("--llm", "nowhere"), "no language model"),
     (("--llm", f"smol={smollm2()}@sha256:{'0' * 64}"), "does not hold the weights that are pinned"),
@@ -279,7 +275,6 @@ def vllm(tmp_path, tokens):
         return (tmp_path / "log", *options), {"PATH": path, "ZZ_ENV": "VLLM_LOGGING_LEVEL,SHOP", "VLLM_LOGGING_LEVEL": "INFO", "SHOP": "hush"}
     return arguments
 
-@pytest.mark.slow
 def test_vllm_in_a_pod(vllm):
     "It answers, is started again, and drains; the gateway says of itself and of the model whether they are ready"
     arguments, env = vllm("good")
@@ -307,14 +302,12 @@ def test_vllm_in_a_pod(vllm):
             assert chat(client, model="llama", stream=True)
         assert pod.process.wait(30) == 0
 
-@pytest.mark.slow
 def test_vllm_that_does_not_load(vllm):
     arguments, env = vllm("crash")
     with Pod(*arguments, env=env) as pod:
         assert pod.process.wait(120) == 1
         assert "llama does not load" in pod.said() and "No available memory" in pod.said()
 
-@pytest.mark.slow
 def test_vllm_that_ignores_sigterm(vllm):
     "It is killed five seconds after the drain, long before the grace period ends"
     arguments, env = vllm("hang")

@@ -68,12 +68,14 @@ def test_a_start_that_takes_too_long(weights, fake):
     fake("good")
     with pytest.raises(ToolkitError, match="not ready after"): server(weights).start(timeout=0.3)
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how, message", [("error", "500 Error: EngineCore"), ("cut", "cut off")])
 def test_an_answer_that_fails_is_an_error(weights, fake, how, message):
     fake(how)
     with server(weights) as llm, pytest.raises(PredictionError, match=message):
         llm.chat("What is the capital of France?", show=False)
 
+@pytest.mark.slow
 def test_one_that_ignores_sigterm_is_killed(weights, fake):
     fake("hang")
     llm = server(weights).start()
@@ -81,6 +83,7 @@ def test_one_that_ignores_sigterm_is_killed(weights, fake):
     with pytest.warns(UserWarning, match="stopped with requests in flight"): assert not llm.stop()
     assert processes and not any(p.is_running() for p in processes)
 
+@pytest.mark.slow
 def test_it_ends_with_its_owner(weights, fake):
     fake("hang")        # not even SIGTERM would end it
     pids = kill_owner_of(f"LLMServer({str(weights)!r}, 'llama', 'vllm', Settings(drain_timeout=1))", 60)

@@ -21,6 +21,8 @@ from zztoolkit.measure.llm.target import find_target
 from zztoolkit.measure.profile import closed_loop, open_loop
 from zztoolkit.samples import smollm2
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = [f"Tell me a story about {animal}." for animal in ("a wolf", "two foxes", "an owl who reads", "a bear in winter")]
 WORDS = "river stone market lantern bicycle window harbour winter neighbour apple train paper".split()
 
@@ -85,7 +87,6 @@ def test_short_prompts_and_long_answers_are_bound_by_decode(llm):
     b = benchmark(llm, {"messages": [{"role": "user", "content": "Tell me a long story about a wolf."}], "max_tokens": 40}, 2, seconds=1, warmup=0)
     assert b.bottleneck.resource == "decode" and b.levels[0].answer > 20 and b.levels[0].repeated, b
 
-@pytest.mark.slow
 def test_the_clients_count_what_the_server_counts(llm):
     "Tokens of prompts and answers, and the time to the first token"
     target = find_target(llm)

@@ -291,6 +291,7 @@ def test_a_language_model_in_the_panel(lab, browser):
     card.wait_for(state="hidden", timeout=120_000)
     page.close()
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_repository_in_the_panel(lab, browser):
     "In memory for two of its three models the third takes the place of the first; the card goes when the repository stops"

@@ -12,6 +12,8 @@ from zztoolkit.measure import Benchmark
 from zztoolkit.measure.llm.results import LLMBenchmark
 from zztoolkit.notebook import serve
 
+pytestmark = pytest.mark.slow
+
 SERVE = "%%serve assistant --llm weights\nllm = assistant"
 
 class Notebook:
@@ -50,7 +52,6 @@ def questions(tmp_path):
     return file
 
 
-@pytest.mark.slow
 def test_bench_takes_its_name_and_a_file_of_questions(notebook, questions, tmp_path):
     saved = tmp_path / "assistant.json"
     b = notebook.run(f"%bench assistant {questions} -c 1,2 --seconds 1 --max-tokens 8 --slo ttft=60s,tpot=10s --save {saved}")
@@ -62,7 +63,6 @@ def test_bench_takes_its_name_and_a_file_of_questions(notebook, questions, tmp_p
     with pytest.raises(ToolkitError, match="not an objective of a language model"): notebook.run("%bench assistant asked -c 1 --slo 50ms")
     with pytest.raises(ToolkitError, match="no model 'asistant' is served\nserved: assistant"): notebook.run("%bench asistant asked")
 
-@pytest.mark.slow
 def test_bench_takes_an_address(notebook, questions, monkeypatch, capsys, tmp_path):
     "So does `zz bench`, and its token may be in a file"
     llm = notebook.magics.llms["assistant"]
@@ -79,7 +79,6 @@ def test_bench_takes_an_address(notebook, questions, monkeypatch, capsys, tmp_pa
     assert "TTFT p50" in said and "bound by" in said and "ttft_p50" in said.partition("against")[2], said
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
-@pytest.mark.slow
 def test_bench_through_the_gateway(notebook, monkeypatch):
     "The gateway passes answers on as they come; it does not tell how long requests wait"
     gateway = notebook.run("%serve_gateway")
@@ -95,7 +94,6 @@ def test_tab_offers_its_name(notebook):
     offered = notebook.complete("%bench assistant ")
     assert "asked" in offered and not {"assistant", "llm"} & set(offered)       # the endpoint is not a prompt
 
-@pytest.mark.slow
 def test_the_panel_shows_how_its_answers_grow(notebook, monkeypatch):
     llm = notebook.magics.llms["assistant"]
     notebook.run("%serve_panel")
@@ -116,7 +114,6 @@ def test_the_panel_shows_how_its_answers_grow(notebook, monkeypatch):
     assert "assistant" in panel.still() and "TorchServe" not in panel.still()     # which was not started
     panel.close()
 
-@pytest.mark.slow
 def test_the_panel_says_when_it_has_died_and_stops_it(notebook):
     notebook.run("%%serve other --llm weights\npass")
     notebook.run("%serve_panel")

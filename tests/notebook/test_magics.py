@@ -210,6 +210,7 @@ def test_a_sentence_is_an_example(notebook, tmp_path):
         (tmp_path / "record.json").write_text("{}")
         notebook.run(f"%%serve shout --store STORE --example {tmp_path}/record.json\n" + SHOUT)
 
+@pytest.mark.slow
 def test_the_same_notebook_is_no_obstacle(notebook, tmp_path, monkeypatch):
     "Run again after its kernel was restarted, renamed, or by a program that tells no name"
     serve = "%%serve shout --store STORE --example hello\n" + SHOUT
@@ -296,6 +297,7 @@ def test_serve_model_in_a_script(tmp_path):
     with zipfile.ZipFile(tmp_path / "store" / "loud_speech.mar") as z: source = z.read("loud_speech.py").decode()
     assert "def count" in source and "secret" not in source and "__main__" not in source
 
+@pytest.mark.slow
 def test_a_first_handler_that_fails_at_once(tmp_path, monkeypatch):
     "The server came up while it was tried, and is whole: the next handler is served at once"
     (tmp_path / "loud.py").write_text("from zztoolkit import Handler\nclass Loud(Handler):\n    def preprocess(self, xs): return xs\n"
@@ -315,6 +317,7 @@ def test_serve_model_says_what_it_cannot_find():
     made = type("Made", (), {})
     with pytest.raises(ToolkitError, match="the source of Made was not found"): zztoolkit.serve_model(made)
 
+@pytest.mark.slow
 def test_status_logs_bench_and_stop(notebook, photo, capsys, monkeypatch):
     monkeypatch.setattr("zztoolkit.measure.tuning.runner.NOISE_CORES", 99)      # the tests beside this one take cores
     notebook.run("%serve_status")
@@ -340,6 +343,7 @@ def test_status_logs_bench_and_stop(notebook, photo, capsys, monkeypatch):
     assert not goods.server.running
     with pytest.raises(Exception, match="not running"): goods.predict(photo)
 
+@pytest.mark.slow
 def test_the_gateway_of_a_notebook(notebook, photo):
     "Opened by a magic, for a client of the protocol; it ends with the server"
     import httpx

@@ -239,12 +239,14 @@ def test_the_command_line(scorer, appraiser, tmp_path):
         assert done.exit_code == 1 and says in done.output and isinstance(done.exception, SystemExit), done.output
     assert not (tmp_path / "no").exists()
 
+@pytest.mark.slow
 def test_a_mistyped_header_is_rejected_before_the_first_row(appraiser, tmp_path):
     "Though the price may be missing: the column is named, and the closest one; nothing is answered or rejected"
     sold(20, 1).rename(columns={"price": "Prise"}).to_parquet(tmp_path / "sold.parquet")
     with pytest.raises(ToolkitError, match=r"no column price \(did you mean 'Prise'\?\)"): offline.run(appraiser[0], tmp_path / "sold.parquet", tmp_path / "sink", processes=1)
     assert not list((tmp_path / "sink").glob("part-*")) and not list((tmp_path / "sink").glob("rejected-*"))
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 64])
 def test_bad_rows_of_features(appraiser, tmp_path, batch):
     "Each is rejected with the error that its record would get online"
@@ -266,6 +268,7 @@ BAD_ROWS = {     # the line, and what is said of it
     b"e,1e999,1": "got inf", b"f,1,123456789012345678901234567890": "age must be a number, got 123456789012345678901234567890", b"g,1": "2 cells where the header names 3",
     b"h,1,2024-13-45": "age must be a number, got '2024-13-45'", b"i\xe9,1,1": "column id: not UTF-8: byte 0xe9 at position 1", b"j,1,1,1": "4 cells where the header names 3", b"k,1_000,1": "got '1_000'"}
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 64])
 def test_bad_rows_of_a_csv(scorer, tmp_path, batch):
     lines = [b"good%d,%d.5,3" % (i, i) for i in range(200)]
@@ -288,6 +291,7 @@ def changed(scorer: Path, folder: Path, old: str, new: str) -> Path:
     (folder / "scorer.py").write_text(SCORER.replace(old, new))
     return folder
 
+@pytest.mark.slow
 def test_another_run_is_rejected(scorer, items, tmp_path):
     source, sink = tmp_path / "few.parquet", tmp_path / "sink"
     pq.write_table(pq.read_table(items).slice(0, 50), source)
@@ -301,6 +305,7 @@ def test_another_run_is_rejected(scorer, items, tmp_path):
     offline.run(scorer, source, sink, chunk=20, restart=True, processes=1)
     assert contents(sink) != kept and before.rows == 50
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new, says", [
     ("class Scorer(Handler):\n    def initialize(self, context): open('weights.bin')", "scorer.py.*No such file or directory: 'weights.bin'"),
     ("class Scorer:\n    def initialize(self, context): pass\n    def handle(self, data, context): return [1]", "only a zztoolkit Handler runs offline")])
@@ -329,6 +334,7 @@ def shout(tmp_path_factory) -> Path:
     (home / "shout.py").write_text(SHOUT)
     return pack("shout", home / "shout.py", store=home, example="hello").path
 
+@pytest.mark.slow
 def test_lines_of_a_text(shout, tmp_path):
     "A line is a request; one that is not UTF-8 is rejected by itself. Stopped in the middle, it goes on"
     (tmp_path / "reviews.txt").write_bytes("\n".join(REVIEWS).encode() + b"\r\ncaf\xe9\n")
@@ -341,6 +347,7 @@ def test_lines_of_a_text(shout, tmp_path):
     (tmp_path / "sink" / "part-00001.parquet").unlink()
     assert offline.run(shout, tmp_path / "reviews.txt", tmp_path / "sink", processes=1, chunk=2).done_before == 4 and contents(tmp_path / "sink") == before
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["reviews.parquet", "reviews.csv"])
 def test_a_column_of_a_table(shout, tmp_path, file):
     "Its cells are the requests, as text; an empty one is rejected, and another column is another run"

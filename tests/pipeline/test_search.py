@@ -14,6 +14,8 @@ from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.server import make_server
 from zztoolkit.text import compile_encoder, Retriever, TextEmbedder, Tokenizer
 
+pytestmark = pytest.mark.slow
+
 HANDLERS = ROOT / "handlers"
 QUESTIONS = [{"query": q, "user": u, "top": 3} for q in ("a journey through space", "love", "dinosaurs " * 30) for u in (7, 196)]
 
@@ -64,7 +66,6 @@ def mar(parts, tmp_path_factory):
                 extra_files=files, example=QUESTIONS[0], batch_size=8, max_batch_delay=20)
 
 
-@pytest.mark.slow
 def test_stages_one_by_one(module, parts, local):
     "An embedder, a retriever and the ranker, called as what they are, find the same"
     models, folder, embedder = parts
@@ -99,7 +100,6 @@ def test_a_wrong_request_fails_alone(local, wrong):
     assert first == last == local.predict(good)
     assert isinstance(error, InputError) and len(str(error)) > 10
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchserve", "mosec"])
 def test_on_a_server(mar, local, name):
     "The same films and scores as here, to the last digit, and metrics of the pipeline's own stages"
@@ -111,7 +111,6 @@ def test_on_a_server(mar, local, name):
         stages = search.read_metrics().stages
         assert {"question", "vector", "near", "rated", "answer"} <= {*stages}
 
-@pytest.mark.slow
 def test_offline(mar, local, tmp_path):
     "A table of queries: the same answers, in other batches"
     import pandas as pd

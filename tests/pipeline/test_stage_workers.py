@@ -18,6 +18,8 @@ from zztoolkit.serving.torchserve.config import Settings
 from zztoolkit.serving.triton.repository import write_model
 from zztoolkit.system import wait_until
 
+pytestmark = pytest.mark.slow
+
 SOURCE = '''
 from zztoolkit import Pipeline, RequestError, Stage
 import numpy as np, os, time
@@ -85,7 +87,6 @@ def send(server, *requests):
     with ThreadPoolExecutor(len(requests)) as pool: return list(pool.map(post, requests))
 
 
-@pytest.mark.slow
 def test_same_answers_from_several_processes(server, models, tmp_path):
     "0, 1, 40 and 1,000 crops, eight clients at once: each gets its own; stages run in processes of their own"
     endpoint = deploy(server, pack_crops(tmp_path, models, batchSize=8, maxBatchDelay=20))
@@ -98,7 +99,6 @@ def test_same_answers_from_several_processes(server, models, tmp_path):
     assert answers == [{"user": i, "grades": grades(n)} for i, n in enumerate(sizes)]
     assert {"image", "crops", "to_pixels", "pixels", "grade", "words", "answer"} <= set(endpoint.read_metrics().stages)
 
-@pytest.mark.slow
 def test_errors(server, models, tmp_path):
     "A crop that fails fails its request alone, wherever it fails; by declaration, itself alone"
     deploy(server, pack_crops(tmp_path, models, "2", batchSize=8, maxBatchDelay=50))
@@ -111,7 +111,6 @@ def test_errors(server, models, tmp_path):
     endpoint = deploy(server, pack_crops(tmp_path, models, "3", "part"))
     assert endpoint.predict({"crops": 3, "bad": bad[0]})["grades"] == [0.0, "KeyError", 2.0]
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["die", "hang"])
 def test_a_stage_that_ends_its_worker(server, models, tmp_path, what):
     "The requests that are in it fail; those elsewhere, and those that wait for it, are answered"
@@ -128,7 +127,6 @@ def test_killed_from_outside(server, models, tmp_path):
         assert wait_until(lambda: not psutil.pid_exists(pid), 10)
         assert endpoint.predict({"crops": 3})["grades"] == grades(3)
 
-@pytest.mark.slow
 def test_swap_and_drain(server, models, tmp_path):
     "A swap under load: every request gets an answer of one of both versions"
     deploy(server, pack_crops(tmp_path, models, "6", batchSize=4))
@@ -150,7 +148,6 @@ def test_scale_and_other_workers(server, models, tmp_path):
     assert (endpoint.status.ready, endpoint.status.stage_workers) == (2, {"grade": (2, 2)})
     assert endpoint.predict({"crops": 2})["grades"] == grades(2)
 
-@pytest.mark.slow
 def test_stage_times_add_up(server, models, tmp_path):
     "For one client the parts of a request are its latency; the bottleneck is a stage"
     endpoint = deploy(server, pack_crops(tmp_path, models, "10", slow=0.002))
@@ -160,7 +157,6 @@ def test_stage_times_add_up(server, models, tmp_path):
     assert own > 0.3 * level.total.mean, level.stages       # the rest is between the processes: most on Ray
     assert "in words" in str(benchmark(endpoint, [{"crops": 30}], concurrency=4, seconds=4).bottleneck)
 
-@pytest.mark.slow
 def test_offline_equals_online(server, models, tmp_path):
     "Offline, where a stage's own workers are ignored"
     endpoint = deploy(server, pack_crops(tmp_path, models, "11", batchSize=8))
@@ -171,7 +167,6 @@ def test_offline_equals_online(server, models, tmp_path):
     online = endpoint.predict(rows)
     assert [list(answers.grades[row["user"]]) for row in rows] == [answer["grades"] for answer in online]
 
-@pytest.mark.slow
 def test_tuner_tries_stage_workers(models, tmp_path):
     "The workers of both stages are parameters on mosec; TorchServe alone cannot serve the archive"
     mar = pack_crops(tmp_path, models)
@@ -183,7 +178,6 @@ def test_tuner_tries_stage_workers(models, tmp_path):
     with pytest.raises(ToolkitError, match="(?s)could not be measured|TorchServe cannot give a stage"):
         tune(mar, [{"crops": 5}], trials=1, seconds=1.5, patience=0, servers=["torchserve"]).best
 
-@pytest.mark.slow
 def test_servers_without_stage_workers_refuse(models, tmp_path):
     "TorchServe and Triton say which servers can; the archive knows its groups"
     mar = pack_crops(tmp_path, models)

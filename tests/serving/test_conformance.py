@@ -303,6 +303,7 @@ def test_grpc(server, limit):
 BAD = [(b"{", JSON, 200), (b'{"a": 1}', f"{JSON}; charset=utf-8", 200), (b"hi", "text/csv; charset=utf-8", 200), (b"hi", "image/png", 200),
        (b"\x93NUMPY broken", OCTETS, 400), (b"reject", TEXT, 400), (b"raise", TEXT, 500)]
 
+@pytest.mark.slow
 @behaviour("errors")
 @pytest.mark.parametrize("body, kind, status", BAD)
 def test_errors(server, reference, body, kind, status):
@@ -419,6 +420,7 @@ def test_handler_that_hangs(owner):
     assert wait_until(lambda: has_ended(pid), 20)
     assert wait_until(lambda: owner.post(b'{"pid": 0}').status_code == 200, 30)
 
+@pytest.mark.slow
 @behaviour("queue full")
 def test_full_queue(owner):
     "A full queue rejects at once with a 503, and finishes the rest"
@@ -439,6 +441,7 @@ def knock(owner: Owner) -> list:
         time.sleep(0.05)
     return outcomes
 
+@pytest.mark.slow
 @behaviour("drain")
 def test_drain_at_sigterm(owner):
     "SIGTERM: requests in flight get their responses, later ones are turned away, and nothing is left"
@@ -482,6 +485,7 @@ def test_swap_under_load(server, tmp_path):
     assert (versions[0], versions[-1]) == ("VERSION", "second")
     assert server.versions("echo") == ["2"] and wait_until(lambda: all(map(has_ended, old)), 20)
 
+@pytest.mark.slow
 @behaviour("broken version")
 def test_broken_version_under_load(server, tmp_path):
     "A version that does not load is rejected with its traceback; the one before serves on"
@@ -510,6 +514,7 @@ def test_scale_under_load(server, limit):
         assert outcomes and {o[0] for o in outcomes} == {200}
     assert server.endpoint("echo").predict("x") == "x"
 
+@pytest.mark.slow
 @behaviour("overlap")
 def test_overlap(server, limit, tmp_path):
     "A worker preprocesses its next batch while one is in the model"

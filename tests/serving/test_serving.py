@@ -117,6 +117,7 @@ def test_worker_that_dies_at_load_shows_its_traceback(serve_source, server):
     assert "KeyError: 'labels'" in e.value.found and "in initialize" in e.value.found and "/ts/" not in e.value.found
     assert "dying" not in server.management.models()
 
+@pytest.mark.slow
 def test_worker_that_is_killed_at_load_says_out_of_memory(serve_source, server):
     source = SLEEPY + "    def initialize(self, context):\n        if '/models/' in os.getcwd(): os.kill(os.getpid(), 9)\n        super().initialize(context)\n"
     with pytest.raises(ToolkitError, match="exit code 137, killed: out of memory"): serve_source("killed", source, example={"sleep": 0})
@@ -160,6 +161,7 @@ def test_no_secret_in_a_worker_and_no_proxy_before_it(strict):
     names = strict.predict({"sleep": 0})["names"]
     assert "MY_API_KEY" not in names and "PATH" in names
 
+@pytest.mark.slow
 def test_hung_worker_is_killed(strict):
     "A handler that never returns: its request fails, its process does not live on, the next request is answered"
     pid = strict.predict({"sleep": 0})["pid"]
@@ -168,6 +170,7 @@ def test_hung_worker_is_killed(strict):
     strict.wait_ready()
     assert strict.predict({"sleep": 0})["pid"] != pid
 
+@pytest.mark.slow
 def test_stop_under_steady_traffic(sleepy):
     "Strangers keep sending: what was let in is answered, the rest is refused with words, and the stop does not wait for them"
     with LocalServer() as server:

@@ -24,6 +24,8 @@ from zztoolkit.serving.torchserve.config import free_ports
 from zztoolkit.serving.triton.repository import write_model
 from zztoolkit.system import wait_until
 
+pytestmark = pytest.mark.slow
+
 on_triton = partial(pytest.mark.behaviour, server="triton")     # rows of the table of test_conformance.py
 
 OCTETS, JSON = "application/octet-stream", "application/json"
@@ -117,7 +119,6 @@ def same(endpoint, client, body: bytes, kind: str) -> httpx.Response:
     return expected
 
 
-@pytest.mark.slow
 def test_configuration(repository, endpoints):
     "config.pbtxt is what tritonclient's own protobuf reads, and has the archive's values"
     from google.protobuf import text_format
@@ -226,7 +227,6 @@ class Versions(Handler):
     return pack("versions", folder / "versions.py", version=version, store=folder, example=1)
 
 @on_triton("swap")
-@pytest.mark.slow
 def test_versions_change_under_load(tmp_path):
     "A Triton that polls its repository takes up what is written over a model, the same folder or another, without a failed request"
     if reason := why_no_triton(): pytest.skip(reason)
@@ -386,7 +386,6 @@ def test_sigterm(tmp_path):
         assert not psutil.wait_procs(family, 10)[1]
 
 @on_triton("broken version")
-@pytest.mark.slow
 def test_a_version_that_does_not_load(tmp_path):
     "A Triton that polls says so in its log, and serves the one before"
     if reason := why_no_triton(): pytest.skip(reason)

@@ -234,12 +234,14 @@ def test_damaged_files_never_crash_the_process(body, damage, kept):
         result = outcome(V.Chain(*ops), bytes(data))
         assert isinstance(result, np.ndarray) or result[1]
 
+@pytest.mark.slow
 def test_a_plan_does_not_change_the_top_class(photos, lite0, chain, labelled):
     "The classifier's top class of every photograph is the same, approximations or not"
     paths = [*photos, *(p for p, _ in labelled)]
     def classes(run): return [int(lite0(run(p.read_bytes())[None]).argmax()) for p in paths]
     assert classes(chain) == classes(chain.plan(exact=True))
 
+@pytest.mark.slow
 def test_the_chosen_plan_keeps_the_top_class(lite0, chain):
     "The fast plan changes it for two of the large photographs, and is not chosen"
     photos = samples.large_photographs()
