@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make demo          the main job on real input: predictions, then requests per second against the stock way"
 	@echo "make check         export check, lint, types, and what needs no server: two minutes"
-	@echo "make test          what a change must pass, in ten minutes: export, types, notebooks without a server, tests against real servers"
+	@echo "make test          what a change must pass, in about ten minutes: export, types, notebooks without a server, tests against real servers"
 	@echo "make test-all      every notebook and every test, slow ones too (half an hour)"
 	@echo "make conformance   every server held to the same suite, and the table of who does what; KEEP=1 records what has changed"
 	@echo "make test-torchvision  chains and how-to pages with the real torchvision, timm, transformers and scikit-learn, in an environment of their own"

@@ -153,6 +153,13 @@ def run_all_cells(page):
         except TimeoutError: continue
     raise AssertionError("no cell began to run")
 
+def opened_and_run(browser, lab, notebook: str):
+    "A page with the notebook, which has the width of the file browser too, its cells running"
+    page = opened(browser, lab, notebook)
+    page.get_by_title("File Browser").first.click()
+    run_all_cells(page)
+    return page
+
 @pytest.mark.slow
 @pytest.mark.browser
 def test_tutorial_in_jupyterlab(lab, browser):
@@ -203,9 +210,8 @@ def drop(page, name: str, data: bytes):
 def test_panel_in_jupyterlab(lab, browser, photo):
     "Every button pressed, under load where it counts; a worker that is killed, a server that is killed, a kernel that is restarted"
     from test_magics import Load
-    page, others = opened(browser, lab, "panel.ipynb"), {s.folder for s in lab.servers()}
-    page.get_by_title("File Browser").first.click()         # the notebook gets the width
-    run_all_cells(page)
+    others = {s.folder for s in lab.servers()}
+    page = opened_and_run(browser, lab, "panel.ipynb")
     live, see = page.locator(".zz-panel"), lambda text, n=20: page.locator(".zz-panel").get_by_text(text).first.wait_for(timeout=n * 1000)
     press = lambda name: live.get_by_role("button", name=name, exact=True).click()
     live.locator(".zz-card").wait_for(timeout=120_000)
@@ -269,9 +275,7 @@ def test_panel_in_jupyterlab(lab, browser, photo):
 @pytest.mark.browser
 def test_a_language_model_in_the_panel(lab, browser):
     "Twelve ask and eight answers grow at a time; then it is stopped in the middle, and all end"
-    page = opened(browser, lab, "llm.ipynb")
-    page.get_by_title("File Browser").first.click()
-    run_all_cells(page)
+    page = opened_and_run(browser, lab, "llm.ipynb")
     card = page.locator(".zz-panel .zz-card", has_text="language model on")     # the tests beside this one serve, too
     card.wait_for(timeout=180_000)
     def figure(title: str) -> float:
@@ -295,9 +299,7 @@ def test_a_language_model_in_the_panel(lab, browser):
 @pytest.mark.browser
 def test_a_repository_in_the_panel(lab, browser):
     "In memory for two of its three models the third takes the place of the first; the card goes when the repository stops"
-    page = opened(browser, lab, "repository.ipynb")
-    page.get_by_title("File Browser").first.click()
-    run_all_cells(page)
+    page = opened_and_run(browser, lab, "repository.ipynb")
     card = page.locator(".zz-panel .zz-card", has_text="repository on mosec")
     card.get_by_text("0 of 4 models loaded").wait_for(timeout=60_000)
     assert "0 MB of 200 MB in use" in page.locator(".jp-OutputArea", has_text="cold start").first.inner_text()        # %serve_status

@@ -115,9 +115,11 @@ class ModelRepository(Scaled):
         with self.use(name) as endpoint: return endpoint.predict(x)
 
     # how it is doing
-    def status(self) -> Table:
+    def status(self,
+        uses: Mapping[str, Use] | None = None,  # requests by model; default: asked for
+    ) -> Table:
         "Return each model's state, memory, workers, last use, and how long its last load took"
-        uses = self.read_uses()
+        if uses is None: uses = self.read_uses()
         with self.lock:
             models = [self.models[name] for name in sorted(self.models)]
             rows = [_row(m, uses.get(m.name, Use())) for m in models]

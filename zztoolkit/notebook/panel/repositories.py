@@ -52,8 +52,8 @@ class RepositoryView:
 # %% ../../../nbs/notebook/panel/04b_repositories.ipynb #view-repository
 def view_repository(repository: ModelRepository) -> RepositoryView:
     "Return how a repository is doing"
-    server, table = repository.server, repository.status()
-    uses = repository.read_uses()
+    server, uses = repository.server, repository.read_uses()
+    table = repository.status(uses)
     with repository.lock:
         models = [repository.models[name] for name in sorted(repository.models)]
         memory = {m.name: m.memory for m in models if m.memory}

@@ -81,15 +81,15 @@ class VersionState(RunningVersion):
         names = [deployment_options(self.plan, 0, i)["name"] for i in range(len(self.plan.pools))]
         return [known[n].replica_states.get("RUNNING", 0) if n in known else 0 for n in names]
 
-    def _expected(self, group: Group, ready: int) -> int:
-        "Return how many replicas of a group there are to be, of which some are ready"
-        least, most = group.workers or (self.workers, self.most)
+    def _expected(self, ready: int, group: Group | None = None) -> int:
+        "Return how many replicas there are to be, of the model or a group, if some are ready"
+        least, most = group and group.workers or (self.workers, self.most)
         return min(most, max(least, ready))
 
     def _describe_groups(self, counts: list[int]) -> list[dict[str, Any]]:
         return [
             {"stages": g.stages, "is_own": bool(g.workers), "ready": ready,
-             "workers": self._expected(g, ready)}
+             "workers": self._expected(ready, g)}
             for g, ready in zip(self.plan.groups, counts)]
 
     def describe(self) -> dict[str, Any]:
@@ -98,9 +98,8 @@ class VersionState(RunningVersion):
         counts = list(map(len, pids)) if self.plan.home else self._count_running()
         shared = [n for n, g in zip(counts, self.plan.pools) if not g.workers]
         ready = min(shared, default=self.workers) if all(counts) else 0
-        workers = min(self.most, max(self.workers, ready))
         return {
-            "ready": ready, "workers": workers, "groups": self._describe_groups(counts),
+            "ready": ready, "workers": self._expected(ready), "groups": self._describe_groups(counts),
             "pids": [pid for group in pids for pid in group],
             "batch_size": self.plan.batch_size, "max_batch_delay": self.plan.max_batch_delay,
             "in_flight": self.in_flight, "requests": self.requests, "seconds": self.seconds}
