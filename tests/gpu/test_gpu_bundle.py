@@ -392,8 +392,9 @@ def test_every_rung_is_climbed(modules, served, out, monkeypatch):
     turns = findings(out, "turn")
     assert not [f for f in findings(out) if "error" in f]
     own = "chain and network on the GPU"
-    workers = {name: [t["workers"] for t in turns if t["rung"] == name] for name in (own, own + ", mosec")}
-    assert list(workers.values()) == [[8, 8], [8, 8, 16, 16]]
+    rungs = (own, f"{own}, mosec")
+    workers = [[t["workers"] for t in turns if t["rung"] == rung] for rung in rungs]
+    assert workers == [[8, 8], [8, 8, 16, 16]]
     assert {t["bodies"] for t in turns} == {"500x375", "4 MP"} and all(t["rate"] > 0 for t in turns)
     assert [c.args[0] for c in served.endpoint.scale.call_args_list] == [16]
     assert served.endpoint.remove.call_count == 5

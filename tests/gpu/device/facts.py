@@ -96,8 +96,14 @@ def try_onnxruntime():
         found["providers"] = onnxruntime.get_available_providers()
 
 
+def find_mps():
+    "Is NVIDIA's service there that lets processes share a GPU at the same time, not by turns?"
+    with finding("mps") as found: found["path"] = shutil.which("nvidia-cuda-mps-control")
+
+
 def main():
     describe_machine()
+    find_mps()
     try_torch()
     try_cvcuda()
     try_nvimgcodec()

@@ -26,7 +26,7 @@ from zztoolkit.serving.server import Server
 from zztoolkit.serving.torchserve.config import Settings
 from zztoolkit.serving.torchserve.server import LocalServer
 
-SECONDS, WARM_UP = 3, 1
+SECONDS, WARM_UP = 3, 4     # a worker makes its decoders and its graphs with its first batches
 CLIENTS = 256       # enough to fill the batches of 16 workers
 
 # Artifacts in order of preference: the first that loads in a fresh process is served
@@ -93,10 +93,11 @@ def stock_rungs(cores: int) -> list[Rung]:
 def put_on(server: Server, rung: Rung) -> Endpoint:
     "Pack a rung and deploy it"
     name = "rung_" + re.sub(r"\W+", "_", rung.name)
+    threads = max(1, usable_cores() // rung.workers[0])
     mar = pack(
         name, rung.handler, rung.model, store=server.folder / "ladder",
         example=photographs()[0], extra_files=[imagenet_labels(), *rung.files],
-        minWorkers=rung.workers[0], maxWorkers=max(rung.workers), threads=1, **rung.config)
+        minWorkers=rung.workers[0], maxWorkers=max(rung.workers), threads=threads, **rung.config)
     return deploy(server, mar)
 
 
