@@ -109,8 +109,9 @@ def in_turns(
     """
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for side in sides.values(): side()      # the first has caches to fill
+    names = list(sides)
     for k in range(rounds):
-        for name in (list(sides), list(reversed(sides)))[k % 2]:
+        for name in names[::-1] if k % 2 else names:
             runs[name].append(r := sides[name]())
             say(f"  {name:<24} {r.rate:7.1f} tokens/s   first after {r.first * 1000:6.0f} ms")
     return runs
