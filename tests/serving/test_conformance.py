@@ -81,6 +81,17 @@ class Meeting(Handler):
         if "first" in xs: assert second.wait(10), "nobody came"
         return xs
 """
+COUNTER = """
+from zztoolkit import Handler
+import cv2, numpy as np, threadpoolctl
+
+class Counter(Handler):
+    "Counts the threads that libraries would use"
+    def preprocess(self, requests): return list(requests)
+    def inference(self, requests):
+        pools = {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+        return [sorted(pools | {cv2.getNumThreads()}) for _ in requests]
+"""
 TWO_WORKERS = dict(batchSize=4, maxBatchDelay=100, workers=2, max_workers=2)
 
 PLAIN = """
@@ -524,6 +535,12 @@ def test_overlap(server, limit, tmp_path):
         first = pool.submit(endpoint.predict, "first")
         time.sleep(0.3)
         assert endpoint.predict("second") == "second" and first.result() == "first"
+    endpoint.remove()
+
+def test_threads_of_a_worker(server, tmp_path):
+    "A worker's libraries (NumPy's BLAS, OpenMP, OpenCV) use the threads of `threads`, not every core"
+    endpoint = deploy(server, pack_source(tmp_path, "counter", COUNTER, example="hello", threads=1))
+    assert endpoint.predict("hello") == [1]
     endpoint.remove()
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from .rows import featurize_rows
 from .runner import BatchRunner, uses_cuda
 from .stages import StageClock
 from zztoolkit.handler.torchserve import (
-    Busy, drift_metric, limit_torch, receive_in_place, stage_metric, worker_threads,
+    Busy, drift_metric, limit_threads, receive_in_place, stage_metric, worker_threads,
 )
 from ..system import keep_freed_memory
 from ..vision.bridge import check_cuda
@@ -64,7 +64,7 @@ def load_handler(handler: Handler, context: Any):
     config = handler.config = context.model_yaml_config or {}
     handler._device = worker_device(config, context)    # first: it becomes current
     handler.threads = worker_threads(config)
-    limit_torch(handler.threads)
+    limit_threads(context, handler.threads)
     handler._pool = ThreadPoolExecutor(handler.threads) if handler.threads > 1 else None
     handler._busy, handler.clock, handler.drift_counts = Busy(folder), StageClock(), []
     handler._record_stage, handler._record_drift = stage_metric(context), drift_metric(context)

@@ -13,7 +13,7 @@ from ..device import parse_device, use_device
 from .handler import Handler
 from .runner import BatchRunner, uses_cuda
 from .stages import Turns
-from .torchserve import Busy, copy_service, handler_of, limit_torch
+from .torchserve import Busy, copy_service, handler_of, limit_threads
 
 # %% auto #0
 __all__ = []
@@ -53,6 +53,6 @@ def enter_lane(service: Any):
     "Give the calling thread the handler's device and its share of the cores"
     handler = handler_of(service)
     if not isinstance(handler, Handler): return
-    limit_torch(handler.threads)
+    limit_threads(service.context, handler.threads)
     of_session = parse_device(str(getattr(handler.session, "device", "cpu")))
     use_device(handler._device if handler._device.is_cuda else of_session)
