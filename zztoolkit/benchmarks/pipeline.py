@@ -12,7 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .pipeline_search import search_workload
+from threadpoolctl import threadpool_limits
+
+from .pipeline_search import search_workload, serve_services
 from .pipeline_text import serve_separate, text_workload
 from .pipeline_triton import serve_on_triton
 from .pipeline_workload import serve_models, serve_pipeline, Workload
@@ -84,6 +86,18 @@ def measure(sides: Sequence[Any], bodies: Sequence[bytes], rounds: int, seconds:
     return rates
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #run-workload
+def _serve_sides(stack: ExitStack, work: Workload, server_name: str, say: Say) -> list[Any]:
+    "Serve a workload on every side that can run here; the pipeline comes first"
+    server = stack.enter_context(make_server(server_name))
+    sides: list[Any] = [serve_pipeline(server, work)]
+    if work.name == "search": sides.append(serve_services(server, work))
+    else:
+        gateway = stack.enter_context(Gateway(server))
+        sides += serve_separate(server, work, CLIENTS), serve_models(server, gateway, work)
+    if missing := why_no_triton(): say(f"  Triton does not run: {missing}")
+    else: sides.append(stack.enter_context(serve_on_triton(work, CLIENTS)))
+    return sides
+
 def run_workload(
     open_workload: Callable[[Path], Workload],
     server_name: str,
@@ -91,19 +105,16 @@ def run_workload(
     seconds: float,     # of a turn
     say: Say,
 ) -> str: # the ratios, in a line
-    "Serve a workload on every side that can run here, and measure them"
+    "Serve a workload on all sides, and measure them"
     with ExitStack() as stack:
+        stack.enter_context(threadpool_limits(1))       # of the clients' NumPy, beside the servers
         work = open_workload(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        say(f"{work.name}: serve it on {server_name}")
-        server = stack.enter_context(make_server(server_name))
-        gateway = stack.enter_context(Gateway(server))
-        sides: list[Any] = [serve_pipeline(server, work), serve_models(server, gateway, work)]
-        if work.name == "read_text": sides.append(serve_separate(server, work, CLIENTS))
-        if missing := why_no_triton(): say(f"  Triton does not run: {missing}")
-        else: sides.append(stack.enter_context(serve_on_triton(work, CLIENTS)))
+        say(f"{work.name}, on {server_name}")
+        sides = _serve_sides(stack, work, server_name, say)
         check_equal(sides, work)
         return summarize(measure(sides, work.requests, rounds, seconds, say))
 
+# %% ../../nbs/benchmarks/13_pipeline.ipynb #main-run
 def main(
     server: str = "torchserve",
     rounds: int = 5,

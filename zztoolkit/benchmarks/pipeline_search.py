@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 
 from .demo import handler_module, HANDLERS
-from .pipeline_workload import Answer, Call, Workload
+from ..archive.packing import pack
+from .pipeline_workload import Answer, Call, Traffic, Workload
 from ..compile.artifact import Artifact
 from ..compile.compiler import compile_model
 from ..compile.store import load_artifact
 from ..samples import minilm, minilm_folder
+from ..serving.endpoint import Endpoint
+from ..serving.rollout import deploy
+from ..serving.server import Server
 from ..text.embedder import TextEmbedder
 from ..text.encoder import compile_encoder
 from ..text.retriever import Retriever
@@ -105,6 +109,37 @@ class SearchClient:
 
 def open_search_client(folder: Path, call: Call) -> Answer: return SearchClient(folder, call)
 
+# %% ../../nbs/benchmarks/12a_pipeline_search.ipynb #services
+class ServicesSide:
+    "Client of the two services"
+    name = "separate services"
+
+    def __init__(self, encoder: Endpoint, ranker: Endpoint, folder: Path):
+        self.encoder, self.ranker, self.traffic = encoder, ranker, Traffic()
+        self.search = functions().Search()
+        self.search.films = Retriever.load(folder / "films")
+
+    def __call__(self, body: bytes) -> list:
+        f = functions()
+        question = f.question(json.loads(body))
+        vector = self.traffic.post(self.encoder, json.dumps(f.text_of(question)).encode())
+        near = self.search.find(np.array(vector, np.float32))
+        rated = self.traffic.post(self.ranker, json.dumps(f.to_rate(question, near)).encode())
+        return self.search.answer(near, rated)
+
+def serve_services(server: Server, work: Workload) -> ServicesSide:
+    "Serve the encoder and the ranker by themselves"
+    file = work.folder / "encode.py"
+    file.write_text("from zztoolkit.text import TextEmbedder\nclass Encode(TextEmbedder): pass\n")
+    options = work.archive_options(work.batch_size)
+    encoder = pack(
+        "encode", file, work.artifacts["vector"], extra_files=[work.folder / "tokenizer.json"],
+        example="love", **options)
+    ranker = pack(
+        "rank", HANDLERS / "recommendation.py", work.artifacts["rated"], features=work.features,
+        example={"user": 7, "candidates": [1, 2], "top": 1}, **options)
+    return ServicesSide(deploy(server, encoder), deploy(server, ranker), work.folder)
+
 # %% ../../nbs/benchmarks/12a_pipeline_search.ipynb #requests
 WORDS = ("love", "war", "a detective in the city", "music", "ghosts", "a trial", "dinosaurs",
          "a heist", "the sea", "school")
@@ -122,5 +157,5 @@ def search_workload(folder: Path) -> Workload:
     files = [folder / "tokenizer.json", folder / "films", HANDLERS / "recommendation.py"]
     sizes = {name: a.batch.max for name, a in artifacts.items()}
     return Workload(
-        "search", HANDLERS / "search.py", artifacts, sizes, 8, folder, files, search_requests(),
+        "search", HANDLERS / "search.py", artifacts, sizes, 4, folder, files, search_requests(),
         open_search_client, "film", folder / "features")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json, shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ __all__ = []
 # %% ../../nbs/benchmarks/12b_pipeline_triton.ipynb #triton-models
 SESSION = """
 import json
+import threadpoolctl
 import numpy as np, triton_python_backend_utils as backend
 from zztoolkit import load_artifact
 
 class TritonPythonModel:
     "A compiled model: inputs x0, x1 …, output y"
     def initialize(self, args):
+        threadpoolctl.threadpool_limits(1)
         config = json.loads(args["model_config"])
         self.names = [f"x{i}" for i in range(len(config["input"]))]
         self.session = load_artifact(config["parameters"]["artifact"]["string_value"]).load(1)
@@ -44,11 +46,13 @@ class TritonPythonModel:
 SCRIPT = """
 import importlib, json
 from pathlib import Path
+import threadpoolctl
 import numpy as np, triton_python_backend_utils as backend
 
 class TritonPythonModel:
     "Answers a request by calling the models"
     def initialize(self, args):
+        threadpoolctl.threadpool_limits(1)
         about = json.loads(args["model_config"])["parameters"]
         module, folder = (about[k]["string_value"] for k in ("module", "folder"))
         open_client = getattr(importlib.import_module(module), about["opens"]["string_value"])

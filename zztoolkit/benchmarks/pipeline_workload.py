@@ -5,7 +5,7 @@
 # %% ../../nbs/benchmarks/11b_pipeline_workload.ipynb #imports
 from __future__ import annotations
 
-import json, threading
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
