@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,32 +99,15 @@ class _Answer:
         message = "the cache of keys and values is full: fewer requests at once, or a larger cache"
         return Piece(self.id, "", self.tokens, "error", message)
 
-# %% ../../nbs/llm/04_openvino.ipynb #engine
-class OpenVINOEngine:
-    "`Engine` on OpenVINO GenAI: continuous batching on a CPU or an Intel GPU"
-    name = "openvino"
-
-    def __init__(
-        self,
-        folder: str | Path,         # with openvino_model.xml and its tokenizer
-        context_length: int = 0,    # tokens; default: the model's own
-        max_active: int = 8,        # answers that grow at a time
-        device: str = "CPU",        # of OpenVINO
-        cache_gb: int = 0,          # for keys and values; 0: as much as the answers need
-    ):
-        self.folder = Path(folder)
-        self.context_length = _check_context(self.folder, context_length)
-        self.pipeline = _open_pipeline(self.folder, device, cache_gb, max_active)
-        self.tokenizer = self.pipeline.get_tokenizer()
-        self._schemas = SchemaChecker(self.tokenizer)
-        self._answers: dict[str, _Answer] = {}
-        self._added = 0
+# %% ../../nbs/llm/04_openvino.ipynb #encoder
+@dataclass(frozen=True)
+class _PromptEncoder:
+    "Makes tokens of a prompt"
+    tokenizer: Any          # OpenVINO's
+    context_length: int     # of a longer text, one token more is made
 
     @property
     def has_chat(self) -> bool: return bool(self.tokenizer.chat_template)
-
-    @property
-    def busy(self) -> bool: return self.pipeline.has_non_finished_requests()
 
     def encode(self, prompt: Prompt) -> list[int]:
         "Return a prompt's tokens. Raise `ApiError` for one that the model cannot read"
@@ -150,6 +134,38 @@ class OpenVINOEngine:
         except RuntimeError as e:
             message = f"the model's chat template rejects it: {last_reason(e)}"
             raise ApiError(400, message, "messages") from None
+
+# %% ../../nbs/llm/04_openvino.ipynb #engine
+class OpenVINOEngine:
+    "`Engine` on OpenVINO GenAI: continuous batching on a CPU or an Intel GPU"
+    name = "openvino"
+
+    def __init__(
+        self,
+        folder: str | Path,         # with openvino_model.xml and its tokenizer
+        context_length: int = 0,    # tokens; default: the model's own
+        max_active: int = 8,        # answers that grow at a time
+        device: str = "CPU",        # of OpenVINO
+        cache_gb: int = 0,          # for keys and values; 0: as much as the answers need
+    ):
+        self.folder = Path(folder)
+        self.context_length = _check_context(self.folder, context_length)
+        self.pipeline = _open_pipeline(self.folder, device, cache_gb, max_active)
+        self.tokenizer = self.pipeline.get_tokenizer()
+        self._encoder = _PromptEncoder(self.tokenizer, self.context_length)
+        self._schemas = SchemaChecker(self.tokenizer)
+        self._answers: dict[str, _Answer] = {}
+        self._added = 0
+
+    @property
+    def has_chat(self) -> bool: return self._encoder.has_chat
+
+    @property
+    def busy(self) -> bool: return self.pipeline.has_non_finished_requests()
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        "Return a prompt's tokens. Raise `ApiError` for one that the model cannot read"
+        return self._encoder.encode(prompt)
 
     def add(self, id: str, prompt: Prompt, sampling: Sampling) -> int:
         import numpy as np, openvino as ov

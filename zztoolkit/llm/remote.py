@@ -33,9 +33,36 @@ def to_events(line: Mapping[str, Any]) -> Iterator[tuple[str, Event]]:
         about = {k: v for k, v in line.items() if k not in ("event", "id")}
         yield line["id"], ApiError(**about)
 
-# %% ../../nbs/llm/07_remote.ipynb #remote-engine
+# %% ../../nbs/llm/07_remote.ipynb #incoming
+class IncomingAnswer:
+    "Events of one request, in their order"
+    def __init__(self):
+        self.has_ended = False      # its last event has been read
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def put(self, event: Event): self._events.put_nowait(event)
+
+    async def next(self) -> int | Piece:
+        "Wait for the next event, and return it. Raise `ApiError` for a rejection"
+        event = await self._events.get()
+        self.has_ended = isinstance(event, ApiError) or bool(getattr(event, "finish", ""))
+        if isinstance(event, ApiError): raise event
+        return event
+
+# %% ../../nbs/llm/07_remote.ipynb #deliver
 MOST_LINE = 64 << 20    # bytes of an event
 
+def deliver(line: Mapping[str, Any], answers: Mapping[str, IncomingAnswer]):
+    "Give each event of a line to the request that waits for it"
+    for id, event in to_events(line):
+        if answer := answers.get(id): answer.put(event)
+
+def end_answers(answers: Mapping[str, IncomingAnswer]):
+    "Tell everyone who waits that the engine has died"
+    for id, answer in answers.items():
+        answer.put(Piece(id, "", 0, "error", "the engine died, and is started again"))
+
+# %% ../../nbs/llm/07_remote.ipynb #remote-engine
 class RemoteEngine:
     """An engine in its own process, as asyncio uses it.
 
@@ -47,7 +74,7 @@ class RemoteEngine:
         self.process: Process | None = None
         self.about: dict[str, Any] = {}     # what the engine says of itself; {} while it loads
         self.restarts = 0
-        self._answers: dict[str, asyncio.Queue[Event]] = {}
+        self._answers: dict[str, IncomingAnswer] = {}
 
     @property
     def is_ready(self) -> bool: return bool(self.about)
@@ -66,45 +93,31 @@ class RemoteEngine:
             async for line in self.process.stdout: self._take(json.loads(line))
         finally:
             was_ready, self.about = self.is_ready, {}   # first: no request reaches it from here on
-            self._end_answers()
+            end_answers(self._answers)
             with suppress(ProcessLookupError): self.process.kill()
             await self.process.wait()
         return was_ready
 
     def _take(self, line: dict[str, Any]):
-        if line["event"] == "ready":
-            self.about = line["about"]
-            return
-        for id, event in to_events(line):
-            if queue := self._answers.get(id): queue.put_nowait(event)
-
-    def _end_answers(self):
-        "Tell everyone who waits that the engine has died"
-        for id, queue in self._answers.items():
-            queue.put_nowait(Piece(id, "", 0, "error", "the engine died, and is started again"))
+        if line["event"] == "ready": self.about = line["about"]
+        else: deliver(line, self._answers)
 
     def _send(self, command: Mapping[str, Any]):
         assert self.process and self.process.stdin
         with suppress(ConnectionError, RuntimeError):   # of one that has just died
             self.process.stdin.write(json.dumps(command).encode() + b"\n")
 
-    async def generate(
-        self, prompt: Prompt, sampling: Sampling,
-    ) -> AsyncGenerator[int | Piece, None]:
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[int | Piece, None]:
         """Yield the number of the prompt's tokens, then the answer in pieces.
 
         Who closes it cancels the request. Raise `ApiError`.
         """
         if not self.is_ready: raise ApiError(503, "the model is loading")
-        id, is_last = uuid4().hex, False
-        queue = self._answers[id] = asyncio.Queue()
+        id = uuid4().hex
+        answer = self._answers[id] = IncomingAnswer()
         self._send({"do": "add", "id": id, "prompt": prompt, "sampling": asdict(sampling)})
         try:
-            while not is_last:
-                event = await queue.get()
-                is_last = isinstance(event, ApiError) or bool(getattr(event, "finish", ""))
-                if isinstance(event, ApiError): raise event
-                yield event
+            while not answer.has_ended: yield await answer.next()
         finally:
             del self._answers[id]
-            if not is_last: self._send({"do": "cancel", "id": id})
+            if not answer.has_ended: self._send({"do": "cancel", "id": id})

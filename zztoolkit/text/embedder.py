@@ -58,6 +58,30 @@ def run_encoder(session: Session, tokens: dict[str, np.ndarray], pooling: str) -
     if vectors.ndim == 2: return vectors.astype(np.float32, copy=False)
     return pool(vectors, tokens["attention_mask"], pooling)
 
+# %% ../../nbs/text/05_embedder.ipynb #vectors
+def embed_in_batches(
+    session: Session,
+    tokenizer: Tokenizer,
+    ids: Sequence[Sequence[int]],
+    pooling: str,
+    normalize: bool,        # to vectors of length one
+) -> np.ndarray:
+    "Return the vectors of texts that are token ids, float32 (N, D), in their order"
+    import numpy as np
+    vectors: dict[int, np.ndarray] = {}
+    for places, tokens in batches_of(tokenizer, ids, session.artifact.batch.opt):
+        rows = run_encoder(session, tokens, pooling)
+        vectors |= zip(places, scale_to_one(rows) if normalize else rows)
+    return np.stack([vectors[i] for i in range(len(ids))])
+
+def vectors_by_request(requests: Sequence[Encoded], vectors: np.ndarray) -> list[np.ndarray]:
+    "Return the vectors of each request: (D,) of a single text, else (number of texts, D)"
+    end, parts = 0, []
+    for r in requests:
+        start, end = end, end + len(r.ids)
+        parts.append(vectors[start] if r.is_single else vectors[start:end])
+    return parts
+
 # %% ../../nbs/text/05_embedder.ipynb #report-tokens
 def tokens_of(batch: Batch) -> dict[int, int]:
     "Return the number of tokens of each request that `TextEmbedder.encode` has read"
@@ -70,30 +94,10 @@ def report_tokens(batch: Batch, counts: Mapping[int, int], context: Any):
         if context.get_request_header(r, COUNT_TOKENS) is None: continue
         context.set_response_header(r, TOKEN_COUNT, str(counts[r]))
 
-# %% ../../nbs/text/05_embedder.ipynb #embedder
-class TextEmbedder(Handler):
-    """Return the vector of a text, or a vector for each of several.
-
-    A request is a text, `{"text": ...}`, `{"texts": [...]}` or a list of texts. The archive holds a
-    model that `compile_encoder` made and, as an extra file, `tokenizer.json` that
-    `Tokenizer.save` wrote. Texts of one length share a batch, of the size that the model was tuned
-    for. Subclass it to change the attributes. A request with the header `x-count-tokens` gets the
-    number of its tokens as the header `x-token-count`: special tokens included, cut as the model
-    reads it.
-    """
-    tokenizer: Tokenizer | None = None  # default: the archive's
-    pooling: str = "mean"               # of the tokens' vectors, or "cls", the first one's
-    normalize: bool = True              # vectors of length one
+# %% ../../nbs/text/05_embedder.ipynb #counter
+class TokenCounter(Handler):
+    "Handler that counts the tokens of requests, and reports them to those that ask"
     _tokens: Mapping[int, int] = {}     # of each request of the current batch
-
-    def initialize(self, context: Any):
-        "Load the model and the tokenizer, and check that they fit together"
-        super().initialize(context)
-        if self.pooling not in POOLINGS:
-            raise ToolkitError("an unknown pooling", repr(self.pooling), f"one of {', '.join(POOLINGS)}")
-        folder = Path(context.system_properties["model_dir"])
-        self.tokenizer = self.tokenizer or open_tokenizer(folder)
-        if self.session: check_lengths(self.session.artifact, self.tokenizer)
 
     def batch_stages(self) -> dict[str, Callable[[Batch], Batch]]:
         "Return the stages of a batch; `preprocess` counts the tokens of each request"
@@ -111,6 +115,30 @@ class TextEmbedder(Handler):
         report_tokens(batch, self._tokens, context)
         return batch
 
+# %% ../../nbs/text/05_embedder.ipynb #embedder
+class TextEmbedder(TokenCounter):
+    """Return the vector of a text, or a vector for each of several.
+
+    A request is a text, `{"text": ...}`, `{"texts": [...]}` or a list of texts. The archive holds a
+    model that `compile_encoder` made and, as an extra file, `tokenizer.json` that
+    `Tokenizer.save` wrote. Texts of one length share a batch, of the size that the model was tuned
+    for. Subclass it to change the attributes. A request with the header `x-count-tokens` gets the
+    number of its tokens as the header `x-token-count`: special tokens included, cut as the model
+    reads it.
+    """
+    tokenizer: Tokenizer | None = None  # default: the archive's
+    pooling: str = "mean"               # of the tokens' vectors, or "cls", the first one's
+    normalize: bool = True              # vectors of length one
+
+    def initialize(self, context: Any):
+        "Load the model and the tokenizer, and check that they fit together"
+        super().initialize(context)
+        if self.pooling not in POOLINGS:
+            raise ToolkitError("an unknown pooling", repr(self.pooling), f"one of {', '.join(POOLINGS)}")
+        folder = Path(context.system_properties["model_dir"])
+        self.tokenizer = self.tokenizer or open_tokenizer(folder)
+        if self.session: check_lengths(self.session.artifact, self.tokenizer)
+
     def preprocess(self, requests: Sequence) -> Batch:
         "Return the texts of each request as token ids"
         return Batch.of(requests).map(self.encode)
@@ -124,11 +152,7 @@ class TextEmbedder(Handler):
     def inference(self, requests: Sequence[Encoded]) -> list[np.ndarray]:
         "Return vectors for each request, float32 (D,) or (number of texts, D)"
         vectors = self.embed_ids([ids for r in requests for ids in r.ids])
-        ends, found = 0, []
-        for r in requests:
-            start, ends = ends, ends + len(r.ids)
-            found.append(vectors[start] if r.is_single else vectors[start:ends])
-        return found
+        return vectors_by_request(requests, vectors)
 
     def postprocess(self, vectors: Sequence[np.ndarray]) -> list:
         "Return the vectors as they are; a response is JSON numbers"
@@ -141,15 +165,9 @@ class TextEmbedder(Handler):
 
     def embed_ids(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         "Return the vectors of texts that are token ids, float32 (N, D)"
-        import numpy as np
-        session, tokenizer = self.session, self.tokenizer
-        if not session or not tokenizer:
+        if not self.session or not self.tokenizer:
             raise ToolkitError("this embedder has no model", do="pack one that compile_encoder made")
-        vectors: dict[int, np.ndarray] = {}
-        for places, tokens in batches_of(tokenizer, ids, session.artifact.batch.opt):
-            rows = run_encoder(session, tokens, self.pooling)
-            vectors |= zip(places, scale_to_one(rows) if self.normalize else rows)
-        return np.stack([vectors[i] for i in range(len(ids))])
+        return embed_in_batches(self.session, self.tokenizer, ids, self.pooling, self.normalize)
 
 # %% ../../nbs/text/05_embedder.ipynb #open-tokenizer
 def open_tokenizer(folder: Path) -> Tokenizer:

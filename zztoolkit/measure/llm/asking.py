@@ -121,6 +121,56 @@ async def ask_once(client: Any, target: LLMTarget, body: bytes, asked: Asked, ti
     asked.ended = time.monotonic()
     asked.tokens = asked.tokens or len(asked.parts)
 
+# %% ../../../nbs/measure/llm/04_asking.ipynb #clients
+class _Clients:
+    "Clients of one event loop, which ask until they are cancelled; `asked` holds all requests"
+    def __init__(
+        self, target: LLMTarget, bodies: Sequence[bytes], profile: LoadProfile, timeout: float,
+    ):
+        self.target, self.profile, self.timeout = target, profile, timeout
+        self.asked: list[Asked] = []
+        self.is_over = False        # nothing new is asked
+        self._bodies = cycle(bodies)
+        self._tasks: list[asyncio.Task] = []
+
+    def start(self, client: Any): # httpx.AsyncClient
+        "Start the clients of a closed loop, or the schedule of a rate"
+        if self.profile.rate: self._start(self._ask_at_rate(client))
+        else:
+            for _ in range(self.profile.clients): self._start(self._ask_on(client))
+
+    async def cancel(self):
+        "Ask nothing new, and cancel the answers that grow"
+        self.is_over = True
+        for task in self._tasks: task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, Any]):
+        self._tasks.append(asyncio.create_task(work))
+
+    async def _ask_on(self, client: Any):
+        "Ask as soon as the last answer has ended"
+        while not self.is_over:        # before Python 3.12, wait_for may lose a cancellation
+            asked = await self._ask(client, time.monotonic())
+            if asked.error: await asyncio.sleep(0.2)    # no listener, or a full queue: do not spin
+
+    async def _ask_at_rate(self, client: Any):
+        "Ask when requests are due, whether or not earlier answers have ended"
+        places = asyncio.Semaphore(self.profile.clients)
+        for due in due_times(self.profile, time.monotonic()):
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            self._start(self._ask(client, due, places))
+
+    async def _ask(
+        self, client: Any, began: float, places: AbstractAsyncContextManager[Any] = nullcontext(),
+    ) -> Asked:
+        "Ask once, as soon as the client has a place for it"
+        asked = Asked(began)
+        self.asked.append(asked)
+        async with places:
+            await ask_once(client, self.target, next(self._bodies), asked, self.timeout)
+        return asked
+
 # %% ../../../nbs/measure/llm/04_asking.ipynb #load
 class AskingLoad:
     "Requests of a load while it is entered; `asked` holds them all, also those that still grow"
@@ -128,11 +178,10 @@ class AskingLoad:
         self, target: LLMTarget, bodies: Sequence[bytes], profile: LoadProfile,
         timeout: float = 300,   # seconds of an answer
     ):
-        self.target, self.profile, self.timeout = target, profile, timeout
-        self.asked: list[Asked] = []
+        self.profile, self.timeout = profile, timeout
+        self._clients = _Clients(target, bodies, profile, timeout)
+        self.asked = self._clients.asked
         self.cpu, self.lags = 0.0, list[float]()    # seconds of this thread; and how late it woke
-        self._bodies, self._is_over = cycle(bodies), False
-        self._tasks: list[asyncio.Task] = []
         self._thread = threading.Thread(target=self._run, name="zz-asking", daemon=True)
 
     @property
@@ -159,7 +208,7 @@ class AskingLoad:
 
     def __exit__(self, *exc: Any):
         "End the load; the answers that grow are cancelled"
-        self._is_over = True
+        self._clients.is_over = True
         self._thread.join()
 
     def _run(self): asyncio.run(self._ask_all())
@@ -169,38 +218,9 @@ class AskingLoad:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         options: dict[str, Any] = {"timeout": self.timeout, "limits": limits}
         async with httpx.AsyncClient(trust_env=False, **options) as client:
-            if self.profile.rate: self._start(self._ask_at_rate(client))
-            else:
-                for _ in range(self.profile.clients): self._start(self._ask_on(client))
-            while not self._is_over: await self._measure_lag()
-            for task in self._tasks: task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _start(self, work: Coroutine[Any, Any, Any]):
-        self._tasks.append(asyncio.create_task(work))
-
-    async def _ask_on(self, client: Any):
-        "Ask as soon as the last answer has ended"
-        while not self._is_over:        # before Python 3.12, wait_for may lose a cancellation
-            asked = await self._ask(client, time.monotonic())
-            if asked.error: await asyncio.sleep(0.2)    # no listener, or a full queue: do not spin
-
-    async def _ask_at_rate(self, client: Any):
-        "Ask when requests are due, whether or not earlier answers have ended"
-        places = asyncio.Semaphore(self.profile.clients)
-        for due in due_times(self.profile, time.monotonic()):
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            self._start(self._ask(client, due, places))
-
-    async def _ask(
-        self, client: Any, began: float, places: AbstractAsyncContextManager[Any] = nullcontext(),
-    ) -> Asked:
-        "Ask once, as soon as the client has a place for it"
-        asked = Asked(began)
-        self.asked.append(asked)
-        async with places:
-            await ask_once(client, self.target, next(self._bodies), asked, self.timeout)
-        return asked
+            self._clients.start(client)
+            while not self._clients.is_over: await self._measure_lag()
+            await self._clients.cancel()
 
     async def _measure_lag(self):
         start = time.monotonic()
