@@ -280,6 +280,13 @@ def test_bad_rows_of_a_csv(scorer, tmp_path, batch):
     for reason, says in zip(why.reason, BAD_ROWS.values()): assert says in reason
     assert offline.read(tmp_path / "sink").id.tolist() == [f"good{i}" for i in range(200)]
 
+def test_a_quote_that_is_never_closed(scorer, tmp_path):
+    "It would make one cell of the rest of the file: nothing is scored, and the error says where it is"
+    (tmp_path / "items.csv").write_bytes(b'id,price,age\na,1,1\nb,"2,1\nc,3,1\n')
+    with pytest.raises(ToolkitError, match="not CSV from byte 19 on") as e:
+        offline.run(scorer, tmp_path / "items.csv", tmp_path / "sink", key="id", processes=1)
+    assert "never closed" in str(e.value)
+
 def test_missing_column(scorer, tmp_path):
     pq.write_table(pa.table({"age": [1, 2]}), tmp_path / "half.parquet")
     assert offline.run(scorer, tmp_path / "half.parquet", tmp_path / "sink").rejected == 2

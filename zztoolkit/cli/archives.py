@@ -65,6 +65,16 @@ def read_models(
     do = "--model NAME=PATH for each model of a pipeline, with names that differ"
     raise ToolkitError("several models need a name each", found=", ".join(given), do=do)
 
+# %% ../../nbs/cli/04_archives.ipynb #given-settings
+def _given_settings(
+    batch_size: int | None, max_batch_delay: int | None, workers: int | None, overlap: bool | None,
+) -> dict[str, Any]:
+    "Return the settings of workers and batches that were given; the others stay as configured"
+    settings = dict(
+        batch_size=batch_size, max_batch_delay=max_batch_delay,
+        workers=workers, max_workers=workers, overlap=overlap)
+    return {k: v for k, v in settings.items() if v is not None}
+
 # %% ../../nbs/cli/04_archives.ipynb #archive-command
 @command
 def archive(
@@ -114,18 +124,13 @@ def archive(
 ):
     "Check a handler in a fresh process and pack it into a .mar"
     _check_server(ctx)
-    if handler.suffix == ".mar":
-        _write_for_server(_open_packed(ctx), to)
-        return
+    if handler.suffix == ".mar": return _write_for_server(_open_packed(ctx), to)
     from zztoolkit.archive.packing import pack
-    given: dict[str, Any] = dict(
-        batch_size=batch_size, max_batch_delay=max_batch_delay,
-        workers=workers, max_workers=workers, overlap=overlap,
-    )
+    given = _given_settings(batch_size, max_batch_delay, workers, overlap)
     mar = pack(
         name or handler.stem, handler, read_models(model or []), version, store,
         features=features, extra_files=extra_file or [], example=file_or_text(example),
-        exact=exact, settings=config, **{k: v for k, v in given.items() if v is not None},
+        exact=exact, settings=config, **given,
     )
     typer.echo(f"{mar!r}\n{mar.path}")
     if server: _write_for_server(mar, to)

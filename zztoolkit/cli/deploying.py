@@ -85,11 +85,7 @@ def render(
         archives or [], to, name, image, values, examples, build, package or [], models_image, keys,
         lambda step: typer.echo(f"{step} …", err=True), "ray" if kuberay else server, llm,
     )
-    typer.echo(str(release))
-    if kuberay:
-        from zztoolkit.deploy.kuberay import write_ray_service
-        typer.echo(f"{write_ray_service(release)} has the RayService, and how it is applied")
-    for line in _next_steps(release, to): typer.echo(line)
+    _report(release, to, kuberay)
 
 # %% ../../nbs/cli/08_deploying.ipynb #next-steps
 def _next_steps(release: Any, folder: Path) -> list[str]:
@@ -116,6 +112,15 @@ def _build_models(folder: Path) -> str:
     archives = shlex.quote(f"{folder}/archives")
     return (f"podman build -t NAME -f {dockerfile} {archives}, push it, "
             "and render again with --models-image NAME@sha256:DIGEST")
+
+# %% ../../nbs/cli/08_deploying.ipynb #report
+def _report(release: Any, folder: Path, kuberay: bool):
+    "Print what was rendered, and the commands to run next"
+    typer.echo(str(release))
+    if kuberay:
+        from zztoolkit.deploy.kuberay import write_ray_service
+        typer.echo(f"{write_ray_service(release)} has the RayService, and how it is applied")
+    for line in _next_steps(release, folder): typer.echo(line)
 
 # %% ../../nbs/cli/08_deploying.ipynb #check
 @deploy_command

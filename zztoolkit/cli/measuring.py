@@ -207,6 +207,55 @@ def _keep_archive(result: Any, source: Any, store: Path):
         best = result.write(mar, store)
     typer.echo(f"with the best setting, for zz serve --server {result.best_server}: {best}")
 
+# %% ../../nbs/cli/06_measuring.ipynb #images
+def _images(folder: Path) -> list[Path]:
+    "Return the images of a folder. Raise `ToolkitError` if there are none"
+    from zztoolkit.archive.examples import IMAGE_SUFFIXES
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if found: return found
+    raise ToolkitError(f"no images in {folder}", do="give a folder of .jpg or .png files")
+
+# %% ../../nbs/cli/06_measuring.ipynb #climb
+def _climb(
+    images: Sequence[Path], servers: Optional[Sequence[str]], clients: Optional[int],
+    rounds: Optional[int], seconds: float, peers: Optional[Sequence[str]], paces: bool,
+    save: Optional[Path], picture: Optional[Path],
+):
+    "Measure this project's own ladder, and show it"
+    from zztoolkit.benchmarks.ladder import default_rungs, ladder, paces as variants
+    from zztoolkit.display import Steps
+    from zztoolkit.system import usable_cores
+    steps = Steps()
+    steps("climb")
+    rungs = variants(usable_cores()) if paces else default_rungs(servers)
+    result = ladder(images, rounds or 5, seconds, clients or 0, peers, rungs, steps.update)
+    steps.done("measured")
+    _show_result(result, save, picture)
+
+# %% ../../nbs/cli/06_measuring.ipynb #compare-servers
+def _reject_options(options: dict[str, Any], why: str):
+    "Raise `ToolkitError` for the first option that is given"
+    for name, value in options.items():
+        if value: raise ToolkitError(f"{name} {why}")
+
+def _compare(
+    archive: Path, inputs: list[Path], servers: Optional[Sequence[str]], clients: Optional[int],
+    rounds: Optional[int], seconds: float, save: Optional[Path], picture: Optional[Path],
+):
+    "Measure an archive on several servers, and show the comparison"
+    from zztoolkit.display import Steps
+    from zztoolkit.measure.servers import compare_servers
+    if not inputs:
+        raise ToolkitError("nothing to send", do=f"zz ladder {archive} images/")
+    for path in inputs: _check_inputs(path)
+    steps = Steps()
+    steps("measure")
+    result = compare_servers(
+        archive, inputs[0] if len(inputs) == 1 else inputs, servers, clients, rounds or 3,
+        seconds, progress=steps.update)
+    steps.done("measured")
+    _show_result(result, save, picture)
+
 # %% ../../nbs/cli/06_measuring.ipynb #ladder-command
 @command
 def ladder(
@@ -260,45 +309,6 @@ def ladder(
         _reject_options(own, "has no meaning with an archive")
         _compare(archive, inputs or [], names, clients, rounds, seconds, save, picture)
         return
-    from zztoolkit.benchmarks.ladder import default_rungs, ladder as climb, paces as variants
-    from zztoolkit.display import Steps
-    from zztoolkit.system import usable_cores
     images = _images(photos) if photos else ()
-    steps = Steps()
-    steps("climb")
     peers = [] if no_peers or paces else peer or None
-    rungs = variants(usable_cores()) if paces else default_rungs(names)
-    result = climb(images, rounds or 5, seconds, clients or 0, peers, rungs, steps.update)
-    steps.done("measured")
-    _show_result(result, save, picture)
-
-def _images(folder: Path) -> list[Path]:
-    "Return the images of a folder. Raise `ToolkitError` if there are none"
-    from zztoolkit.archive.examples import IMAGE_SUFFIXES
-    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if found: return found
-    raise ToolkitError(f"no images in {folder}", do="give a folder of .jpg or .png files")
-
-# %% ../../nbs/cli/06_measuring.ipynb #compare-servers
-def _reject_options(options: dict[str, Any], why: str):
-    "Raise `ToolkitError` for the first option that is given"
-    for name, value in options.items():
-        if value: raise ToolkitError(f"{name} {why}")
-
-def _compare(
-    archive: Path, inputs: list[Path], servers: Optional[Sequence[str]], clients: Optional[int],
-    rounds: Optional[int], seconds: float, save: Optional[Path], picture: Optional[Path],
-):
-    "Measure an archive on several servers, and show the comparison"
-    from zztoolkit.display import Steps
-    from zztoolkit.measure.servers import compare_servers
-    if not inputs:
-        raise ToolkitError("nothing to send", do=f"zz ladder {archive} images/")
-    for path in inputs: _check_inputs(path)
-    steps = Steps()
-    steps("measure")
-    result = compare_servers(
-        archive, inputs[0] if len(inputs) == 1 else inputs, servers, clients, rounds or 3,
-        seconds, progress=steps.update)
-    steps.done("measured")
-    _show_result(result, save, picture)
+    _climb(images, names, clients, rounds, seconds, peers, paces, save, picture)

@@ -5,7 +5,8 @@
 # %% ../../nbs/gateway/08_rpc.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import Any, TYPE_CHECKING
 
 from .. import __version__
@@ -102,13 +103,21 @@ def write_metadata(model: ModelDescription) -> Any:
         **about | {"inputs": without(about["inputs"]), "outputs": without(about["outputs"])})
 
 # %% ../../nbs/gateway/08_rpc.ipynb #call
-async def _call(access: Access, context: Any, work: Callable[[str], Any]) -> Any:
-    "Check the caller, and do the work; its errors become gRPC's"
-    import grpc
-    metadata = {k.lower(): v for k, v in context.invocation_metadata() or ()}
-    try: return await work(access.authorize(str(metadata.get("authorization", ""))))
-    except RequestError as e: await context.abort(code_of(e.status), str(e))
-    except ToolkitError as e: await context.abort(grpc.StatusCode.UNAVAILABLE, e.problem)
+Method = Callable[..., Awaitable[Any]]
+
+def _checked(access: Access) -> Callable[[Method], Method]:
+    "Decorate a method to get the token of a caller that was checked; errors become gRPC's"
+    def decorate(method: Method) -> Method:
+        @wraps(method)
+        async def checked(self, request, context):
+            import grpc
+            metadata = {k.lower(): v for k, v in context.invocation_metadata() or ()}
+            header = str(metadata.get("authorization", ""))
+            try: return await method(self, request, context, access.authorize(header))
+            except RequestError as e: await context.abort(code_of(e.status), str(e))
+            except ToolkitError as e: await context.abort(grpc.StatusCode.UNAVAILABLE, e.problem)
+        return checked
+    return decorate
 
 # %% ../../nbs/gateway/08_rpc.ipynb #servicer
 MODEL = "zz-model"      # header of a good response; a pod's proxy counts by it, and removes it
@@ -117,60 +126,52 @@ def make_servicer(service: Service, access: Access) -> Any:
     "Return the service of tritonclient's stubs"
     from tritonclient.grpc import service_pb2 as pb
     from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
+    checked = _checked(access)
 
     class Servicer(GRPCInferenceServiceServicer):
-        async def ServerLive(self, request, context):
-            async def work(token): return pb.ServerLiveResponse(live=True)
-            return await _call(access, context, work)
+        @checked
+        async def ServerLive(self, request, context, token):
+            return pb.ServerLiveResponse(live=True)
 
-        async def ServerReady(self, request, context):
-            async def work(token):
-                return pb.ServerReadyResponse(ready=await service.are_ready())
-            return await _call(access, context, work)
+        @checked
+        async def ServerReady(self, request, context, token):
+            return pb.ServerReadyResponse(ready=await service.are_ready())
 
-        async def ServerMetadata(self, request, context):
-            async def work(token):
-                return pb.ServerMetadataResponse(name="zztoolkit", version=__version__)
-            return await _call(access, context, work)
+        @checked
+        async def ServerMetadata(self, request, context, token):
+            return pb.ServerMetadataResponse(name="zztoolkit", version=__version__)
 
-        async def ModelReady(self, request, context):
-            async def work(token):
-                is_ready = await service.is_ready(request.name, request.version)
-                return pb.ModelReadyResponse(ready=is_ready)
-            return await _call(access, context, work)
+        @checked
+        async def ModelReady(self, request, context, token):
+            is_ready = await service.is_ready(request.name, request.version)
+            return pb.ModelReadyResponse(ready=is_ready)
 
-        async def ModelMetadata(self, request, context):
-            async def work(token):
-                async with service.using(request.name, request.version, TRUSTED_FOR) as model:
-                    return write_metadata(model)
-            return await _call(access, context, work)
+        @checked
+        async def ModelMetadata(self, request, context, token):
+            async with service.using(request.name, request.version, TRUSTED_FOR) as model:
+                return write_metadata(model)
 
-        async def ModelConfig(self, request, context):
-            async def work(token):
-                async with service.using(request.name, request.version, TRUSTED_FOR) as model:
-                    return pb.ModelConfigResponse(config=config_message(model))
-            return await _call(access, context, work)
+        @checked
+        async def ModelConfig(self, request, context, token):
+            async with service.using(request.name, request.version, TRUSTED_FOR) as model:
+                return pb.ModelConfigResponse(config=config_message(model))
 
-        async def ModelInfer(self, request, context):
-            async def work(token):
-                outputs = await infer(service, read_message(request), token)
-                await context.send_initial_metadata(((MODEL, outputs.model),))
-                return write_message(outputs)
-            return await _call(access, context, work)
+        @checked
+        async def ModelInfer(self, request, context, token):
+            outputs = await infer(service, read_message(request), token)
+            await context.send_initial_metadata(((MODEL, outputs.model),))
+            return write_message(outputs)
 
-        async def RepositoryIndex(self, request, context):
-            async def work(token):
-                index = await repository_index(service, request.ready)
-                return pb.RepositoryIndexResponse(models=index)
-            return await _call(access, context, work)
+        @checked
+        async def RepositoryIndex(self, request, context, token):
+            index = await repository_index(service, request.ready)
+            return pb.RepositoryIndexResponse(models=index)
 
-        async def RepositoryModelLoad(self, request, context):
-            async def work(token): reject_control("load")
-            return await _call(access, context, work)
+        @checked
+        async def RepositoryModelLoad(self, request, context, token): reject_control("load")
 
-        async def RepositoryModelUnload(self, request, context):
-            async def work(token): reject_control("unload")
-            return await _call(access, context, work)
+        @checked
+        async def RepositoryModelUnload(self, request, context, token): reject_control("unload")
 
     return Servicer()
 

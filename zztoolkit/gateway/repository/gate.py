@@ -44,9 +44,9 @@ class Counts:
         for waiter in waiting:
             if waiter.set_running_or_notify_cancel(): waiter.set_exception(error)
 
-# %% ../../../nbs/gateway/repository/02_gate.ipynb #gate
-class Gate:
-    "Where requests of models pass; those of a model whose gate is closed wait. For any thread"
+# %% ../../../nbs/gateway/repository/02_gate.ipynb #entrance
+class Entrance:
+    "Where requests of models are counted; those of a closed model wait. For any thread"
     def __init__(self, ask: Callable[[str], None]):
         self.ask = ask      # for a model that a request waits for
         self._models = defaultdict[str, Counts](Counts)
@@ -76,7 +76,7 @@ class Gate:
         with self._lock:
             return {n: Use(m.in_flight, now - m.last_use) for n, m in self._models.items()}
 
-    # a request
+    # requests
     def enter(self, name: str) -> Future[None] | None: # None: it passes
         "Count a request of a model, or let it wait and ask for the model"
         with self._lock:
@@ -96,6 +96,9 @@ class Gate:
         if waiter.cancel() or waiter.exception(): return
         self.leave(name)
 
+# %% ../../../nbs/gateway/repository/02_gate.ipynb #gate
+class Gate(Entrance):
+    "Where requests of models pass, each for the time of a block"
     @contextmanager
     def use(self, name: str, timeout: float) -> Iterator[None]:
         "Hold a model during the block, once it is loaded. Raise `BackendError` 503 if it is late"

@@ -148,43 +148,28 @@ class Unloading(Gated):
         chosen = choose_unloads(memory, self.read_uses(), excess)
         return self.unload(self.models[chosen[0]]) if chosen else False
 
-# %% ../../../nbs/gateway/repository/07_loading.ipynb #loading
-class Loading(Unloading):
-    "Models that requests ask for"
+# %% ../../../nbs/gateway/repository/07_loading.ipynb #failures
+def _unknown(name: str) -> Failure:
+    return Failure(ToolkitError(f"no such model: {name[:100]}"), 404)
+
+def _no_room(model: StoredModel, seconds: float) -> NoRoom:
+    return NoRoom(
+        f"there is no room for {model.name}",
+        found=f"all loaded models have had requests in flight for {seconds:g} s",
+        do="give the repository more memory")
+
+def _stopping() -> NoRoom: return NoRoom("the repository is stopping")
+
+# %% ../../../nbs/gateway/repository/07_loading.ipynb #starting
+class Starting(Unloading):
+    "Models that are started on the server, once there is room"
     def __init__(
         self, server: Server, folder: Path, budget: int, workers: Mapping[str, Bounds],
-        load_timeout: float, at_once: int, measure: Measure,
+        load_timeout: float, measure: Measure,
     ):
         super().__init__(server, folder, budget, workers)
         self.load_timeout, self.measure = load_timeout, measure
         self.is_stopping = False
-        self._loaders = ThreadPoolExecutor(at_once, "load")
-
-    def request(self, name: str):
-        "Load a model, unless it is loaded, loads already, or has failed and its file is the same"
-        with self.lock:
-            model = self.find(name)
-            if model is None: return self._reject(name, _unknown(name))
-            if model.failure: return self._reject(name, model.failure)
-            if model.state == LOADED: return self._open(model)
-            if model.state == ON_DISK: return self._begin(model)
-            model.is_wanted = model.state in (UNLOADING, SCALING)
-
-    def _begin(self, model: StoredModel):
-        if self.is_stopping: return self._reject(model.name, Failure(_stopping()))
-        model.state = LOADING
-        self._loaders.submit(self._load, model, time.monotonic())
-
-    def _load(self, model: StoredModel, since: float):
-        "Load a model, and let its requests pass, or fail them"
-        try:
-            self._make_room(model)
-            self._start(model)
-        except Exception as e: return self._fail(model, e)
-        model.load_seconds = time.monotonic() - since
-        self.counters.seconds.labels(model.name).observe(model.load_seconds)
-        self._open(model)
-        self.trim()
 
     def _make_room(self, model: StoredModel):
         "Wait until a model has its share of the budget. Raise `NoRoom`"
@@ -216,6 +201,42 @@ class Loading(Unloading):
         with self.lock:
             if size and model.state not in (ON_DISK, FAILED): self.count(model, size)
 
+# %% ../../../nbs/gateway/repository/07_loading.ipynb #loading
+class Loading(Starting):
+    "Models that requests ask for"
+    def __init__(
+        self, server: Server, folder: Path, budget: int, workers: Mapping[str, Bounds],
+        load_timeout: float, at_once: int, measure: Measure,
+    ):
+        super().__init__(server, folder, budget, workers, load_timeout, measure)
+        self._loaders = ThreadPoolExecutor(at_once, "load")
+
+    def request(self, name: str):
+        "Load a model, unless it is loaded, loads already, or has failed and its file is the same"
+        with self.lock:
+            model = self.find(name)
+            if model is None: return self._reject(name, _unknown(name))
+            if model.failure: return self._reject(name, model.failure)
+            if model.state == LOADED: return self._open(model)
+            if model.state == ON_DISK: return self._begin(model)
+            model.is_wanted = model.state in (UNLOADING, SCALING)
+
+    def _begin(self, model: StoredModel):
+        if self.is_stopping: return self._reject(model.name, Failure(_stopping()))
+        model.state = LOADING
+        self._loaders.submit(self._load, model, time.monotonic())
+
+    def _load(self, model: StoredModel, since: float):
+        "Load a model, and let its requests pass, or fail them"
+        try:
+            self._make_room(model)
+            self._start(model)
+        except Exception as e: return self._fail(model, e)
+        model.load_seconds = time.monotonic() - since
+        self.counters.seconds.labels(model.name).observe(model.load_seconds)
+        self._open(model)
+        self.trim()
+
     def _fail(self, model: StoredModel, error: Exception):
         "Fail the requests of a model; remember why, if the archive is the reason"
         if not isinstance(error, ToolkitError):
@@ -227,15 +248,3 @@ class Loading(Unloading):
         with self.lock:
             self._forget(model, *((FAILED, failure) if is_lasting else (ON_DISK,)))
             self._reject(model.name, failure)
-
-# %% ../../../nbs/gateway/repository/07_loading.ipynb #failures
-def _unknown(name: str) -> Failure:
-    return Failure(ToolkitError(f"no such model: {name[:100]}"), 404)
-
-def _no_room(model: StoredModel, seconds: float) -> NoRoom:
-    return NoRoom(
-        f"there is no room for {model.name}",
-        found=f"all loaded models have had requests in flight for {seconds:g} s",
-        do="give the repository more memory")
-
-def _stopping() -> NoRoom: return NoRoom("the repository is stopping")

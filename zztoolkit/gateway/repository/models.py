@@ -30,12 +30,12 @@ def show_size(size: float) -> str:
     "Return a number of bytes in words"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
-# %% ../../../nbs/gateway/repository/06_models.ipynb #models
-class StoredModels:
-    "Models of a folder, by name, and a budget of bytes for those that are loaded"
-    def __init__(self, folder: Path, budget: int, workers: Mapping[str, Bounds]):
+# %% ../../../nbs/gateway/repository/06_models.ipynb #known-models
+class KnownModels:
+    "Models of a folder, by name"
+    def __init__(self, folder: Path, workers: Mapping[str, Bounds]):
         if not folder.is_dir(): raise ToolkitError("no such folder of archives", str(folder))
-        self.folder, self.budget = ArchiveFolder(folder), budget
+        self.folder = ArchiveFolder(folder)
         self.workers = {name: check_bounds(name, *bounds) for name, bounds in workers.items()}
         self.models: dict[str, StoredModel] = {}
         self.lock = threading.RLock()       # of all that is known of the models; held briefly
@@ -72,7 +72,13 @@ class StoredModels:
     def loaded(self) -> list[StoredModel]:
         with self.lock: return [m for m in self.models.values() if m.state == LOADED]
 
-    # the budget
+# %% ../../../nbs/gateway/repository/06_models.ipynb #models
+class StoredModels(KnownModels):
+    "Models of a folder, and a budget of bytes for those that are loaded"
+    def __init__(self, folder: Path, budget: int, workers: Mapping[str, Bounds]):
+        super().__init__(folder, workers)
+        self.budget = budget
+
     @property
     def claimed(self) -> int:
         "Bytes that models have of the budget"

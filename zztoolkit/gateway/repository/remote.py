@@ -28,16 +28,48 @@ class Process(Protocol):
     stdout: IO[bytes] | None
     def send(self, line: bytes): ...
 
-# %% ../../../nbs/gateway/repository/10_remote.ipynb #remote
+# %% ../../../nbs/gateway/repository/10_remote.ipynb #questions
 ANSWERS_IN = 10.0       # seconds, at most
 
+class Questions:
+    "Messages to a gateway's process, and its answers to those that ask something"
+    def __init__(self, process: Process):
+        self.process, self.has_ended = process, False
+        self._answers: dict[int, Future[Any]] = {}
+        self._ids = itertools.count()
+
+    def send(self, message: Any):
+        "Send a message; nothing happens if the process has ended"
+        with suppress(OSError, ValueError):     # it has ended
+            self.process.send(json.dumps(message).encode() + b"\n")
+
+    def ask(self, command: dict, if_ended: Any) -> Any:
+        "Send a command and return the answer. Not under the repository's lock"
+        number, answer = next(self._ids), Future[Any]()
+        self._answers[number] = answer
+        try:
+            if self.has_ended: return if_ended
+            self.send(command | {"id": number})
+            value = answer.result(ANSWERS_IN)
+        except FutureTimeout: raise NoRoom("the gateway does not answer") from None
+        finally: self._answers.pop(number, None)
+        return if_ended if value is None else value
+
+    def resolve(self, message: dict):
+        "Give an answer to whoever waits for it"
+        answer = self._answers.pop(message["id"], None)     # None: it is late
+        if answer: answer.set_result(message["answer"])
+
+    def give_up(self):
+        "Let all go on that wait: the process has ended"
+        for answer in list(self._answers.values()): answer.set_result(None)
+
+# %% ../../../nbs/gateway/repository/10_remote.ipynb #remote
 class PipeGate:
     "The gate of a gateway's process. One that has ended is closed, and has no requests"
     def __init__(self, process: Process, repository: ModelRepository):
         self.process, self.repository = process, repository
-        self._answers: dict[int, Future[Any]] = {}
-        self._ids = itertools.count()
-        self._has_ended = False
+        self._questions = Questions(process)
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
     def start(self):
@@ -48,50 +80,37 @@ class PipeGate:
 
     # commands
     def announce(self, models: Sequence[ModelDescription]):
-        self._send(list(map(asdict, models)))
+        self._questions.send(list(map(asdict, models)))
 
-    def open(self, name: str): self._send({"do": "open", "name": name})
+    def open(self, name: str): self._questions.send({"do": "open", "name": name})
 
     def fail(self, name: str, failure: Failure):
-        self._send({"do": "fail", "name": name, "status": failure.status, "reason": str(failure)})
+        self._questions.send(
+            {"do": "fail", "name": name, "status": failure.status, "reason": str(failure)})
 
     def close(self, name: str, even_busy: bool = False) -> bool:
-        return self._ask({"do": "close", "name": name, "even_busy": even_busy}, if_ended=True)
+        command = {"do": "close", "name": name, "even_busy": even_busy}
+        return self._questions.ask(command, if_ended=True)
 
     def read_uses(self) -> dict[str, Use]:
-        uses = self._ask({"do": "read_uses"}, if_ended={})
+        uses = self._questions.ask({"do": "read_uses"}, if_ended={})
         return {name: Use(**use) for name, use in uses.items()}
-
-    def _send(self, message: Any):
-        with suppress(OSError, ValueError):     # it has ended
-            self.process.send(json.dumps(message).encode() + b"\n")
-
-    def _ask(self, command: dict, if_ended: Any) -> Any:
-        "Send a command and return the answer. Not under the repository's lock"
-        number, answer = next(self._ids), Future[Any]()
-        self._answers[number] = answer
-        if self._has_ended: return if_ended
-        self._send(command | {"id": number})
-        try: value = answer.result(ANSWERS_IN)
-        except FutureTimeout: raise NoRoom("the gateway does not answer") from None
-        return if_ended if value is None else value
 
     # what the process says
     def _listen(self):
         assert self.process.stdout
         with suppress(OSError, ValueError):
             for line in self.process.stdout: self._hear(json.loads(line))
-        self._has_ended = True
+        self._questions.has_ended = True
         with suppress(ValueError): self.repository.remote.remove(self)
-        for answer in list(self._answers.values()): answer.set_result(None)
+        self._questions.give_up()
 
     def _hear(self, message: dict):
         try:
             if "load" in message: self.repository.request(message["load"])
             if "metrics" in message: self._send_metrics()
         except Exception as e: log.error("a gateway was not heard", exc_info=e)
-        if "id" not in message: return
-        answer = self._answers.pop(message["id"], None)     # None: it is late
-        if answer: answer.set_result(message["answer"])
+        if "id" in message: self._questions.resolve(message)
 
-    def _send_metrics(self): self._send({"do": "metrics", "text": self.repository.metrics()})
+    def _send_metrics(self):
+        self._questions.send({"do": "metrics", "text": self.repository.metrics()})

@@ -45,8 +45,43 @@ def _row(model: StoredModel, use: Use) -> list[str]:
         f"{use.in_flight} in flight" if use.in_flight else _in_words(use.age),
         f"{model.load_seconds:.2f} s" if model.load_seconds else "–"]
 
+# %% ../../../nbs/gateway/repository/09_repository.ipynb #reported
+class Reported(Scaled):
+    "Models whose state can be read"
+    def status(self,
+        uses: Mapping[str, Use] | None = None,  # requests by model; default: asked for
+    ) -> Table:
+        "Return each model's state, memory, workers, last use, and how long its last load took"
+        if uses is None: uses = self.read_uses()
+        with self.lock:
+            models = [self.models[name] for name in sorted(self.models)]
+            rows = [_row(m, uses.get(m.name, Use())) for m in models]
+            failed = [f"{m.name}: {m.failure}" for m in models if m.failure]
+        total = f"{show_size(self.claimed)} of {show_size(self.budget)} in use"
+        titles = ("model", "state", "memory", "workers", "last use", "cold start")
+        return Table(titles, rows, (total, *failed))
+
+    def metrics(self) -> str:
+        "Return loads, failures, unloads, cold starts, memory and workers as Prometheus' text"
+        with self.lock: return self.counters.write(self.models.values())
+
+    def __repr__(self) -> str: return str(self.status())
+    def _repr_html_(self) -> str: return self.status()._repr_html_()
+
+# %% ../../../nbs/gateway/repository/09_repository.ipynb #called
+class Called(Reported):
+    "Models for the requests of this process"
+    @contextmanager
+    def use(self, name: str) -> Iterator[Endpoint]:
+        "Load a model if it is not, and keep it during the block. Raise `ToolkitError`"
+        with self.gate.use(name, self.load_timeout): yield self.server.endpoint(name)
+
+    def predict(self, name: str, x: Any) -> Any:
+        "Return a model's response to one request; it is loaded first if it is not"
+        with self.use(name) as endpoint: return endpoint.predict(x)
+
 # %% ../../../nbs/gateway/repository/09_repository.ipynb #repository
-class ModelRepository(Scaled):
+class ModelRepository(Called):
     """Archives of a folder on a server: loaded when a request asks for them, within a budget.
 
     `with ModelRepository(server, "models", "2GB") as r, Gateway(server, r) as g:` serves every
@@ -103,37 +138,6 @@ class ModelRepository(Scaled):
 
     def __enter__(self) -> ModelRepository: return self.start()
     def __exit__(self, *exc): self.stop()
-
-    # requests of this process
-    @contextmanager
-    def use(self, name: str) -> Iterator[Endpoint]:
-        "Load a model if it is not, and keep it during the block. Raise `ToolkitError`"
-        with self.gate.use(name, self.load_timeout): yield self.server.endpoint(name)
-
-    def predict(self, name: str, x: Any) -> Any:
-        "Return a model's response to one request; it is loaded first if it is not"
-        with self.use(name) as endpoint: return endpoint.predict(x)
-
-    # how it is doing
-    def status(self,
-        uses: Mapping[str, Use] | None = None,  # requests by model; default: asked for
-    ) -> Table:
-        "Return each model's state, memory, workers, last use, and how long its last load took"
-        if uses is None: uses = self.read_uses()
-        with self.lock:
-            models = [self.models[name] for name in sorted(self.models)]
-            rows = [_row(m, uses.get(m.name, Use())) for m in models]
-            failed = [f"{m.name}: {m.failure}" for m in models if m.failure]
-        total = f"{show_size(self.claimed)} of {show_size(self.budget)} in use"
-        titles = ("model", "state", "memory", "workers", "last use", "cold start")
-        return Table(titles, rows, (total, *failed))
-
-    def metrics(self) -> str:
-        "Return loads, failures, unloads, cold starts, memory and workers as Prometheus' text"
-        with self.lock: return self.counters.write(self.models.values())
-
-    def __repr__(self) -> str: return str(self.status())
-    def _repr_html_(self) -> str: return self.status()._repr_html_()
 
 # %% ../../../nbs/gateway/repository/09_repository.ipynb #running
 _RUNNING: list[ModelRepository] = []

@@ -32,10 +32,39 @@ def _batch_delay(model: StoredModel) -> float:
     about = model.about
     return about.max_batch_delay / 1000 if about and about.batch_size > 1 else 0
 
+# %% ../../../nbs/gateway/repository/08_scaling.ipynb #resizing
+class Resizing(Loading):
+    "Models that get a worker more or less"
+    def scale(self, model: StoredModel, workers: int):
+        "Run this many workers of a model, if the memory suffices; no request is lost"
+        with self.lock:
+            if model.state != LOADED: return
+            model.state = SCALING
+        try: self._scale(model, workers)
+        except Exception as e: log.warning("%s keeps its workers: %s", model.name, e)
+        finally: self._open(model)
+
+    def _scale(self, model: StoredModel, workers: int):
+        more, memory = workers - model.workers, model.expect_memory(workers)
+        if more > 0 and not self.claim_room(model, max(0, memory - model.memory)): return
+        if more < 0 and not self._rest(model): return
+        try: self.server.scale(model.name, workers)
+        finally: self.look(model)
+
+    def _rest(self, model: StoredModel) -> bool:
+        """Let requests wait while workers end, on a server that would lose some.
+
+        Return whether those in flight have ended.
+        """
+        if "scaling under load" not in self.server.limits: return True
+        for gate in self.gates: gate.close(model.name, even_busy=True)
+        def is_idle() -> bool: return not self.read_uses().get(model.name, Use()).in_flight
+        return wait_until(is_idle, self.server.settings.response_timeout, every=0.01)
+
 # %% ../../../nbs/gateway/repository/08_scaling.ipynb #scaled
 WEIGHED_EVERY = 5.0     # seconds between two measurements of a model's memory
 
-class Scaled(Loading):
+class Scaled(Resizing):
     "Models whose number of workers follows their requests"
     def __init__(
         self, server: Server, folder: Path, budget: int, workers: Mapping[str, Bounds],
@@ -84,30 +113,3 @@ class Scaled(Loading):
         if is_settled: return fewest
         trend.add(now, self.server.read_metrics(model.name))
         return trend.decide(model.workers, model.bounds, is_idle, _batch_delay(model))
-
-    # a worker more or less
-    def scale(self, model: StoredModel, workers: int):
-        "Run this many workers of a model, if the memory suffices; no request is lost"
-        with self.lock:
-            if model.state != LOADED: return
-            model.state = SCALING
-        try: self._scale(model, workers)
-        except Exception as e: log.warning("%s keeps its workers: %s", model.name, e)
-        finally: self._open(model)
-
-    def _scale(self, model: StoredModel, workers: int):
-        more, memory = workers - model.workers, model.expect_memory(workers)
-        if more > 0 and not self.claim_room(model, max(0, memory - model.memory)): return
-        if more < 0 and not self._rest(model): return
-        try: self.server.scale(model.name, workers)
-        finally: self.look(model)
-
-    def _rest(self, model: StoredModel) -> bool:
-        """Let requests wait while workers end, on a server that would lose some.
-
-        Return whether those in flight have ended.
-        """
-        if "scaling under load" not in self.server.limits: return True
-        for gate in self.gates: gate.close(model.name, even_busy=True)
-        def is_idle() -> bool: return not self.read_uses().get(model.name, Use()).in_flight
-        return wait_until(is_idle, self.server.settings.response_timeout, every=0.01)

@@ -102,6 +102,35 @@ def _key(server: LocalServer) -> Any:
     "Return what identifies a server: a search makes new objects for the same ones"
     return server.folder if isinstance(server, RunningServer) else id(server)
 
+# %% ../../../nbs/notebook/panel/05_panel.ipynb #sections
+class ServerSections:
+    "A section of the panel for each server, as they come and go"
+    def __init__(self, servers: ServerList, changed: Callable[[], None]):
+        self.servers, self.changed = servers, changed
+        self.sections: list[Section] = []
+        self.box = import_widgets().VBox()
+
+    def poll(self) -> list[bool]:
+        "Poll every server and show it; return for each whether anything happened"
+        known = {_key(s.watcher.server): s for s in self.sections}
+        servers, changed = self.servers.find(), self.changed
+        self.sections = [known.get(_key(s)) or Section(s, changed) for s in servers]
+        self.box.children = tuple(s.box for s in self.sections)
+        return [s.poll() for s in self.sections]
+
+    @property
+    def are_stopped(self) -> bool:
+        return all(s.snapshot.state == "stopped" for s in self.sections)
+
+    def still(self, remark: str) -> str:
+        "Return the last poll as a still picture, in HTML"
+        return "".join(still_html(s.snapshot, remark) for s in self.sections)
+
+    def close(self):
+        "End the watching of every model"
+        for section in self.sections:
+            for card in section.cards.values(): card.close()
+
 # %% ../../../nbs/notebook/panel/05_panel.ipynb #still-picture
 class StillPicture:
     "Picture beneath the panel, for when the panel is not live"
@@ -132,26 +161,23 @@ class Panel:
     ):
         w = import_widgets()
         self.server = server or LocalServer()
-        self._servers, self._sections = ServerList(self.server), list[Section]()
+        self._servers, self._trouble = ServerList(self.server), w.HTML()
         self._poller = Poller(self)
-        self._body, self._trouble = w.VBox(), w.HTML()
+        self._sections = ServerSections(self._servers, self._poller.changed)
         self._repositories = RepositorySection(repository)
         self._llms = LLMSection({} if llms is None else llms, self._poller.changed)
         style = w.HTML(style_html())
         style.add_class("zz-style")
-        visibility = make_visibility(self._poller.seen)
-        boxes = self._repositories.box, self._llms.box, self._body
-        self.widget = w.VBox([style, self._trouble, *boxes, visibility])
+        boxes = self._repositories.box, self._llms.box, self._sections.box
+        self.widget = w.VBox([style, self._trouble, *boxes, make_visibility(self._poller.seen)])
         self.widget.add_class("zz-panel")
         self._picture = StillPicture()
 
     def poll(self) -> bool:
         "Poll every server and show it; return whether anything happened. Show errors, raise none"
         try:
-            self._show_sections()
-            happened = [s.poll() for s in self._sections]
-            happened += [self._llms.poll(), self._repositories.poll()]
-            self._body.layout.display = "none" if self._has_only_others else ""
+            happened = [*self._sections.poll(), self._llms.poll(), self._repositories.poll()]
+            self._sections.box.layout.display = "none" if self._has_only_others else ""
             self._trouble.value = ""
             return any(happened)
         except Exception as e:
@@ -159,21 +185,13 @@ class Panel:
             self._trouble.value = div("zz-note zz-warn", text)
             return False
 
-    def _show_sections(self):
-        known = {_key(s.watcher.server): s for s in self._sections}
-        changed, servers = self._poller.changed, self._servers.find()
-        self._sections = [known.get(_key(s)) or Section(s, changed) for s in servers]
-        self._body.children = tuple(s.box for s in self._sections)
-
     @property
     def _has_only_others(self) -> bool:
-        is_off = all(s.snapshot.state == "stopped" for s in self._sections)
-        return is_off and bool(self._llms.cards or self._repositories.views)
+        return self._sections.are_stopped and bool(self._llms.cards or self._repositories.views)
 
     def still(self, remark: str = "") -> str:
         "Return the last poll as a still picture, in HTML"
-        shown = [] if self._has_only_others else self._sections
-        servers = "".join(still_html(s.snapshot, remark) for s in shown)
+        servers = "" if self._has_only_others else self._sections.still(remark)
         return self._repositories.still(remark) + self._llms.still(remark) + servers
 
     def update_still(self):
@@ -190,8 +208,7 @@ class Panel:
     def close(self):
         "End the thread, and leave the still picture"
         self._poller.close()
-        for section in self._sections:
-            for card in section.cards.values(): card.close()
+        self._sections.close()
         self._llms.close()
         self.widget.close()
         self.update_still()

@@ -68,12 +68,13 @@ def _can_parse(parser: Parser, text: str) -> bool:
 def csv_rows(path: str | Path, delimiter: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
     "Return the first byte and the cells (bytes as Latin-1) of each row that is not empty"
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 24))
-    at = start
+    at, has_ended = start, False
     def lines(f: Iterable[str]) -> Iterator[str]:
-        nonlocal at
+        nonlocal at, has_ended
         for line in f:
             at += len(line)
             yield line
+        has_ended = True
     with open(path, encoding="latin-1", newline="") as f:
         f.seek(start)
         reader = csv.reader(lines(f), delimiter=delimiter)
@@ -81,16 +82,17 @@ def csv_rows(path: str | Path, delimiter: str, start: int = 0) -> Iterator[tuple
             first_byte = at
             cells = _next_row(reader, path, first_byte)
             if cells is None: return
+            if has_ended: raise _not_csv(path, first_byte, "the file ends within quotes")
             if cells: yield first_byte, cells
 
 def _next_row(reader: Iterator[list[str]], path: str | Path, first_byte: int) -> list[str] | None:
     "Return the next row, None at the end. Raises `ToolkitError`"
     try: return next(reader, None)
-    except csv.Error as e:
-        raise ToolkitError(
-            f"{Path(path).name}: not CSV from byte {first_byte} on",
-            found=str(e),
-            do="look for a quote there that is never closed") from None
+    except csv.Error as e: raise _not_csv(path, first_byte, str(e)) from None
+
+def _not_csv(path: str | Path, first_byte: int, found: str) -> ToolkitError:
+    do = "look for a quote there that is never closed"
+    return ToolkitError(f"{Path(path).name}: not CSV from byte {first_byte} on", found, do)
 
 # %% ../../../nbs/offline/sources/04_csv.ipynb #header
 def read_header(path: Path) -> tuple[str, list[str], int]:

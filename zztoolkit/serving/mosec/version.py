@@ -85,14 +85,12 @@ def response_of_front(status: int, text: str, name: str) -> Response | None:
     if status == 408: return WORKER_DIED     # with half of a message, or it has hung
     return error_response(status, text.strip())
 
-# %% ../../../nbs/serving/mosec/05_version.ipynb #version
+# %% ../../../nbs/serving/mosec/05_version.ipynb #planned
 @dataclass(eq=False)
-class RunningVersion:
-    "A version that runs, or is about to come or to go"
+class PlannedVersion:
+    "What the plan of a version says"
     plan: dict[str, Any]
     settings: Settings
-    in_flight: int = 0      # requests of this process
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str: return self.plan["name"]
@@ -105,6 +103,17 @@ class RunningVersion:
 
     @property
     def url(self) -> str: return f"http://127.0.0.1:{self.plan['port']}"
+
+    def head(self, kind: str, headers: Mapping[str, str] = {}, **more: Any) -> dict[str, Any]:
+        "Return the head of a frame"
+        return {"kind": kind, "headers": dict(headers), "token": self.plan["token"], **more}
+
+# %% ../../../nbs/serving/mosec/05_version.ipynb #version
+@dataclass(eq=False)
+class RunningVersion(PlannedVersion):
+    "A version that runs, or is about to come or to go"
+    in_flight: int = 0      # requests of this process
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
     def http(self) -> httpx.Client:
@@ -119,10 +128,6 @@ class RunningVersion:
         try: yield
         finally:
             with self._lock: self.in_flight -= 1
-
-    def head(self, kind: str, headers: Mapping[str, str] = {}, **more: Any) -> dict[str, Any]:
-        "Return the head of a frame"
-        return {"kind": kind, "headers": dict(headers), "token": self.plan["token"], **more}
 
     def send(
         self, body: bytes, kind: str, headers: Mapping[str, str] = {}, **more: Any,

@@ -58,6 +58,15 @@ class Versions:
             await asyncio.sleep(0.02)
         return queue_full(name)
 
+# %% ../../../nbs/serving/ray/06_front.ipynb #cluster-calls
+async def _describe_all(versions: dict[str, Version]) -> dict[str, Any]:
+    return {key: await asyncio.to_thread(v.describe) for key, v in versions.copy().items()}
+
+def _put(archive: str) -> Any: # ray.ObjectRef
+    "Put an archive where every machine of the cluster finds it"
+    import ray
+    return ray.put(Path(archive).read_bytes())
+
 # %% ../../../nbs/serving/ray/06_front.ipynb #commands
 class Front(Versions):
     "The owner's commands"
@@ -112,14 +121,6 @@ class Front(Versions):
         "Reject new requests, and wait for those in flight; return whether they were finished"
         self.is_stopping = True
         return await poll(lambda: self.is_idle, timeout, every=0.01)
-
-async def _describe_all(versions: dict[str, Version]) -> dict[str, Any]:
-    return {key: await asyncio.to_thread(v.describe) for key, v in versions.copy().items()}
-
-def _put(archive: str) -> Any: # ray.ObjectRef
-    "Put an archive where every machine of the cluster finds it"
-    import ray
-    return ray.put(Path(archive).read_bytes())
 
 # %% ../../../nbs/serving/ray/06_front.ipynb #control
 COMMANDS = ("start", "switch", "retire", "scale", "describe", "state")

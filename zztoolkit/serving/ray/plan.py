@@ -78,6 +78,7 @@ class Plan:
         "Requests in a replica at a time: a batch in its handler, and the next one"
         return 2 * self.batch_size
 
+# %% ../../../nbs/serving/ray/01_plan.ipynb #make-plan
 def make_plan(
     mar: Mar,
     settings: Settings = Settings(),

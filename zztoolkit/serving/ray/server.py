@@ -44,6 +44,23 @@ CLUSTER_LIMITS: Mapping[str, str] = {
     "process ids": "replicas run on other machines",
     "requests of a dead replica": "those that waited in it fail, too"}
 
+# %% ../../../nbs/serving/ray/09_server.ipynb #write-start
+def write_start(
+    folder: Path,       # of the server
+    settings: Settings,
+    port: int,          # of requests and commands
+    cluster: str,       # address; "": a private Ray
+    token: str,         # of requests
+    key: str,           # of the owner's commands
+):
+    "Write what the supervisor starts with"
+    prefix = f"zz-{uuid.uuid4().hex[:8]}-" if cluster else ""
+    start = {
+        "settings": asdict(settings), "address": cluster, "prefix": prefix,
+        "port": port, "token": token, "key": key}
+    (folder / "start.json").write_text(json.dumps(start))
+    (folder / "token").write_text(token)
+
 # %% ../../../nbs/serving/ray/09_server.ipynb #supervisor
 _SUPERVISE = (
     "import sys; from zztoolkit.serving.ray.process import supervise; "
@@ -107,21 +124,13 @@ class RayServer(Supervised, Requests):
         self._make_folder()
         self.cluster = os.environ.get("RAY_ADDRESS", "")
         self.limits = {**LIMITS, **CLUSTER_LIMITS} if self.cluster else LIMITS
-        self._write_start()
+        self.token, self.key = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+        write_start(
+            self.folder, self.settings, self.http_port, self.cluster, self.token, self.key)
         self._keep(start_supervisor(self.folder, self.cluster))
         self.http = _open_connections(self.http_port, self.settings)
         self._wait_started(timeout)
         return self
-
-    def _write_start(self):
-        "Write what the supervisor starts with"
-        self.token, self.key = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
-        prefix = f"zz-{uuid.uuid4().hex[:8]}-" if self.cluster else ""
-        start = {
-            "settings": asdict(self.settings), "address": self.cluster, "prefix": prefix,
-            "port": self.http_port, "token": self.token, "key": self.key}
-        (self.folder / "start.json").write_text(json.dumps(start))
-        (self.folder / "token").write_text(self.token)
 
     def _wait_started(self, timeout: float):
         def is_listening() -> bool:

@@ -48,14 +48,14 @@ def _run_batch(service: Any, requests: Sequence[Request]) -> list[Response]:
     return predict(service, batch)
 
 # %% ../../../nbs/serving/triton/02_worker.ipynb #respond
-class _FormError(RequestError):
+class FormError(RequestError):
     "A body that only TorchServe's frontend can read"
     status = 415
 
 def _reject(request: Request) -> Response | None:
     "Return the response to a form, None for a request that a handler can read"
     if not request.content_type.startswith("multipart/"): return None
-    error = _FormError("forms are not read here: send the bytes of one file, or JSON")
+    error = FormError("forms are not read here: send the bytes of one file, or JSON")
     status, _phrase, body = http_error(error, request.id)
     return Response(json.dumps(body).encode(), JSON, status)
 
