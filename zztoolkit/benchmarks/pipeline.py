@@ -115,14 +115,10 @@ def run_workload(
         return summarize(measure(sides, work.requests, rounds, seconds, say))
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #main-run
-def main(
-    server: str = "torchserve",
-    rounds: int = 5,
-    say: Say = lambda s: print(s, flush=True),
-):
+def main(server: str = "torchserve", say: Say = lambda s: print(s, flush=True)):
     "Measure both pipelines, and print the medians of the rounds' ratios"
-    search = run_workload(search_workload, server, rounds, 5, say)
-    text = run_workload(text_workload, server, rounds, 15, say)
+    search = run_workload(search_workload, server, 5, 5, say)
+    text = run_workload(text_workload, server, 3, 20, say)
     say(f"search:    {search}\nread_text: {text}")
     say(" ".join(text.split()[-2:]))
 
