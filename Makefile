@@ -46,8 +46,8 @@ help:
 demo: $(VENV)/demo.ok
 	@$(BIN)/python -m zztoolkit.benchmarks.demo
 
-# Notebooks that start no server, and take no minute
-QUICK := --skip_folder_re '^([_.].*|archive|benchmarks|compile|deploy|handlers|howto|notebook|offline|repository|serving|tutorials|tuning)$$' --skip_file_re '^(index|02a_models|07b_predictions|09a_announcer|10_gateway|[_.].*)'
+# Notebooks that start no server, and take a few seconds
+QUICK := --skip_folder_re '^([_.].*|archive|benchmarks|compile|deploy|handlers|howto|notebook|offline|repository|serving|tutorials|tuning)$$' --skip_file_re '^(index|02a_models|07b_predictions|08_benchmarking|09a_announcer|10_gateway|13_agreement|[_.].*)'
 TYPES_AND = mypy > .mypy.log 2>&1 & types=$$!; $(1); notebooks=$$?; wait $$types; found=$$?; cat .mypy.log; rm .mypy.log; exit $$((notebooks + found))
 
 # What one runs while one works: nothing here needs a server.
