@@ -177,6 +177,10 @@ def test_modules_that_notebooks_write_have_names_of_their_own():
             if re.search(rf"(from|import) {name}\b", text): written[name].append(path.name)
     assert written and all(len(paths) == 1 for paths in written.values()), dict(written)
 
+def test_no_module_is_named_as_the_list_of_its_package():
+    "On the site, a package's list of pages is its `index`"
+    assert not list((ROOT / "zztoolkit").rglob("index.py"))
+
 def test_notebooks_hold_outputs_and_no_machine():
     "Outputs are kept for readers, and say nothing of the machine they were made on"
     private = re.compile(r"/tmp/|/root/|/home/|127\.0\.0\.1|localhost|pid=|/site-packages/[a-z]+/.*Warning")

@@ -216,7 +216,7 @@ def test_engines_agree():
         assert (np.diff(scores) <= 0).all()
 
 def test_without_faiss_it_is_reported(monkeypatch):
-    import zztoolkit.text.index as index
+    import zztoolkit.text.search as index
     monkeypatch.setattr(index, "installed", lambda dist: "")
     monkeypatch.setitem(sys.modules, "faiss", None)
     vectors = np.ones((10_000, 2))

@@ -19,7 +19,7 @@ from ..samples import minilm, minilm_folder, movielens
 from ..system import installed
 from ..text.embedder import TextEmbedder
 from ..text.encoder import compile_encoder
-from ..text.index import FaissIndex, Index, NumpyIndex
+from ..text.search import FaissIndex, Index, NumpyIndex
 from ..text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

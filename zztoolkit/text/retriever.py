@@ -15,7 +15,7 @@ from typing import Any, TYPE_CHECKING
 
 from ..errors import InputError, is_whole, ToolkitError
 from ..system import sha256, staging
-from .index import choose_engine, Index, open_index
+from .search import choose_engine, Index, open_index
 
 if TYPE_CHECKING:
     import numpy as np
