@@ -127,10 +127,9 @@ THREAD_VARIABLES = (
 def limit_threads(context: Any, threads: int):
     """Limit the threads of torch, NumPy and OpenCV in a worker.
 
-    By default each of them takes every core, in every worker. What waits for all its threads then
-    waits for those that another worker's have put off their cores: beside busy neighbours, a
-    product of a matrix and a vector took 11 ms instead of 0.2. A notebook's own process is left
-    as it is.
+    By default each of them starts a thread for every core, in every worker. A call then waits for
+    threads whose cores are taken: beside busy processes, a search among 1,682 vectors took 11 ms
+    instead of 0.2. A notebook's own process is left as it is.
     """
     if getattr(context, "is_local", False): return
     os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads))     # for what is loaded later
