@@ -1,59 +1,33 @@
 """The search of films in `handlers/`: an encoder, an index and a ranker in one service"""
 from __future__ import annotations
 
-import importlib.util, json, sys
+import json
 
 import numpy as np, pytest
 
-from conftest import ROOT
 from zztoolkit import offline, samples
 from zztoolkit.archive.packing import pack
-from zztoolkit.compile.compiler import compile_model
+from zztoolkit.benchmarks.demo import handler_module, HANDLERS
+from zztoolkit.benchmarks.pipeline_search import compile_search_models
 from zztoolkit.errors import InputError
 from zztoolkit.serving.rollout import deploy
 from zztoolkit.serving.server import make_server
-from zztoolkit.text import compile_encoder, Retriever, TextEmbedder, Tokenizer
+from zztoolkit.text import Retriever, TextEmbedder
 
 pytestmark = pytest.mark.slow
 
-HANDLERS = ROOT / "handlers"
 QUESTIONS = [{"query": q, "user": u, "top": 3} for q in ("a journey through space", "love", "dinosaurs " * 30) for u in (7, 196)]
 
 
 @pytest.fixture(scope="module")
-def trained():
-    "The ranker of the notebook `recommendation`, after one epoch"
-    cells = json.loads((ROOT / "nbs" / "handlers" / "recommendation.ipynb").read_text(encoding="utf-8"))["cells"]
-    sources = {c["id"]: "".join(c["source"]) for c in cells}
-    names: dict = {}
-    for id in ("data", "features", "model", "train"): exec(sources[id].replace("epochs=28", "epochs=1"), names)
-    example = {k: x[:8] for k, x in names["table"].tensors().items()}
-    ranker = compile_model(names["model"], example, "onnxruntime", (1, 256, 2048), measure=False)
-    return names["features"], names["films"].dropna(subset="title"), ranker
-
-@pytest.fixture(scope="module")
-def parts(trained, tmp_path_factory):
+def parts(tmp_path_factory):
     "What is packed: models by stage, the folder with the files, and the embedder"
-    folder, (features, films, ranker) = tmp_path_factory.mktemp("search"), trained
-    tokenizer = Tokenizer.from_folder(samples.minilm_folder())
-    tokenizer.save(folder / "tokenizer.json")
-    features.save(folder / "features")
-    encoder = compile_encoder(samples.minilm(), tokenizer, measure=False)
-    embedder = TextEmbedder.local(encoder, folder)
-    vectors = embedder.handler.embed([f"{t}: {', '.join(g)}" for t, g in zip(films.title, films.genres)])
-    Retriever(vectors, films.film, [{"title": t} for t in films.title]).save(folder / "films")
-    return {"vector": encoder, "rated": ranker}, folder, embedder
+    folder = tmp_path_factory.mktemp("search")
+    models = compile_search_models(folder)
+    return models, folder, TextEmbedder.local(models["vector"], folder)
 
 @pytest.fixture(scope="module")
-def module():
-    "handlers/search.py, which imports recommendation.py beside it"
-    sys.path.insert(0, str(HANDLERS))
-    try:
-        spec = importlib.util.spec_from_file_location("search", HANDLERS / "search.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally: sys.path.remove(str(HANDLERS))
+def module(): return handler_module("search")
 
 @pytest.fixture(scope="module")
 def local(module, parts): return module.Search.local(parts[0], parts[1])

@@ -5,7 +5,7 @@
 # %% ../../nbs/benchmarks/01_demo.ipynb #imports
 from __future__ import annotations
 
-import itertools, statistics, threading, time
+import itertools, statistics, sys, threading, time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -73,12 +73,14 @@ def side_by_side(
 HANDLERS = Path(__file__).parents[2] / "handlers" if "__file__" in globals() else Path.cwd().parents[1] / "handlers"
 
 def handler_module(stem: str) -> ModuleType:
-    "Import a handler file of this repository"
+    "Import a handler file of this repository, which may import another beside it"
     from importlib.util import module_from_spec, spec_from_file_location
     spec = spec_from_file_location(stem, HANDLERS / f"{stem}.py")
     assert spec and spec.loader
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(HANDLERS))
+    try: spec.loader.exec_module(module)
+    finally: sys.path.remove(str(HANDLERS))
     return module
 
 # %% ../../nbs/benchmarks/01_demo.ipynb #serve-ours

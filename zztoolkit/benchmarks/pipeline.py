@@ -21,7 +21,7 @@ from .pipeline_workload import serve_models, serve_pipeline, Workload
 from .triton_server import why_no_triton
 from ..errors import ToolkitError
 from ..gateway.gateway import Gateway
-from ..serving.server import make_server
+from ..serving.server import make_server, Server
 
 # %% auto #0
 __all__ = []
@@ -86,41 +86,44 @@ def measure(sides: Sequence[Any], bodies: Sequence[bytes], rounds: int, seconds:
     return rates
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #run-workload
-def _serve_sides(stack: ExitStack, work: Workload, server_name: str, say: Say) -> list[Any]:
-    "Serve a workload on every side that can run here; the pipeline comes first"
-    server = stack.enter_context(make_server(server_name))
-    sides: list[Any] = [serve_pipeline(server, work)]
-    if work.name == "search": sides.append(serve_services(server, work))
-    else:
-        gateway = stack.enter_context(Gateway(server))
-        sides += serve_separate(server, work, CLIENTS), serve_models(server, gateway, work)
-    if missing := why_no_triton(): say(f"  Triton does not run: {missing}")
-    else: sides.append(stack.enter_context(serve_on_triton(work, CLIENTS)))
-    return sides
+Serve = Callable[[ExitStack, Server, Workload], list[Any]]
+
+def serve_for_search(stack: ExitStack, server: Server, work: Workload) -> list[Any]:
+    "Serve what the search is compared with on the same server"
+    return [serve_services(server, work)]
+
+def serve_for_text(stack: ExitStack, server: Server, work: Workload) -> list[Any]:
+    "Serve what the reader of text is compared with on the same server"
+    gateway = stack.enter_context(Gateway(server))
+    return [serve_separate(server, work, CLIENTS), serve_models(server, gateway, work)]
 
 def run_workload(
     open_workload: Callable[[Path], Workload],
+    serve_others: Serve,
     server_name: str,
     rounds: int,
     seconds: float,     # of a turn
     say: Say,
 ) -> str: # the ratios, in a line
-    "Serve a workload on all sides, and measure them"
+    "Serve a workload on every side that can run here, and measure them"
     with ExitStack() as stack:
         stack.enter_context(threadpool_limits(1))       # of the clients' NumPy, beside the servers
         work = open_workload(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         say(f"{work.name}, on {server_name}")
-        sides = _serve_sides(stack, work, server_name, say)
+        server = stack.enter_context(make_server(server_name))
+        sides = [serve_pipeline(server, work), *serve_others(stack, server, work)]
+        if missing := why_no_triton(): say(f"  Triton does not run: {missing}")
+        else: sides.append(stack.enter_context(serve_on_triton(work, CLIENTS)))
         check_equal(sides, work)
         return summarize(measure(sides, work.requests, rounds, seconds, say))
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #main-run
 def main(server: str = "torchserve", say: Say = lambda s: print(s, flush=True)):
     "Measure both pipelines, and print the medians of the rounds' ratios"
-    search = run_workload(search_workload, server, 5, 5, say)
-    text = run_workload(text_workload, server, 3, 20, say)
+    search = run_workload(search_workload, serve_for_search, server, 5, 5, say)
+    text = run_workload(text_workload, serve_for_text, server, 3, 20, say)
     say(f"search:    {search}\nread_text: {text}")
-    say(" ".join(text.split()[-2:]))
+    say(text.partition(" ")[2])     # without the services
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #summary
 def summarize(rates: dict[str, list[float]]) -> str:

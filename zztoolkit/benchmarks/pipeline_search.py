@@ -5,19 +5,17 @@
 # %% ../../nbs/benchmarks/12a_pipeline_search.ipynb #imports
 from __future__ import annotations
 
-import contextlib, io, json, sys
+import contextlib, io, json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .demo import handler_module, HANDLERS
+from .demo import HANDLERS
 from ..archive.packing import pack
-from .pipeline_workload import Answer, Call, Traffic, Workload
+from .pipeline_workload import Answer, Call, handler_functions, Traffic, Workload
 from ..compile.artifact import Artifact
 from ..compile.compiler import compile_model
 from ..compile.store import load_artifact
@@ -56,7 +54,8 @@ def compile_search_models(folder: Path) -> dict[str, Artifact]:
     tokenizer.save(folder / "tokenizer.json")
     models = {
         "vector": compile_encoder(minilm(), tokenizer, measure=False),
-        "rated": compile_model(names["model"], example, batch=(1, 256, 2048), measure=False)}
+        "rated": compile_model(
+            names["model"], example, "onnxruntime", (1, 256, 2048), measure=False)}
     write_films(names["films"].dropna(subset="title"), models["vector"], folder)
     return models
 
@@ -79,18 +78,11 @@ class RemoteSession:
         y = self.call(self.name, *(np.ascontiguousarray(x) for x in xs))
         return y.reshape(y.shape[:len(self.artifact.outputs[0].shape)])
 
-# %% ../../nbs/benchmarks/12a_pipeline_search.ipynb #search-module
-@lru_cache
-def functions() -> ModuleType:
-    "Return `handlers/search.py`, which imports another handler"
-    if str(HANDLERS) not in sys.path: sys.path.insert(0, str(HANDLERS))
-    return handler_module("search")
-
 # %% ../../nbs/benchmarks/12a_pipeline_search.ipynb #client
 class SearchClient:
     "Searches with models that another server runs"
     def __init__(self, folder: Path, call: Call):
-        f = functions()
+        f = handler_functions("search")
         self.embedder = TextEmbedder.local(None, folder).handler
         self.ranker = f.Recommendation.local(None, folder).handler
         paths = json.loads((folder / "models.json").read_text())
@@ -100,7 +92,7 @@ class SearchClient:
         self.search.films = Retriever.load(folder / "films")
 
     def __call__(self, body: bytes) -> list:
-        f = functions()
+        f = handler_functions("search")
         question = f.question(json.loads(body))
         near = self.search.find(self.embedder.embed([question["query"]])[0])
         asked = self.ranker.preprocess([f.to_rate(question, near)])
@@ -116,11 +108,11 @@ class ServicesSide:
 
     def __init__(self, encoder: Endpoint, ranker: Endpoint, folder: Path):
         self.encoder, self.ranker, self.traffic = encoder, ranker, Traffic()
-        self.search = functions().Search()
+        self.search = handler_functions("search").Search()
         self.search.films = Retriever.load(folder / "films")
 
     def __call__(self, body: bytes) -> list:
-        f = functions()
+        f = handler_functions("search")
         question = f.question(json.loads(body))
         vector = self.traffic.post(self.encoder, json.dumps(f.text_of(question)).encode())
         near = self.search.find(np.array(vector, np.float32))

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ..archive.packing import pack
-from .demo import handler_module, HANDLERS
-from .pipeline_workload import Answer, Call, Traffic, Workload
+from .demo import HANDLERS
+from .pipeline_workload import Answer, Call, handler_functions, Traffic, Workload
 from ..compile.artifact import Artifact
 from ..compile.compiler import compile_model
 from ..samples import text_models, text_photographs
@@ -67,15 +66,10 @@ def text_workload(folder: Path) -> Workload:
         [p.read_bytes() for p in text_photographs()], open_text_client, "text")
 
 # %% ../../nbs/benchmarks/12_pipeline_text.ipynb #read-by-models
-@lru_cache
-def functions() -> ModuleType:
-    "Return `handlers/read_text.py`"
-    return handler_module("read_text")
-
 def open_reader(letters: str | Path) -> Any: # of handlers/read_text.py
     "Return the reader with its alphabet, and without its models"
     import numpy as np
-    reader = functions().ReadText()
+    reader = handler_functions("read_text").ReadText()
     text = Path(letters).read_text(encoding="utf-8")
     reader.letters = np.array(["", *text.split("\n"), " "])
     return reader
@@ -99,7 +93,7 @@ def read_by_models(
     photo: bytes,
 ) -> list:
     "Read a photograph with models that another server runs"
-    f, image = functions(), _decode(photo)
+    f, image = handler_functions("read_text"), _decode(photo)
     heat, = call("detect", f.detector_input(image)[None])
     lines = f.cut_lines(image, heat)
     thumbnails = [f.orient_input(line) for line in lines]
@@ -166,7 +160,7 @@ class SeparateSide:
 
     def __init__(self, endpoints: Mapping[str, Endpoint], clients: int):
         self.endpoints, self.traffic = endpoints, Traffic()
-        self.reader, self.pool = functions(), ThreadPoolExecutor(8 * clients)
+        self.reader, self.pool = handler_functions("read_text"), ThreadPoolExecutor(8 * clients)
 
     def __call__(self, photo: bytes) -> list:
         image = _decode(photo)

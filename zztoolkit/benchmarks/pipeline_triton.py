@@ -14,7 +14,7 @@ from typing import Any
 from .pipeline_workload import PerThread, Traffic, Workload
 from .triton_server import run_triton
 from ..compile.artifact import Artifact
-from ..gateway.models import tensor_metadata
+from ..gateway.config import own_tensor
 from ..serving.triton.config import config_messages, format_config
 from ..system import usable_cores
 
@@ -73,19 +73,19 @@ class TritonPythonModel:
 """
 
 # %% ../../nbs/benchmarks/12b_pipeline_triton.ipynb #triton-repository
-def _add_tensor(tensors: Any, messages: Any, name: str, spec: Any):
-    "Declare a tensor of an artifact's; Triton leaves the batch's axis out"
-    about = tensor_metadata({"name": name, "dtype": spec.dtype, "shape": spec.shape})
-    dims = [n if n > 0 else -1 for n in about["shape"][1:]]
-    tensors.add(name=name, data_type=getattr(messages, f"TYPE_{about['datatype']}"), dims=dims or [1])
-    if not dims: tensors[-1].reshape.SetInParent()      # a number for each row
+def _add_tensor(tensors: Any, name: str, spec: Any):
+    "Declare a tensor of an artifact's; one without an axis after the batch's has a number for each row"
+    from google.protobuf.json_format import ParseDict
+    about = own_tensor({"name": name, "dtype": spec.dtype, "shape": spec.shape})
+    if not about["dims"]: about |= {"dims": [1], "reshape": {"shape": []}}
+    ParseDict(about, tensors.add())
 
 def session_config(name: str, artifact: Artifact, size: int) -> Any: # inference.ModelConfig
     "Return the configuration of a model, with dynamic batching"
     messages = config_messages()
     config = messages.ModelConfig(name=name, backend="python", max_batch_size=size)
-    for i, spec in enumerate(artifact.inputs): _add_tensor(config.input, messages, f"x{i}", spec)
-    _add_tensor(config.output, messages, "y", artifact.outputs[0])
+    for i, spec in enumerate(artifact.inputs): _add_tensor(config.input, f"x{i}", spec)
+    _add_tensor(config.output, "y", artifact.outputs[0])
     config.instance_group.add(count=usable_cores(), kind=messages.ModelInstanceGroup.KIND_CPU)
     config.dynamic_batching.max_queue_delay_microseconds = 2000
     config.parameters["artifact"].string_value = str(artifact.path)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ..archive.packing import pack
+from .demo import handler_module
 from ..compile.artifact import Artifact
 from ..gateway.gateway import Gateway
 from ..serving.endpoint import Endpoint
@@ -52,6 +55,12 @@ class Workload:
         cores = usable_cores()
         return {"store": self.folder, "workers": cores, "max_workers": cores, "threads": 1,
                 "batch_size": batch_size, "max_batch_delay": 2}
+
+# %% ../../nbs/benchmarks/11b_pipeline_workload.ipynb #functions
+@lru_cache
+def handler_functions(stem: str) -> ModuleType:
+    "Return a file of `handlers/`, imported once: a client calls its functions for each request"
+    return handler_module(stem)
 
 # %% ../../nbs/benchmarks/11b_pipeline_workload.ipynb #traffic
 @dataclass

@@ -14,7 +14,7 @@ from .models import ModelDescription, tensor_metadata
 __all__ = []
 
 # %% ../../nbs/gateway/02b_config.ipynb #tensors
-def _own_tensor(spec: Mapping[str, Any]) -> dict:
+def own_tensor(spec: Mapping[str, Any]) -> dict:
     "Declare one of the model's own tensors; Triton leaves the batch's axis out"
     about = tensor_metadata(spec)
     datatype = "TYPE_" + about["datatype"]
@@ -27,9 +27,9 @@ def _for_each_row(name: str, data_type: str) -> dict:
 # %% ../../nbs/gateway/02b_config.ipynb #config
 def config_of(model: ModelDescription) -> dict:
     "Return Triton's configuration of a model; inputs are optional, since they are alternatives"
-    inputs = [*map(_own_tensor, model.inputs), _for_each_row("request", "TYPE_STRING")]
+    inputs = [*map(own_tensor, model.inputs), _for_each_row("request", "TYPE_STRING")]
     outputs = [
-        *map(_own_tensor, model.outputs),
+        *map(own_tensor, model.outputs),
         _for_each_row("response", "TYPE_STRING"), _for_each_row("status", "TYPE_INT32")]
     config = {
         "name": model.name, "platform": model.platform, "backend": "zztoolkit",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from ..errors import ToolkitError
+from ..handler.torchserve import THREAD_VARIABLES
 from ..system import describe_exit, environment_without_secrets
 from .worker import raise_if_failed, Task
 
@@ -19,8 +20,6 @@ from .worker import raise_if_failed, Task
 __all__ = []
 
 # %% ../../nbs/offline/06_pool.ipynb #worker-settings
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
 @dataclass(frozen=True)
 class WorkerSettings:
     "How workers run"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re, time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,8 @@ def main():
     cores, artifact = usable_cores(), choose_artifact()
     body_sets = {"500x375": small_jpegs(256), "4 MP": [p.read_bytes() for p in photographs()]}
     own = own_rungs(artifact, cores) if artifact else []
-    stock = stock_rungs(cores)
-    rungs = [*own[:1], stock[0], *own[1:2], stock[1], *own[2:]]     # the pairs to compare come first
+    pairs = zip_longest(own, stock_rungs(cores))       # what is to be compared is measured in turn
+    rungs = [rung for pair in pairs for rung in pair if rung]
     settings = Settings(job_queue_size=1000)
     with LocalServer(settings) as torchserve, MosecServer(settings) as mosec:
         servers = {"torchserve": torchserve, "mosec": mosec}
