@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import itertools, sys, tempfile, threading, time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,19 +22,21 @@ from .pipeline_workload import serve_models, serve_pipeline, Workload
 from .triton_server import why_no_triton
 from ..errors import ToolkitError
 from ..gateway.gateway import Gateway
+from ..measure.load import send_load
+from ..measure.profile import closed_loop
 from ..serving.server import make_server, Server
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #closed-loop
-def run_clients(
-    side: Callable[[bytes], list],
+def run_threads(
+    side: Any,
     bodies: Sequence[bytes],        # sent in turn
     clients: int,
     seconds: float,
 ) -> list[float]:
-    "Run a closed loop; return when each response came, in seconds. Raise what a client raises"
+    "Return when responses came to clients that are threads, in seconds. Raise what a client raises"
     turns, errors = itertools.cycle(bodies), list[Exception]()
     times: list[float] = []
     start = time.perf_counter()
@@ -46,43 +49,67 @@ def run_clients(
     for t in threads: t.start()
     for t in threads: t.join()
     if errors: raise errors[0]
-    return sorted(times)
+    return sorted(t for t in times if t <= seconds)
+
+# %% ../../nbs/benchmarks/13_pipeline.ipynb #generated
+def run_generator(side: Any, bodies: Sequence[bytes], clients: int, seconds: float) -> list[float]:
+    "Return when responses came to clients of a load generator. Raise `ToolkitError` if a request fails"
+    target, sent = side.load(bodies)
+    responses = send_load(target, sent, closed_loop(clients), seconds)
+    if not responses.errors: return responses.done.tolist()
+    raise ToolkitError(f"requests to {side.name} failed", str(responses.errors))
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #steady
-def steady_rate(times: Sequence[float], clients: int, seconds: float) -> float:
+def steady_rate(times: Sequence[float], clients: int) -> float:
     """Return responses per second while every client has a request under way.
 
-    A batch's responses come together. So the first round of all clients starts the clock, and what
-    comes after the end, when there are fewer and fewer requests, does not count.
+    A batch's responses come together. So the first round of all clients starts the clock.
     """
-    inside = [t for t in times if t <= seconds]
-    if len(inside) <= 2 * clients:
-        found = f"{len(inside)} responses to {clients} clients in {seconds:g} s"
-        raise ToolkitError("the turn is too short to measure", found, "give more seconds")
-    return (len(inside) - clients) / (inside[-1] - inside[clients - 1])
+    if len(times) > 2 * clients:
+        return (len(times) - clients) / (times[-1] - times[clients - 1])
+    found = f"{len(times)} responses to {clients} clients"
+    raise ToolkitError("the turn is too short to measure", found, "give more seconds")
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #check
-def check_equal(sides: Sequence[Any], work: Workload):
-    "Raise `ToolkitError` if a side gives other answers"
+def compare_answers(sides: Sequence[Any], work: Workload) -> dict[str, float]: # by side: KB of a request
+    """Send every request to each side once, and return what a client moves for one.
+
+    Raise `ToolkitError` if a side gives other answers than the first.
+    """
     first, *others = [[work.essence(side(body)) for body in work.requests] for side in sides]
     for side, found in zip(sides[1:], others):
         if found == first: continue
         raise ToolkitError(f"{side.name} gives other answers", f"{found}, not {first}")
+    return {side.name: side.traffic.total / len(work.requests) / 1000 for side in sides}
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #main
 CLIENTS = 8
 Say = Callable[[str], None]
 
-def measure(sides: Sequence[Any], bodies: Sequence[bytes], rounds: int, seconds: float, say: Say):
-    "Measure all sides in turns; return the rates of each"
-    rates: dict[str, list[float]] = {side.name: [] for side in sides}
+@dataclass(frozen=True)
+class Turn:
+    "A side with the clients that are to load it"
+    side: Any
+    run: Callable[[Any, Sequence[bytes], int, float], list[float]]
+
+    def __str__(self) -> str:
+        return self.side.name + (", generated load" if self.run is run_generator else "")
+
+def measure(
+    turns: Sequence[Turn],
+    bodies: Sequence[bytes],
+    moved: Mapping[str, float],     # by side: KB of a request
+    rounds: int,
+    seconds: float,                 # of a turn
+    say: Say,
+) -> dict[str, list[float]]: # by turn: a rate for each round
+    "Load all sides in turns"
+    rates: dict[str, list[float]] = {str(turn): [] for turn in turns}
     for _ in range(rounds):
-        for side in sides:
-            before = side.traffic.total
-            times = run_clients(side, bodies, CLIENTS, seconds)
-            moved = (side.traffic.total - before) / len(times) / 1000
-            rates[side.name].append(rate := steady_rate(times, CLIENTS, seconds))
-            say(f"  {side.name:<18} {rate:7.2f} responses/s   {moved:9.1f} KB each")
+        for turn in turns:
+            rate = steady_rate(turn.run(turn.side, bodies, CLIENTS, seconds), CLIENTS)
+            rates[str(turn)].append(rate)
+            say(f"  {turn!s:<24} {rate:7.2f} responses/s   {moved[turn.side.name]:9.1f} KB each")
     return rates
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #run-workload
@@ -111,11 +138,14 @@ def run_workload(
         work = open_workload(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         say(f"{work.name}, on {server_name}")
         server = stack.enter_context(make_server(server_name))
-        sides = [serve_pipeline(server, work), *serve_others(stack, server, work)]
+        pipeline, others = serve_pipeline(server, work), serve_others(stack, server, work)
+        turns = [Turn(side, run_threads) for side in (pipeline, *others)]
         if missing := why_no_triton(): say(f"  Triton does not run: {missing}")
-        else: sides.append(stack.enter_context(serve_on_triton(work, CLIENTS)))
-        check_equal(sides, work)
-        return summarize(measure(sides, work.requests, rounds, seconds, say))
+        else:
+            triton = stack.enter_context(serve_on_triton(work, CLIENTS))
+            turns += [Turn(side, run_generator) for side in (pipeline, triton)]
+        moved = compare_answers(list(dict.fromkeys(turn.side for turn in turns)), work)
+        return summarize(measure(turns, work.requests, moved, rounds, seconds, say))
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #main-run
 def main(server: str = "torchserve", say: Say = lambda s: print(s, flush=True)):
@@ -126,13 +156,15 @@ def main(server: str = "torchserve", say: Say = lambda s: print(s, flush=True)):
     say(text.partition(" ")[2])     # without the services
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #summary
-def summarize(rates: dict[str, list[float]]) -> str:
+PAIRS = {
+    "services": ("pipeline", "separate services"),
+    "separate": ("pipeline", "separate models"),
+    "triton": ("pipeline, generated load", "Triton, generated load")}
+
+def summarize(rates: Mapping[str, Sequence[float]]) -> str:
     "Return the medians of the rounds' ratios in a line"
-    def ratio(name: str) -> str:
-        ratios = [a / b for a, b in zip(rates["pipeline"], rates[name])]
-        return f"{median(ratios):.2f}"
-    names = {"services": "separate services", "separate": "separate models", "triton": "Triton"}
-    return " ".join(f"pipeline/{k}={ratio(name)}" for k, name in names.items() if name in rates)
+    def ratio(a: str, b: str) -> str: return f"{median(x / y for x, y in zip(rates[a], rates[b])):.2f}"
+    return " ".join(f"pipeline/{k}={ratio(*pair)}" for k, pair in PAIRS.items() if pair[1] in rates)
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #run-module
 if __name__ == "__main__" and "__file__" in globals(): main(sys.argv[1] if sys.argv[1:] else "torchserve")

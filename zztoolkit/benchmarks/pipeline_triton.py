@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import json, shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .peer_kinds import tensor_body
 from .pipeline_workload import PerThread, Traffic, Workload
 from .triton_server import run_triton
 from ..compile.artifact import Artifact
 from ..gateway.config import own_tensor
+from ..measure.connections import Target
 from ..serving.triton.config import config_messages, format_config
 from ..system import usable_cores
 
@@ -118,12 +120,15 @@ def write_repository(work: Workload, clients: int) -> Path:
     return repository
 
 # %% ../../nbs/benchmarks/12b_pipeline_triton.ipynb #triton-side
+HEAD = 200      # bytes of a request's JSON before its body
+
 class TritonSide:
     "Client of the script on Triton"
     name = "Triton"
 
     def __init__(self, address: str, model: str):
-        self.client, self.model, self.traffic = PerThread(address), model, Traffic()
+        self.address, self.model = address, model
+        self.client, self.traffic = PerThread(address), Traffic()
 
     def __call__(self, body: bytes) -> list:
         import numpy as np, tritonclient.http
@@ -134,6 +139,13 @@ class TritonSide:
         self.traffic.sent += len(body)
         self.traffic.received += len(answer)
         return json.loads(answer)
+
+    def load(self, bodies: Sequence[bytes]) -> tuple[Target, list[bytes]]:
+        "Return what a load generator sends, and where"
+        port, headers = self.address.rpartition(":")[2], {"Inference-Header-Content-Length": str(HEAD)}
+        target = Target(int(port), f"/v2/models/{self.model}/infer", headers)
+        answer = {"name": "answer", "parameters": {"binary_data": True}}
+        return target, [tensor_body(b, "body", [1], answer, HEAD) for b in bodies]
 
 @contextmanager
 def serve_on_triton(work: Workload, clients: int) -> Iterator[TritonSide]:

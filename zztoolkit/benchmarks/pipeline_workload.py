@@ -19,6 +19,8 @@ from ..archive.packing import pack
 from .demo import handler_module
 from ..compile.artifact import Artifact
 from ..gateway.gateway import Gateway
+from ..measure.connections import Target
+from ..measure.levels import resolve_target
 from ..serving.endpoint import Endpoint
 from ..serving.rollout import deploy
 from ..serving.server import Server
@@ -87,6 +89,10 @@ class PipelineSide:
     def __init__(self, endpoint: Endpoint): self.endpoint, self.traffic = endpoint, Traffic()
     def __call__(self, body: bytes) -> list: return self.traffic.post(self.endpoint, body)
 
+    def load(self, bodies: Sequence[bytes]) -> tuple[Target, list[bytes]]:
+        "Return what a load generator sends, and where"
+        return resolve_target(self.endpoint), list(bodies)
+
 def serve_pipeline(server: Server, work: Workload) -> PipelineSide:
     "Serve the pipeline"
     mar = pack(
@@ -132,8 +138,9 @@ class ModelsSide:
         "Return a model's output"
         import tritonclient.http
         given, wanted = self.tensors[model]
+        headers = dict(self.headers)        # the client adds the request's own
         response = self.client().infer(
-            f"bare_{model}", [as_input(*pair) for pair in zip(given, xs)], headers=self.headers,
+            f"bare_{model}", [as_input(*pair) for pair in zip(given, xs)], headers=headers,
             outputs=[tritonclient.http.InferRequestedOutput(wanted)])
         y = response.as_numpy(wanted)
         self.traffic.sent += sum(x.nbytes for x in xs)
