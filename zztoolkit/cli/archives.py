@@ -177,7 +177,9 @@ def verify(
 def _verify_one(path: Path, trusted: list[Path]) -> bool:
     from zztoolkit.archive.mar import open_mar
     from zztoolkit.archive.signing import verify
-    try: typer.echo(f"✓ {open_mar(path)}, signed with {verify(path, trusted).name}")
+    try:
+        mar = open_mar(path)
+        typer.echo(f"✓ {mar}, signed with {verify(mar, trusted).name}")
     except ToolkitError as e:
         typer.secho(f"✗ {e}", fg="red", err=True)
         return False

@@ -219,7 +219,7 @@ def _is_own_frame(line: str) -> bool:
 def script_error(e: Exception) -> str:
     "Return TorchScript's first words, and the line of the model's code that it points to"
     lines = [l.strip() for l in str(e).splitlines() if l.strip(" :")]
-    first = " ".join(lines[:2])[:300]
+    first = " ".join(l for l in lines[:2] if not l.startswith("File "))[:300]
     marks = [i for i, l in enumerate(lines) if "<--- HERE" in l]
     here = marks[0] if marks else 0
     files = [l for l in lines[:here] if l.startswith("File ")]

@@ -39,11 +39,13 @@ def _failing_line(e: Exception) -> str:
 def write_atomically(sink: Path, name: str, write: Callable[[Any], None]):
     "Write a file of the sink, whole or not at all; `write` gets it open for bytes"
     unfinished = sink / f".{name}.{socket.gethostname()}.{os.getpid()}"
-    with open(unfinished, "wb") as f:
-        write(f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(unfinished, sink / name)
+    try:
+        with open(unfinished, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(unfinished, sink / name)
+    finally: unfinished.unlink(missing_ok=True)
     folder = os.open(sink, os.O_RDONLY)
     try: os.fsync(folder)
     finally: os.close(folder)

@@ -63,8 +63,11 @@ _RESERVED = (REQUEST, "read", "encode", "queue", "client_queue", "network", "ser
 
 def check_stage(s: Stage):
     "Raise `ToolkitError` for a stage that makes no sense by itself"
-    if not s.name.isidentifier() or s.name in _RESERVED:
+    if not s.name.isidentifier():
         raise ToolkitError("not a name for a stage", repr(s.name), "use letters, digits and _")
+    if s.name in _RESERVED:
+        found = f"{s.name!r} is what a part of every request is called in its timings"
+        raise ToolkitError("not a name for a stage", found, "choose another")
     check_whole(1, batch_size=s.batch_size)
     s.own_workers   # checked now
     if s.fan_in and s.fan_out:
