@@ -1,7 +1,7 @@
 "Many models on one server: loaded when a request asks for them, within a budget, with as many workers as they need."
 from __future__ import annotations
 
-import os, random, threading, time
+import random, threading, time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,31 +12,13 @@ from zipfile import ZipFile
 import httpx, pytest, tritonclient.grpc as grpcclient, tritonclient.http as httpclient
 from tritonclient.utils import InferenceServerException
 
+from support.scale import copy, SCALE
 from zztoolkit.archive.packing import pack
-from zztoolkit.archive.store import write_sidecar
 from zztoolkit.errors import ToolkitError
 from zztoolkit.gateway import Gateway, ModelRepository, Scaling
 from zztoolkit.serving.server import make_server
-from zztoolkit.system import sha256, wait_until
+from zztoolkit.system import wait_until
 
-SCALE = """
-import time
-import numpy as np
-from zztoolkit import Handler
-MORE = 3 << 20      # numbers, in 24 MiB: a worker's first requests take 2 MB
-class Scale(Handler):
-    def initialize(self, context):
-        super().initialize(context)
-        self.name = context.manifest["model"]["modelName"]
-        if self.name == "broken": raise ImportError("no module named nowhere")
-        self.weights = [np.ones((12 if self.name == "giant" else 1) * MORE)]
-    def preprocess(self, xs): return list(xs)
-    def inference(self, xs):
-        if self.name == "slow": time.sleep(0.05)
-        if self.name == "hungry": self.weights.append(np.ones(MORE))
-        return xs
-    def postprocess(self, xs): return [{"model": self.name} for _ in xs]
-"""
 FAST = Scaling(queue=0.025, up_after=0.3, down_after=1, busy=0.9, every=0.1)
 NAMES = [f"m{i:02}" for i in range(20)]
 
@@ -46,17 +28,6 @@ def scale(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scale")
     (folder / "scale.py").write_text(SCALE)
     return pack("scale", folder / "scale.py", store=folder, example="1").path
-
-def copy(archive: Path, folder: Path, name: str, **config):
-    "Put the archive into a folder as another model"
-    with ZipFile(archive) as given, ZipFile(folder / f"{name}.part", "w") as new:
-        for member in given.namelist():
-            data = given.read(member)
-            if member == "MAR-INF/MANIFEST.json": data = data.replace(b'"modelName": "scale"', f'"modelName": "{name}"'.encode())
-            if member == "model-config.yaml": data += "".join(f"{k}: {v}\n" for k, v in config.items()).encode()
-            new.writestr(member, data)
-    write_sidecar(folder / f"{name}.mar", sha256(folder / f"{name}.part"))
-    os.replace(folder / f"{name}.part", folder / f"{name}.mar")
 
 @pytest.fixture
 def folder(scale, tmp_path):

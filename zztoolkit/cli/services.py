@@ -169,6 +169,9 @@ _HOST = "address of all ports but inference and management"
 _WORK = "folder for the server's files [default: a temporary one]"
 _ENDPOINT_WAIT = "seconds after SIGTERM in which new requests are accepted"
 _DRAIN = "seconds for the requests in flight then"
+_MEMORY = ("for the workers of all models, 2GB or 800MiB: each is loaded when a request asks for it, "
+           "and the least recently used one makes room; with --server mosec or ray "
+           "[default: all are loaded at the start]")
 _WEIGHTS = ("NAME=FOLDER@sha256:DIGEST of a language model, of which name and digest may be "
             "left out: .gguf, OpenVINO's folder, or safetensors for vLLM")
 _VARIABLES = ("names of further environment variables that handlers see, joined by commas; "
@@ -203,6 +206,7 @@ WithGateway = Annotated[bool, typer.Option(
     envvar="ZZ_GATEWAY",
     help="speak the Open Inference Protocol (HTTP, gRPC) and TensorFlow Serving's REST, too",
 )]
+Memory = Annotated[str, _env("ZZ_MEMORY", _MEMORY)]
 LLM = Annotated[str, _env("ZZ_LLM", _WEIGHTS)]
 LLMEngine = Annotated[str, _env("ZZ_LLM_ENGINE", "that runs it: auto, openvino or vllm")]
 LLMContext = Annotated[int, _env(
@@ -245,6 +249,7 @@ def run(
     env: Variables = "",
     gateway: WithGateway = False,
     server: ServerName = "torchserve",
+    memory: Memory = "",
     llm: LLM = "",
     llm_engine: LLMEngine = "auto",
     llm_context: LLMContext = 0,
@@ -267,7 +272,7 @@ def run(
     pod = PodConfig(
         store, parse_models(models), keys, tokens, tls, token_auth, front, host,
         pod_ports, work, endpoint_wait, settings, names, gateway, server,
-        _parse_llm(llm, llm_engine, llm_context, llm_active, llm_arg or []),
+        _parse_llm(llm, llm_engine, llm_context, llm_active, llm_arg or []), memory,
     )
     raise typer.Exit(run_pod(pod))
 

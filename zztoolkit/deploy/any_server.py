@@ -161,11 +161,11 @@ class AnyServer(AnyServerState):
 
     def _run(self):
         "Start the server, which may take a minute, and load the archives"
-        try: self.server.start()
-        except Exception as e: self.error = e
-        else:
+        try:
+            self.server.start()
             self.is_up = True
             self._load()
+        except Exception as e: self.error = e
 
     def _load(self):
         "Load one archive after another, until one fails"

@@ -14,28 +14,44 @@ from .pod_config import allowed_environment, PodConfig
 from ..gateway.gateway import GatewayProcess, require_packages, rows_at_once
 from ..gateway.models import ModelDescription, Models, read_model
 from ..gateway.process import Plan
+from ..gateway.repository.remote import PipeGate
 from ..serving.torchserve.config import free_ports
 
 if TYPE_CHECKING:
     from zztoolkit.deploy.language_model import LanguageModel
+    from zztoolkit.gateway.repository.repository import ModelRepository
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/deploy/04a_gateway.ipynb #pod-gateway
+class PodGate(PipeGate):
+    "Gate of a pod's gateway, to models that are loaded on demand"
+    is_draining = False
+
+    def announce(self, models: Sequence[ModelDescription]):
+        super().announce([replace(m, ready=False) for m in models] if self.is_draining else models)
+
+    def drain(self):
+        "Report from now on that no model is ready, however they change; requests still load them"
+        self.is_draining = True
+        self.repository.announce()
+
 class PodGateway:
     "Gateway of a pod; the proxy in front of it checks callers"
     def __init__(self, pod: PodConfig, llm: LanguageModel | None = None):
         require_packages()
         self.process: GatewayProcess | None = None
         self.models: list[ModelDescription] = []    # that are announced
+        self.gate: PodGate | None = None            # of models that are loaded on demand
         http, grpc = free_ports(2)
         self.ports = http, grpc
         settings = pod.settings
         self.plan = Plan(
             f"http://127.0.0.1:{pod.ports.inference}", http, grpc, settings.response_timeout + 5,
             settings.max_request_size, settings.drain_timeout,
-            at_once=rows_at_once(settings.job_queue_size), llms=[llm.address] if llm else [])
+            at_once=rows_at_once(settings.job_queue_size), load_timeout=pod.load_timeout,
+            llms=[llm.address] if llm else [])
 
     def start(self):
         "Start it, and wait until it responds. Raise `ToolkitError`"
@@ -52,11 +68,18 @@ class PodGateway:
         self.models = [known.model for known in found if known]
         self.process.announce(self.models)
 
+    def follow(self, repository: ModelRepository):
+        "Let requests load the models of a repository"
+        assert self.process
+        self.gate = PodGate(self.process, repository)
+        self.gate.start()
+
     def drain(self):
         "Report that nothing is ready, so that callers look elsewhere; requests are still served"
         if not self.process: return
         with suppress(OSError):
-            self.process.announce([replace(m, ready=False) for m in self.models])
+            if self.gate: self.gate.drain()
+            else: self.process.announce([replace(m, ready=False) for m in self.models])
             self.process.announce_llms([llm | {"ready": False} for llm in self.plan.llms])
 
     def stop(self):

@@ -29,6 +29,10 @@ class WorkerStatus:
     ready: int = 0      # that can take a request
     wanted: int = 0     # that there should be; 0: the server does not know the version
     queued: int = 0     # requests that wait for a worker
+    on_demand: bool = False     # a request starts them
+
+    @property
+    def can_respond(self) -> bool: return self.on_demand or self.ready > 0
 
 # %% ../../nbs/deploy/04c_model_server.ipynb #model-server
 class ModelServer(Protocol):

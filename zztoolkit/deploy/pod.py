@@ -53,20 +53,20 @@ def _check_models(server: Server):
     try:
         server.hide_key()
         workers = server.workers()
-        if all(w.ready for w in workers): server.announce()
+        if all(w.can_respond for w in workers): server.announce()
     except (ToolkitError, OSError): return     # not up yet
     for w, a in zip(workers, server.archives):
-        if not w.wanted:
+        if not w.wanted and not w.on_demand:
             raise ToolkitError(
                 f"{model_server.title} rejects {a.mar.path.name}",
                 found=model_server.last_lines(),
                 do="pack it again with zz archive")
-    if all(w.ready for w in workers): _mark_ready(server)
+    if all(w.can_respond for w in workers): _mark_ready(server)
 
 def _mark_ready(server: Server):
     server.was_ready = True
-    for a in server.archives:
-        a.mar.path.unlink(missing_ok=True)      # it is unpacked; one archive may have two names
+    unpacked = [] if server.pod.memory else server.archives
+    for a in unpacked: a.mar.path.unlink(missing_ok=True)       # one archive may have two names
     say("ready")
 
 # %% ../../nbs/deploy/06_pod.ipynb #watch

@@ -17,7 +17,7 @@ from .weights import LLMConfig
 from ..errors import ToolkitError
 from ..serving.server import DEFAULT_SERVER, server_kind
 from ..serving.torchserve.config import Settings
-from ..system import environment_without_secrets
+from ..system import environment_without_secrets, parse_memory
 
 # %% auto #0
 __all__ = ['Ports', 'PodConfig']
@@ -88,6 +88,7 @@ class PodConfig:
     gateway: bool = False              # the Open Inference Protocol and TensorFlow Serving's REST, too
     server: str = DEFAULT_SERVER       # that runs the models, of `SERVERS`
     llm: LLMConfig | None = None       # language model, beside the archives or alone
+    memory: str = ""                   # of all models, "2GB": each is loaded when a request asks; "": all at the start
 
     def __post_init__(self): check_pod(self)
 
@@ -99,8 +100,13 @@ class PodConfig:
 
     @property
     def has_gateway(self) -> bool:
-        "Whether it speaks standard protocols; a language model is reached by one"
-        return self.gateway or self.llm is not None
+        "Whether it has one: for standard protocols, a language model, or models on demand"
+        return self.gateway or self.llm is not None or bool(self.memory)
+
+    @property
+    def load_timeout(self) -> float:
+        "Seconds that a request waits for its model; 0: all are loaded before"
+        return self.settings.response_timeout if self.memory else 0
 
     @property
     def own_tokens(self) -> bool:
@@ -116,14 +122,29 @@ class PodConfig:
 def check_pod(pod: PodConfig):
     "Raise `ToolkitError` if options contradict each other, or if there is nothing to serve"
     _check_proxy(pod)
-    if pod.llm and pod.own_tokens:
-        raise ToolkitError(
-            "a language model has no tokens of its own",
-            found="neither --tokens nor --no-token-auth",
-            do="--tokens FILE, one a line; --no-token-auth only where a gateway authenticates")
+    if pod.memory: _check_on_demand(pod)
+    if pod.llm: _check_tokens(pod, "a language model has no tokens of its own")
     if pod.store and pod.store.is_dir() or pod.llm and not pod.store: return
     problem = f"{pod.store} is not a folder" if pod.store else "nothing to serve"
     raise ToolkitError(problem, do="give the folder of the archives")
+
+def _check_tokens(pod: PodConfig, problem: str):
+    "Raise `ToolkitError` if callers would show a model server's keys to the gateway"
+    if not pod.own_tokens: return
+    raise ToolkitError(
+        problem,
+        found="neither --tokens nor --no-token-auth",
+        do="--tokens FILE, one a line; --no-token-auth only where a gateway authenticates")
+
+def _check_on_demand(pod: PodConfig):
+    "Raise `ToolkitError` if models cannot be loaded on demand"
+    parse_memory(pod.memory)
+    _check_tokens(pod, "models that are loaded on demand have no tokens of their own")
+    if pod.server != DEFAULT_SERVER: return
+    raise ToolkitError(
+        f"{pod.server} loads all models of a pod at its start",
+        found="--memory, and a model API that is closed in pods",
+        do="--server mosec")
 
 def _check_proxy(pod: PodConfig):
     "Raise `ToolkitError` if the pod has no proxy, and something needs it"
@@ -135,7 +156,7 @@ def _check_proxy(pod: PodConfig):
             found="--tokens or --tls with --no-front",
             do="leave one of them out")
     if pod.has_gateway:
-        option = "--gateway" if pod.gateway else "--llm"
+        option = "--gateway" if pod.gateway else "--llm" if pod.llm else "--memory"
         raise ToolkitError("the gateway needs the proxy", found=f"{option} with --no-front")
     if pod.server == DEFAULT_SERVER: return
     raise ToolkitError(

@@ -14,6 +14,7 @@ from .any_server import AnyServer
 from .gateway import PodGateway
 from .language_model import LanguageModel
 from .model_server import ModelServer, NoModels, WorkerStatus
+from .on_demand import OnDemandServer
 from .pod_config import PodConfig
 from .proxy import Proxy, use_key
 from .torchserve import TorchServe
@@ -41,12 +42,14 @@ class Latency:
 # %% ../../nbs/deploy/05_server.ipynb #processes
 def _model_server(pod: PodConfig, folder: Path) -> ModelServer:
     if not pod.has_archives: return NoModels(pod)
+    if pod.memory: return OnDemandServer(pod, folder)
     return TorchServe(pod, folder) if pod.server == DEFAULT_SERVER else AnyServer(pod, folder)
 
 def _proxy(pod: PodConfig, folder: Path, gateway: PodGateway | None) -> Proxy:
     timeout = pod.settings.response_timeout + 10
     ports = pod.ports
-    target = gateway.ports[0] if gateway and not pod.has_archives else ports.inference
+    takes_all = pod.memory or not pod.has_archives      # the gateway, not the standard protocols alone
+    target = gateway.ports[0] if gateway and takes_all else ports.inference
     return Proxy(
         folder, pod.host, ports.front, target, pod.tokens, timeout, pod.tls,
         pod.hidden_key, gateway.ports if gateway else None)
@@ -92,7 +95,7 @@ class ServerState:
         "Whether every version has a worker, and the proxy accepts requests"
         if not self.was_ready or self.is_draining: return False
         if self.proxy and not self.proxy.serves: return False
-        with suppress(ToolkitError): return all(w.ready for w in self.workers())
+        with suppress(ToolkitError): return all(w.can_respond for w in self.workers())
         return False
 
 # %% ../../nbs/deploy/05_server.ipynb #server
@@ -110,7 +113,10 @@ class Server(ServerState):
 
     def announce(self):
         "Describe the models to the gateway, now that they are ready. Raise `ToolkitError` or `OSError`"
-        if self.gateway: self.gateway.announce(self.model_server.models, [a.name for a in self.archives])
+        if not self.gateway: return
+        server = self.model_server
+        if isinstance(server, OnDemandServer): return self.gateway.follow(server.opened())
+        self.gateway.announce(server.models, [a.name for a in self.archives])
 
     def hide_key(self):
         "Give the model server's key to the proxy alone. Raise `ToolkitError` or `OSError`"
