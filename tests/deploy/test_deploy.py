@@ -13,7 +13,7 @@ from zztoolkit.deploy.image import dockerfile, needed_extras
 from zztoolkit.deploy.helm import Release, helm, objects_in
 from zztoolkit.deploy.releasing import apply, diff
 from zztoolkit.deploy.rendering import render, archive_set_digest
-from zztoolkit.deploy.values import stored_name
+from zztoolkit.deploy.values import resources, stored_name
 from zztoolkit.archive.packing import pack
 from zztoolkit.archive.reconfigure import with_config
 from zztoolkit.errors import ToolkitError
@@ -32,6 +32,7 @@ BASE = dict(image=dict(repository="registry.example/zz", digest=DIGEST), models=
 CASES = dict(
     cpu={},
     mosec=dict(server=dict(kind="mosec")),
+    on_demand=dict(server=dict(kind="mosec", memory="2GB")),
     gpu=dict(gpu=dict(count=1, products=["NVIDIA-A100-SXM4-80GB"]), strategy=dict(maxUnavailable=1, maxSurge=0), podDisruptionBudget=dict(maxUnavailable="25%")),
     mig=dict(gpu=dict(count=1, resource="nvidia.com/mig-1g.10gb", runtimeClassName="nvidia"), topologySpread=dict(whenUnsatisfiable="DoNotSchedule")),
     hpa=dict(autoscaling=dict(kind="hpa")),
@@ -219,6 +220,8 @@ def test_handlers_see_the_environment_that_the_values_name(tmp_path):
     ({"llm": LLM | {"volume": {"hostPath": {"path": "/"}}}}, "Additional property hostPath is not allowed"),
     ({"llm": LLM | {"volume": {"image": {"reference": "weights:latest"}}}}, "llm.volume.image.reference"),
     ({"server": {"kind": "mosec"}, "models": MODELS}, "mosec serves one version of a model"),
+    ({"server": {"memory": "2GB"}}, "server.kind mosec or ray loads them on demand"),
+    ({"server": {"kind": "mosec", "memory": "much"}}, "server.memory"),
     ({"server": {"kind": "nosuch"}}, "server.kind"),
     ({"replicas": "two"}, "Expected: integer, given: string"),
     ({"image": {"digest": "latest"}}, "image.digest"),
@@ -359,6 +362,17 @@ def test_a_release_of_another_server(two_versions, tmp_path):
     (other.folder / "container" / "Dockerfile").write_text(dockerfile())
     [differs] = _check_server(other)
     assert same.ok and not differs.ok and "--server mosec" in differs.remedy and "java" not in dockerfile("mosec").lower().replace("javascript", "")
+
+def test_a_release_that_loads_models_on_demand(two_versions, tmp_path):
+    "Its memory is that of the models together, however many there are; TorchServe and a Ray cluster cannot"
+    mar = two_versions[0]
+    made = render([mar.path], tmp_path / "some", image=f"zz@{DIGEST}", build=False, server="mosec", memory="2GB")
+    values = yaml.safe_load((made.folder / "values.yaml").read_text())
+    assert values["server"]["memory"] == "2GB" and values["resources"]["limits"]["memory"] == "3584Mi"
+    assert resources([mar] * 100, "mosec", memory="2GB") == resources([mar], "mosec", memory="2GB")
+    with pytest.raises(ToolkitError, match="torchserve loads all models"): render([mar.path], tmp_path / "none", memory="2GB")
+    refused = zz("deploy", "render", mar.path, "--kuberay", "--memory", "2GB", cwd=tmp_path)
+    assert refused.returncode == 1 and "a Ray cluster loads all its models" in refused.stderr
 
 @pytest.mark.slow
 def test_a_release_with_a_language_model(two_versions, tmp_path):

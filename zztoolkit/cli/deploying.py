@@ -66,6 +66,10 @@ def render(
     server: Annotated[str, typer.Option(
         help=f"that runs the models, in pods and in their image: {name_servers()}",
     )] = "torchserve",
+    memory: Annotated[str, typer.Option(
+        help="of all models in a pod, 2GB: each is loaded when a request asks for it; with "
+             "--server mosec or ray [default: all are loaded at the start]",
+    )] = "",
     llm: Annotated[str, typer.Option(
         help="NAME=FOLDER, or NAME=FILE.gguf, of a language model: its digest is computed",
     )] = "",
@@ -79,11 +83,14 @@ def render(
     if kuberay and llm:
         do = "a separate release for the language model"
         raise ToolkitError("a Ray cluster serves no language model", "--kuberay with --llm", do)
+    if kuberay and memory:
+        do = "a release without --kuberay for models that are loaded on demand"
+        raise ToolkitError("a Ray cluster loads all its models", "--kuberay with --memory", do)
     pairs = parse_pairs(example or [], "an example", "NAME=FILE")
     examples = {model: Path(file) for model, file in pairs.items()}
     release = write(
         archives or [], to, name, image, values, examples, build, package or [], models_image, keys,
-        lambda step: typer.echo(f"{step} …", err=True), "ray" if kuberay else server, llm,
+        lambda step: typer.echo(f"{step} …", err=True), "ray" if kuberay else server, llm, memory,
     )
     _report(release, to, kuberay)
 

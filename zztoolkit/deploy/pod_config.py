@@ -122,7 +122,9 @@ class PodConfig:
 def check_pod(pod: PodConfig):
     "Raise `ToolkitError` if options contradict each other, or if there is nothing to serve"
     _check_proxy(pod)
-    if pod.memory: _check_on_demand(pod)
+    if pod.memory:
+        check_memory(pod.memory, pod.server)
+        _check_tokens(pod, "models that are loaded on demand have no tokens of their own")
     if pod.llm: _check_tokens(pod, "a language model has no tokens of its own")
     if pod.store and pod.store.is_dir() or pod.llm and not pod.store: return
     problem = f"{pod.store} is not a folder" if pod.store else "nothing to serve"
@@ -136,13 +138,12 @@ def _check_tokens(pod: PodConfig, problem: str):
         found="neither --tokens nor --no-token-auth",
         do="--tokens FILE, one a line; --no-token-auth only where a gateway authenticates")
 
-def _check_on_demand(pod: PodConfig):
-    "Raise `ToolkitError` if models cannot be loaded on demand"
-    parse_memory(pod.memory)
-    _check_tokens(pod, "models that are loaded on demand have no tokens of their own")
-    if pod.server != DEFAULT_SERVER: return
+def check_memory(memory: str, server: str):
+    "Raise `ToolkitError` if a server cannot load models on demand, or if the memory for them is no size"
+    parse_memory(memory)
+    if server != DEFAULT_SERVER: return
     raise ToolkitError(
-        f"{pod.server} loads all models of a pod at its start",
+        f"{server} loads all models of a pod at its start",
         found="--memory, and a model API that is closed in pods",
         do="--server mosec")
 

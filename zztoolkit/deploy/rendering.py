@@ -17,6 +17,7 @@ from ..archive.signing import public_keys, signature_of, verify
 from ..archive.store import default_store
 from .helm import Release
 from .image import write_image_context
+from .pod_config import check_memory
 from .verifying import check_one_version, check_versions_differ
 from zztoolkit.deploy.values import (
     chart_folder, check_examples, Example, examples_of, find_archive, LLMWeights, model_values,
@@ -145,6 +146,7 @@ class RenderOptions:
     progress: Callable[[str], None] = lambda step: None
     server: str = DEFAULT_SERVER    # that runs the models
     llm: LLMWeights | None = None
+    memory: str = ""                # for models that are loaded on demand
 
 # %% ../../nbs/deploy/11_rendering.ipynb #values
 def _format_values(options: RenderOptions, mars: Sequence[Mar], models: Sequence[dict]) -> str:
@@ -153,8 +155,9 @@ def _format_values(options: RenderOptions, mars: Sequence[Mar], models: Sequence
     llm = options.llm
     image = options.image or f"{options.name}:{archive_set_digest(models)}"
     values = dict(
-        image=parse_image(image), models=list(models), resources=resources(mars, options.server, llm),
-        server={"kind": options.server, "workSize": work_size(mars, llm)})
+        image=parse_image(image), models=list(models),
+        resources=resources(mars, options.server, llm, options.memory),
+        server={"kind": options.server, "memory": options.memory, "workSize": work_size(mars, llm)})
     if llm: values["llm"] = llm.to_values()
     if options.models_image: values["store"] = {"image": options.models_image}
     devices = {a.get("device") for m in mars for a in m.artifacts.values()}
@@ -177,6 +180,7 @@ def render(
     progress: Callable[[str], None] = lambda step: None,
     server: str = DEFAULT_SERVER,               # that runs the models
     llm: str = "",                              # NAME=FOLDER or NAME=FILE.gguf: a language model, beside the archives or alone
+    memory: str = "",                           # "2GB": of all models, each of which is loaded when a request asks for it
 ) -> Release:
     "Write a container build and a chart for archives. Each is copied and the copy verified first; nothing of it runs"
     to = Path(to)
@@ -185,6 +189,7 @@ def render(
     weights = LLMWeights.read(llm) if llm else None
     _check_versions(originals, weights)
     server_kind(server)
+    if memory: check_memory(memory, server)
     check_one_version([m.name for m in originals], server)
     check_examples(originals, examples or {})
     if values: read_own_values(Path(values))
@@ -194,7 +199,7 @@ def render(
     _check_name(name)
     options = RenderOptions(
         name, image, Path(values) if values else None, examples or {},
-        not image if build is None else build, packages, models_image, progress, server, weights)
+        not image if build is None else build, packages, models_image, progress, server, weights, memory)
     with _build_folder(to) as folder:
         mars = [copy_verified(a, stores, folder / str(i), trusted) for i, a in enumerate(archives)]
         _check_versions(mars, weights)

@@ -17,6 +17,7 @@ from ..errors import ToolkitError
 from ..handler.wire import encode_request
 from ..llm.model import find_model, ModelFiles
 from ..serving.server import DEFAULT_SERVER
+from ..system import parse_memory
 
 # %% auto #0
 __all__ = []
@@ -104,16 +105,25 @@ def worker_memory(mar: Mar) -> int:
     "Return the bytes that its workers need, by a rule of thumb"
     return mar.sizes.workers * (WORKER_BYTES + 3 * mar.unpacked_size)
 
+def memory_on_demand(memory: str) -> int:
+    """Return the bytes that workers need in a memory for all models, by a rule of thumb.
+
+    The libraries that they share do not count in it, and what has requests may exceed it.
+    """
+    return WORKER_BYTES + int(1.25 * parse_memory(memory) * 2**20)
+
 def resources(
     mars: Sequence[Mar],
     server: str = DEFAULT_SERVER,
     llm: LLMWeights | None = None,      # beside the archives, or alone
+    memory: str = "",                   # for models that are loaded on demand; they share the cores of the busiest
 ) -> dict[str, Any]:
     "Return the server's requests, which are its limits too"
     own = MOSEC_BYTES if server == "mosec" or not mars else FRONTEND_BYTES
-    memory = own + sum(map(worker_memory, mars)) + (llm.memory if llm else 0)
-    half_gibs = math.ceil(2 * memory / GIB)
-    cores = 1 + sum(map(worker_threads, mars)) + (LLM_CORES if llm else 0)
+    workers = memory_on_demand(memory) if memory else sum(map(worker_memory, mars))
+    threads = (max if memory else sum)([0, *map(worker_threads, mars)])
+    half_gibs = math.ceil(2 * (own + workers + (llm.memory if llm else 0)) / GIB)
+    cores = 1 + threads + (LLM_CORES if llm else 0)
     size = {"cpu": str(cores), "memory": f"{half_gibs * 512}Mi"}
     return {"requests": size, "limits": dict(size)}
 

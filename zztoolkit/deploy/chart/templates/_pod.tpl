@@ -74,6 +74,9 @@ volumes:
     - /models
     - --models={{ include "zz.models" .root }}
     - --server={{ $v.server.kind }}
+    {{- with $v.server.memory }}
+    - --memory={{ . }}
+    {{- end }}
     - --host=0.0.0.0      # of the front, the metrics and the probes; inference and management stay on loopback
     - --work=/work
     - --endpoint-wait={{ $v.server.endpointWaitSeconds }}
