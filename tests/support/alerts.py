@@ -36,10 +36,11 @@ ALERTS = {
     "ZzFirstTokenLate": ([counter("zz_llm_time_to_first_token_seconds_bucket", f'le="{le}"', (30, within), (30, then), (60, within)) for le, within, then in (("1", 60, 50), ("2", 60, 54), ("5", 60, 60), ("+Inf", 60, 60))], 29, 55, 80),
     "ZzFirstTokenLate, of vLLM": ([counter("vllm:time_to_first_token_seconds_bucket", f'model_name="assistant",le="{le}"', (30, within), (30, then), (60, within)) for le, within, then in (("1", 60, 50), ("2.5", 60, 54), ("5", 60, 60), ("+Inf", 60, 60))], 29, 55, 80),
     "ZzQueueNearlyFull": ([gauge("zz_queued_requests", VERSION, (30, 3), (10, 90), (30, 0))], 29, 35, 45),
-    "ZzNothingServes": ([gauge("zz_ready_workers", VERSION, (30, 2), (15, 0), (30, 2))], 29, 38, 50),
+    "ZzNothingServes": ([gauge("zz_ready", "", (30, 1), (15, 0), (30, 1))], 29, 38, 50),
     # Every replica starts, dies and starts again: each is up for a minute in five.
-    "ZzNothingServes, though something is up at times": ([gauge(name, labels, (30, 1), *[p for _ in range(8) for p in ((4, "_"), (1, starts))], (30, 1)) for name, labels, starts in (("zz_ready_workers", VERSION, 0), ("up", "", 1))], 29, 60, 85),
+    "ZzNothingServes, though something is up at times": ([gauge(name, labels, (30, 1), *[p for _ in range(8) for p in ((4, "_"), (1, starts))], (30, 1)) for name, labels, starts in (("zz_ready", "", 0), ("up", "", 1))], 29, 60, 85),
     "ZzModelDown": ([gauge("zz_ready_workers", VERSION, (30, 2), (10, 0), (30, 2))], 29, 35, 45),
+    "ZzModelDoesNotLoad": ([counter("zz_model_load_failures_total", MODEL, (30, 0), (5, 1), (60, 0))], 29, 33, 60),
     "ZzWorkersMissing": ([gauge("zz_ready_workers", VERSION, (30, 2), (10, 1), (30, 2)), gauge("zz_wanted_workers", VERSION, (70, 2)), gauge("zz_in_service", "", (70, 1))], 29, 36, 45),
     "ZzWorkersDie": ([counter("zz_worker_exits_total", 'code="137"', (30, 0), (10, 1), (60, 0))], 29, 38, 70),
     "ZzVersionsDiffer": ([gauge("zz_model_info", VERSION + ',digest="a"', (200, 1)), gauge("zz_model_info", VERSION + ',digest="a"', (30, 1), (70, "_"), (100, 1), pod=PODS[1]), gauge("zz_model_info", VERSION + ',digest="b"', (30, "_"), (70, 1), (100, "_"), pod=PODS[1])], 60, 95, 130),

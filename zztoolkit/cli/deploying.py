@@ -67,8 +67,8 @@ def render(
         help=f"that runs the models, in pods and in their image: {name_servers()}",
     )] = "torchserve",
     memory: Annotated[str, typer.Option(
-        help="of all models in a pod, 2GB: each is loaded when a request asks for it; with "
-             "--server mosec or ray [default: all are loaded at the start]",
+        help="memory for the workers of all models of a pod, such as 2GB: a model is loaded when a "
+             "request asks for it; with --server mosec or ray [default: all are loaded at the start]",
     )] = "",
     llm: Annotated[str, typer.Option(
         help="NAME=FOLDER, or NAME=FILE.gguf, of a language model: its digest is computed",

@@ -169,9 +169,9 @@ _HOST = "address of all ports but inference and management"
 _WORK = "folder for the server's files [default: a temporary one]"
 _ENDPOINT_WAIT = "seconds after SIGTERM in which new requests are accepted"
 _DRAIN = "seconds for the requests in flight then"
-_MEMORY = ("for the workers of all models, 2GB or 800MiB: each is loaded when a request asks for it, "
-           "and the least recently used one makes room; with --server mosec or ray "
-           "[default: all are loaded at the start]")
+_MEMORY = ("memory for the workers of all models together, such as 2GB: a model is loaded when a "
+           "request asks for it, and the least recently used one makes room; with --server mosec or "
+           "ray [default: all models are loaded at the start]")
 _WEIGHTS = ("NAME=FOLDER@sha256:DIGEST of a language model, of which name and digest may be "
             "left out: .gguf, OpenVINO's folder, or safetensors for vLLM")
 _VARIABLES = ("names of further environment variables that handlers see, joined by commas; "

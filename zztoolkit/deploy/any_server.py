@@ -183,6 +183,6 @@ class AnyServer(AnyServerState):
 
     def stop(self):
         if self.pages: self.pages.close()
-        if self.is_up: self.tend()
+        if self.is_up: self.logs.print_new(self.server.folder / "logs")
         if self.process: kill_family(self.process)
         self.server.stop()

@@ -59,7 +59,7 @@ def _caller_panels() -> list[Panel]:
     failed = _rate("zz_responses_total", where='code="5xx"')
     counted = _rate("zz_responses_total", where='code=~"2xx|5xx"')
     replicas = {
-        "ready": f"count (min by (pod) (zz_ready_workers{{{_OF}}}) > 0) or vector(0)",
+        "ready": f"sum (zz_ready{{{_OF}}}) or vector(0)",
         "draining": f"sum (zz_draining{{{_OF}}})",
         "all": f"count (up{{{_OF}}} == 1) / 2",
     }
@@ -72,7 +72,7 @@ def _caller_panels() -> list[Panel]:
         Panel("In flight", "short", {"{{pod}}": f"zz_requests_in_flight{{{_OF}}}"},
               about="accepted, without a response yet"),
         Panel("Waiting for a worker", "short", {"{{pod}} {{model_name}}": f"zz_queued_requests{{{_OF}}}"}),
-        Panel("Replicas", "short", replicas, about="a replica is ready when each of its models has a worker"),
+        Panel("Replicas", "short", replicas, about="a replica is ready when each of its models has a worker, or can get one"),
     ]
 
 # %% ../../nbs/deploy/15_dashboard.ipynb #time
@@ -203,11 +203,11 @@ def _build_variable(name: str, label: str, query: str, many: bool = False) -> An
     return builder.multi(True).include_all(True) if many else builder
 
 def _variables() -> list[Any]:
-    workers = 'zz_ready_workers{namespace="$namespace"}'
-    of_release = 'zz_ready_workers{namespace="$namespace",service="$service"}'
+    pods = 'zz_in_service{namespace="$namespace"}'
+    of_release = 'zz_in_service{namespace="$namespace",service="$service"}'
     return [
-        _build_variable("namespace", "Namespace", "label_values(zz_ready_workers, namespace)"),
-        _build_variable("service", "Release", f"label_values({workers}, service)"),
+        _build_variable("namespace", "Namespace", "label_values(zz_in_service, namespace)"),
+        _build_variable("service", "Release", f"label_values({pods}, service)"),
         _build_variable("pod", "Replica", f"label_values({of_release}, pod)", many=True),
     ]
 

@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/deploy/04a_gateway.ipynb #pod-gateway
+def _unready(model: ModelDescription) -> ModelDescription:
+    "Return a model as one that has workers, of which none is ready"
+    return replace(model, ready=False, workers=max(1, model.workers))
+
 class PodGate(PipeGate):
     "Gate of a pod's gateway, to models that are loaded on demand"
     is_draining = False
 
     def announce(self, models: Sequence[ModelDescription]):
-        super().announce([replace(m, ready=False) for m in models] if self.is_draining else models)
+        super().announce([_unready(m) for m in models] if self.is_draining else models)
 
     def drain(self):
         "Report from now on that no model is ready, however they change; requests still load them"
@@ -79,7 +83,7 @@ class PodGateway:
         if not self.process: return
         with suppress(OSError):
             if self.gate: self.gate.drain()
-            else: self.process.announce([replace(m, ready=False) for m in self.models])
+            else: self.process.announce(list(map(_unready, self.models)))
             self.process.announce_llms([llm | {"ready": False} for llm in self.plan.llms])
 
     def stop(self):

@@ -14,8 +14,10 @@ from .any_server import AnyServer
 from .model_server import WorkerStatus
 from .pages import Page
 from .pod_config import PodConfig, say
+from .values import check_sizes
 from .verifying import VerifiedArchive
 from ..errors import ToolkitError
+from ..gateway.repository.archives import VerifiedArchives
 from ..gateway.repository.repository import ModelRepository
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ def check_own_names(archives: Sequence[VerifiedArchive]):
         do="pack the archive under that name")
 
 # %% ../../nbs/deploy/04g_on_demand.ipynb #on-demand
+RETRY = 30      # seconds after which a model that did not load is tried again
+
 class OnDemandServer(AnyServer):
     "A server of `SERVERS` in a pod that loads archives when requests ask for them"
     def __init__(self, pod: PodConfig, folder: Path):
@@ -49,17 +53,20 @@ class OnDemandServer(AnyServer):
 
     def start(self, archives: Sequence[VerifiedArchive]):
         check_own_names(archives)
+        check_sizes([a.mar for a in archives], self.pod.memory)
         super().start(archives)
         self.wanted = dict.fromkeys(self.wanted, 0)     # until a request asks
 
     def _load(self):
-        "Open the archives, which are verified"
-        store = self.folder / "store"
+        "Open the archives, which are verified, and no others"
+        archives = VerifiedArchives([a.mar for a in self.archives])
         self.repository = ModelRepository(
-            self.server, store, self.pod.memory, load_timeout=self.pod.load_timeout).start()
+            self.server, archives, self.pod.memory, load_timeout=self.pod.load_timeout,
+            retry=RETRY).start()
 
     def workers(self) -> list[WorkerStatus]:
         self.opened()
+        if not self.responds: raise ToolkitError(f"{self.title} does not respond")
         return [replace(w, on_demand=True) for w in super().workers()]
 
     def tend(self, *others: subprocess.Popen):

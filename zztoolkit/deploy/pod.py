@@ -52,6 +52,7 @@ def _check_models(server: Server):
                 do="correct the handler and roll out another version")
     try:
         server.hide_key()
+        server.follow()
         workers = server.workers()
         if all(w.can_respond for w in workers): server.announce()
     except (ToolkitError, OSError): return     # not up yet

@@ -100,7 +100,7 @@ class PodConfig:
 
     @property
     def has_gateway(self) -> bool:
-        "Whether it has one: for standard protocols, a language model, or models on demand"
+        "Whether the pod has a gateway: for standard protocols, a language model, or models on demand"
         return self.gateway or self.llm is not None or bool(self.memory)
 
     @property
@@ -125,6 +125,9 @@ def check_pod(pod: PodConfig):
     if pod.memory:
         check_memory(pod.memory, pod.server)
         _check_tokens(pod, "models that are loaded on demand have no tokens of their own")
+        if not pod.has_archives:
+            do = "leave --memory out: a language model is loaded at the start"
+            raise ToolkitError("no archives to load on demand", str(pod.store or "no folder"), do)
     if pod.llm: _check_tokens(pod, "a language model has no tokens of its own")
     if pod.store and pod.store.is_dir() or pod.llm and not pod.store: return
     problem = f"{pod.store} is not a folder" if pod.store else "nothing to serve"
@@ -139,7 +142,7 @@ def _check_tokens(pod: PodConfig, problem: str):
         do="--tokens FILE, one a line; --no-token-auth only where a gateway authenticates")
 
 def check_memory(memory: str, server: str):
-    "Raise `ToolkitError` if a server cannot load models on demand, or if the memory for them is no size"
+    "Raise `ToolkitError` if a server cannot load models on demand, or if the memory is not a valid size"
     parse_memory(memory)
     if server != DEFAULT_SERVER: return
     raise ToolkitError(

@@ -45,6 +45,7 @@ def _server_metrics(server: Server) -> Iterator[Metric]:
     if llm := server.llm: served[llm.name, llm.digest[:12], llm.digest, ""] = 1
     exits = Counter(server.exits().values())
     yield _gauge("zz_draining", "1 from SIGTERM on", (), {(): server.is_draining})
+    yield _gauge("zz_ready", "1 if it can answer for every model", (), {(): server.is_ready})
     yield _gauge("zz_in_service", "1 from the first time it was ready to SIGTERM", (), {(): in_service})
     yield _gauge("zz_model_info", "archives and weights that are served", (*_VERSION, "digest", "signed_by"), served)
     yield _counter("zz_worker_exits", "workers that ended, by exit code", ("code",),
@@ -53,7 +54,7 @@ def _server_metrics(server: Server) -> Iterator[Metric]:
 # %% ../../nbs/deploy/05a_probes.ipynb #metrics-of-workers
 def _worker_metrics(server: Server) -> Iterator[Metric]:
     workers = []
-    with suppress(ToolkitError): workers = server.workers()
+    with suppress(ToolkitError): workers = [w for w in server.workers() if w.wanted or not w.on_demand]
     by_version = lambda field: {(w.name, w.version): getattr(w, field) for w in workers}
     yield _gauge("zz_ready_workers", "workers that can take a request", _VERSION, by_version("ready"))
     yield _gauge("zz_wanted_workers", "workers there should be", _VERSION, by_version("wanted"))

@@ -20,7 +20,7 @@ from .image import write_image_context
 from .pod_config import check_memory
 from .verifying import check_one_version, check_versions_differ
 from zztoolkit.deploy.values import (
-    chart_folder, check_examples, Example, examples_of, find_archive, LLMWeights, model_values,
+    chart_folder, check_examples, check_sizes, Example, examples_of, find_archive, LLMWeights, model_values,
     read_own_values, resources, stored_name, work_size,
 )
 from ..errors import ToolkitError
@@ -189,7 +189,9 @@ def render(
     weights = LLMWeights.read(llm) if llm else None
     _check_versions(originals, weights)
     server_kind(server)
-    if memory: check_memory(memory, server)
+    if memory:
+        check_memory(memory, server)
+        check_sizes(originals, memory)
     check_one_version([m.name for m in originals], server)
     check_examples(originals, examples or {})
     if values: read_own_values(Path(values))

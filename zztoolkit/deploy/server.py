@@ -46,9 +46,9 @@ def _model_server(pod: PodConfig, folder: Path) -> ModelServer:
     return TorchServe(pod, folder) if pod.server == DEFAULT_SERVER else AnyServer(pod, folder)
 
 def _proxy(pod: PodConfig, folder: Path, gateway: PodGateway | None) -> Proxy:
-    timeout = pod.settings.response_timeout + 10
+    timeout = pod.settings.response_timeout + 10 + int(pod.load_timeout)
     ports = pod.ports
-    takes_all = pod.memory or not pod.has_archives      # the gateway, not the standard protocols alone
+    takes_all = pod.memory or not pod.has_archives      # the gateway, and not the model server
     target = gateway.ports[0] if gateway and takes_all else ports.inference
     return Proxy(
         folder, pod.host, ports.front, target, pod.tokens, timeout, pod.tls,
@@ -92,7 +92,7 @@ class ServerState:
 
     @property
     def is_ready(self) -> bool:
-        "Whether every version has a worker, and the proxy accepts requests"
+        "Whether every version has a worker or can get one, and the proxy accepts requests"
         if not self.was_ready or self.is_draining: return False
         if self.proxy and not self.proxy.serves: return False
         with suppress(ToolkitError): return all(w.can_respond for w in self.workers())
@@ -113,10 +113,14 @@ class Server(ServerState):
 
     def announce(self):
         "Describe the models to the gateway, now that they are ready. Raise `ToolkitError` or `OSError`"
-        if not self.gateway: return
-        server = self.model_server
-        if isinstance(server, OnDemandServer): return self.gateway.follow(server.opened())
-        self.gateway.announce(server.models, [a.name for a in self.archives])
+        if not self.gateway or isinstance(self.model_server, OnDemandServer): return
+        self.gateway.announce(self.model_server.models, [a.name for a in self.archives])
+
+    def follow(self):
+        "Let requests load models, once the model server is up. Raise `ToolkitError` before"
+        server, gateway = self.model_server, self.gateway
+        if isinstance(server, OnDemandServer) and gateway and not gateway.gate:
+            gateway.follow(server.opened())
 
     def hide_key(self):
         "Give the model server's key to the proxy alone. Raise `ToolkitError` or `OSError`"

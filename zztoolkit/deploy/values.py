@@ -112,6 +112,16 @@ def memory_on_demand(memory: str) -> int:
     """
     return WORKER_BYTES + int(1.25 * parse_memory(memory) * 2**20)
 
+def check_sizes(mars: Sequence[Mar], memory: str):
+    "Raise `ToolkitError` if the files of an archive alone do not fit into a memory for all models"
+    budget = parse_memory(memory) * 2**20
+    large = [f"{m.name}, {m.unpacked_size / 1e6:.0f} MB" for m in mars if m.unpacked_size > budget]
+    if not large: return
+    raise ToolkitError(
+        "a model is larger than the memory for all models",
+        found=f"{', '.join(large)}; {memory} for all",
+        do="--memory, with more")
+
 def resources(
     mars: Sequence[Mar],
     server: str = DEFAULT_SERVER,

@@ -20,7 +20,7 @@ __all__ = []
 
 # %% ../../nbs/deploy/05b_work_folder.ipynb #check-length
 LONGEST_PATH = 84    # bytes: a worker binds FOLDER/tmp/.ts.sock.9000, and a socket's path has 107 at most
-LONGEST_OTHER = 52   # FOLDER/zztoolkit-12345678/versions/100/front/ipc_model.socket of mosec
+LONGEST_OTHER = 49   # FOLDER/zztoolkit-12345678/versions/100000/front/ipc_model.socket of mosec
 
 def longest_path(server: str) -> int:
     "Return how long the path of a pod's folder may be, in bytes"

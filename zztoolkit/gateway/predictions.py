@@ -32,11 +32,13 @@ class Predictions:
         from starlette.responses import Response as Answer
         path, backend = request.path_params, self.service.backend
         body = await read_unpacked(request, self.service.max_request_size)
-        row = Row(body, request.headers.get("content-type", BYTES))
+        own = {k: v for k, v in request.headers.items() if k.startswith("x-")}
+        row = Row(body, request.headers.get("content-type", BYTES), own)
         version = path.get("version", "")
         async with self.service.using(path["model"], version) as model:
             reply = await backend.predict(model.name, version, row, token)
-        return Answer(reply.body, reply.status, media_type=reply.content_type or None)
+        return Answer(
+            reply.body, reply.status, dict(reply.headers), media_type=reply.content_type or None)
 
     async def metrics(self, request: Request, token: str) -> Response:
         "Return the loads, unloads and cold starts of a repository as Prometheus' text"

@@ -5,13 +5,16 @@
 # %% ../../../nbs/gateway/repository/03_archives.ipynb #imports
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 
 from .policy import Trend
 from ..models import ModelDescription
 from ...archive.config import CONFIG_DEFAULTS
 from ...archive.contents import read_config, read_model
+from ...archive.mar import Mar
 from ...archive.members import open_zip, reading
 from ...archive.rules import check_name
 from ...errors import check_whole, ToolkitError
@@ -32,6 +35,7 @@ class Archive:
     size: int = 0               # bytes of its unpacked files
     bounds: Bounds = (1, 1)
     error: ToolkitError | None = None   # of a file that is no archive
+    mar: Mar | None = None      # with the digest that was verified; None: the file's own is compared
 
 def file_stamp(path: Path) -> tuple[int, int]:
     "Return what changes with a file; (0, 0) for none"
@@ -77,6 +81,14 @@ class ArchiveFolder:
         known = self._read.get(path)
         return known if known and known.stamp == file_stamp(path) else read_archive(path)
 
+class VerifiedArchives(ArchiveFolder):
+    "Archives that were verified, and no others, whatever comes into their folder"
+    def __init__(self, mars: Sequence[Mar]):
+        super().__init__(mars[0].path.parent)
+        self._archives = {m.name: replace(read_archive(m.path), mar=m) for m in mars}
+
+    def read(self) -> dict[str, Archive]: return self._archives
+
 # %% ../../../nbs/gateway/repository/03_archives.ipynb #states
 ON_DISK, LOADING, LOADED, UNLOADING, SCALING, FAILED = (
     "on disk", "loading", "loaded", "unloading", "scaling", "failed")
@@ -87,6 +99,7 @@ class Failure:
     "Why a model was not loaded"
     error: ToolkitError
     status: int = 503       # HTTP's, for the requests that asked for it
+    until: float = inf      # time of `time.monotonic` from which another request tries again
 
     def __str__(self) -> str:
         "Return the problem, and the last line of what was found: of a traceback the error"

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging, threading, time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from math import inf
 from typing import Protocol
 
 from zztoolkit.gateway.repository.archives import (
-    Bounds, FAILED, Failure, LOADED, LOADING, ON_DISK, SCALING, StoredModel, UNLOADING,
+    ArchiveFolder, Bounds, FAILED, Failure, LOADED, LOADING, ON_DISK, SCALING, StoredModel,
+    UNLOADING,
 )
 from .counters import Counters
 from .gate import Gate
@@ -52,7 +53,7 @@ def add_uses(uses: Sequence[Mapping[str, Use]]) -> dict[str, Use]:
 # %% ../../../nbs/gateway/repository/07_loading.ipynb #gated
 class Gated(StoredModels):
     "Models with gates in front of them"
-    def __init__(self, folder: Path, budget: int, workers: Mapping[str, Bounds]):
+    def __init__(self, folder: ArchiveFolder, budget: int, workers: Mapping[str, Bounds]):
         super().__init__(folder, budget, workers)
         self.gate = Gate(self.request)          # of this process
         self.remote: list[RemoteGate] = []
@@ -95,7 +96,7 @@ class Gated(StoredModels):
 class Unloading(Gated):
     "Models that make room for others"
     def __init__(
-        self, server: Server, folder: Path, budget: int, workers: Mapping[str, Bounds],
+        self, server: Server, folder: ArchiveFolder, budget: int, workers: Mapping[str, Bounds],
     ):
         super().__init__(folder, budget, workers)
         self.server, self.counters = server, Counters(budget)
@@ -164,7 +165,7 @@ def _stopping() -> NoRoom: return NoRoom("the repository is stopping")
 class Starting(Unloading):
     "Models that are started on the server, once there is room"
     def __init__(
-        self, server: Server, folder: Path, budget: int, workers: Mapping[str, Bounds],
+        self, server: Server, folder: ArchiveFolder, budget: int, workers: Mapping[str, Bounds],
         load_timeout: float, measure: Measure,
     ):
         super().__init__(server, folder, budget, workers)
@@ -181,7 +182,7 @@ class Starting(Unloading):
 
     def _start(self, model: StoredModel):
         "Start a model on the server; one that does not start leaves nothing there"
-        deploy(self.server, model.archive.path)
+        deploy(self.server, model.archive.mar or model.archive.path)
         try:
             self.look(model)
             if model.memory > self.budget: raise self.over_budget(model, model.memory, "it takes")
@@ -205,18 +206,21 @@ class Starting(Unloading):
 class Loading(Starting):
     "Models that requests ask for"
     def __init__(
-        self, server: Server, folder: Path, budget: int, workers: Mapping[str, Bounds],
+        self, server: Server, folder: ArchiveFolder, budget: int, workers: Mapping[str, Bounds],
         load_timeout: float, at_once: int, measure: Measure,
     ):
         super().__init__(server, folder, budget, workers, load_timeout, measure)
         self._loaders = ThreadPoolExecutor(at_once, "load")
+        self.retry = inf        # seconds after which a model that did not load is tried again
 
     def request(self, name: str):
         "Load a model, unless it is loaded, loads already, or has failed and its file is the same"
         with self.lock:
             model = self.find(name)
             if model is None: return self._reject(name, _unknown(name))
-            if model.failure: return self._reject(name, model.failure)
+            if model.failure and time.monotonic() < model.failure.until:
+                return self._reject(name, model.failure)
+            if model.failure: model.state, model.failure = ON_DISK, None
             if model.state == LOADED: return self._open(model)
             if model.state == ON_DISK: return self._begin(model)
             model.is_wanted = model.state in (UNLOADING, SCALING)
@@ -242,7 +246,8 @@ class Loading(Starting):
         if not isinstance(error, ToolkitError):
             log.error("%s could not be loaded", model.name, exc_info=error)
             error = ToolkitError(f"{model.name} could not be loaded", repr(error))
-        failure = Failure(error, 507 if isinstance(error, OverBudget) else 503)
+        failure = Failure(error, 503, time.monotonic() + self.retry)
+        if isinstance(error, OverBudget): failure = Failure(error, 507)
         is_lasting = self.server.running and not isinstance(error, NoRoom)
         self.counters.failures.labels(model.name).inc()
         with self.lock:

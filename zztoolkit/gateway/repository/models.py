@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median_low
 
 from zztoolkit.gateway.repository.archives import (
@@ -33,9 +32,9 @@ def show_size(size: float) -> str:
 # %% ../../../nbs/gateway/repository/06_models.ipynb #known-models
 class KnownModels:
     "Models of a folder, by name"
-    def __init__(self, folder: Path, workers: Mapping[str, Bounds]):
-        if not folder.is_dir(): raise ToolkitError("no such folder of archives", str(folder))
-        self.folder = ArchiveFolder(folder)
+    def __init__(self, folder: ArchiveFolder, workers: Mapping[str, Bounds]):
+        if not folder.path.is_dir(): raise ToolkitError("no such folder of archives", str(folder.path))
+        self.folder = folder
         self.workers = {name: check_bounds(name, *bounds) for name, bounds in workers.items()}
         self.models: dict[str, StoredModel] = {}
         self.lock = threading.RLock()       # of all that is known of the models; held briefly
@@ -75,7 +74,7 @@ class KnownModels:
 # %% ../../../nbs/gateway/repository/06_models.ipynb #models
 class StoredModels(KnownModels):
     "Models of a folder, and a budget of bytes for those that are loaded"
-    def __init__(self, folder: Path, budget: int, workers: Mapping[str, Bounds]):
+    def __init__(self, folder: ArchiveFolder, budget: int, workers: Mapping[str, Bounds]):
         super().__init__(folder, workers)
         self.budget = budget
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from .archives import Bounds, Failure, StoredModel
+from .archives import ArchiveFolder, Bounds, Failure, StoredModel
 from .loading import log
 from .memory import Measure, model_memory
 from .models import NoRoom, show_size
@@ -91,17 +92,21 @@ class ModelRepository(Called):
     def __init__(
         self,
         server: Server,         # that runs
-        folder: str | Path,     # of archives; new and changed ones are taken as they come
+        folder: str | Path | ArchiveFolder,     # of archives; new and changed ones are taken as they come
         memory: str | int,      # for the workers of all models: "2GB", "800MiB", or bytes
         workers: Mapping[str, Bounds] = {}, # fewest and most by model; default: as configured
         load_timeout: float = 60,           # seconds that a request waits for its model
         scaling: Scaling = Scaling(),
         at_once: int = 4,                   # models that are loaded at the same time
         measure: Measure = model_memory,    # returns the bytes of a model; default: main memory
+        retry: float = inf,     # seconds after which a model that did not load is tried again; default:
+                                # only when its file has changed
     ):
         budget = memory if isinstance(memory, int) else int(parse_memory(memory) * 2**20)
+        if not isinstance(folder, ArchiveFolder): folder = ArchiveFolder(Path(folder))
         super().__init__(
-            server, Path(folder), budget, workers, load_timeout, at_once, measure, scaling)
+            server, folder, budget, workers, load_timeout, at_once, measure, scaling)
+        self.retry = retry
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from .archives import Bounds, LOADED, SCALING, StoredModel
+from .archives import ArchiveFolder, Bounds, LOADED, SCALING, StoredModel
 from .loading import Loading, log
 from .memory import Measure
 from .policy import Scaling, Trend, Use
@@ -67,7 +66,7 @@ WEIGHED_EVERY = 5.0     # seconds between two measurements of a model's memory
 class Scaled(Resizing):
     "Models whose number of workers follows their requests"
     def __init__(
-        self, server: Server, folder: Path, budget: int, workers: Mapping[str, Bounds],
+        self, server: Server, folder: ArchiveFolder, budget: int, workers: Mapping[str, Bounds],
         load_timeout: float, at_once: int, measure: Measure, scaling: Scaling,
     ):
         super().__init__(server, folder, budget, workers, load_timeout, at_once, measure)

@@ -197,6 +197,7 @@ def _run_one(
     code = _exit_code(os.waitpid(pid, 0)[1])
     with suppress(OSError): os.killpg(pid, signal.SIGKILL)      # processes that it has started
     slot.exit_code = code
+    if slot.is_ending: return code      # it was told to end
     with open(plan["exits"], "a") as f: f.write(f"{pid} {code}\n")
     return code
 

@@ -5,7 +5,7 @@
 # %% ../../../nbs/serving/mosec/06_models.ipynb #imports
 from __future__ import annotations
 
-import itertools, json, time, warnings
+import itertools, json, shutil, time, warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -80,8 +80,12 @@ class SupervisorClient:
     def stop_version(self, v: RunningVersion, seconds: float) -> bool:
         "Drain a version and end its processes; return whether every request was finished"
         self.command("stop", v.key, seconds=seconds)
-        wait_until(lambda: v.key in self._state()["drained"], seconds + 10, every=0.01)
-        return self._state()["drained"].get(v.key, False)
+        has_ended = lambda: v.key in self._state()["drained"] or not self.running
+        wait_until(has_ended, seconds + 10, every=0.01)
+        is_drained = self._state()["drained"].get(v.key, False)
+        self.command("forget", v.key)
+        shutil.rmtree(v.plan["model"], ignore_errors=True)
+        return is_drained
 
     def worker_log(self, name: str) -> list[str]:
         "Return what a model's workers have printed, one version after another"
@@ -141,11 +145,13 @@ class Models(SupervisorClient):
         self.command("scale", v.key, workers=workers)
         self.changes += 1
 
-        def is_done() -> bool:
+        def is_over() -> bool:
             state = self.state(v)
-            return state["workers"] == workers and is_complete(state, workers)
-        if wait_until(is_done, self.settings.startup_timeout): return
+            is_done = state["workers"] == workers and is_complete(state, workers)
+            return is_done or not self.running
+        if wait_until(is_over, self.settings.startup_timeout) and self.running: return
         problem = f"{name} has not {workers} ready workers after {self.settings.startup_timeout} s"
+        if not self.running: problem = "mosec has ended"
         raise ToolkitError(problem, do=f"%serve_logs {name}")
 
 # %% ../../../nbs/serving/mosec/06_models.ipynb #explain-failure

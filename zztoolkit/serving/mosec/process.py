@@ -252,9 +252,12 @@ class Supervisor:
         self.state = StateFile(folder)
 
     def obey(self, command: dict[str, Any]):
-        "Start, scale or stop a version"
+        "Start, scale or stop a version, or forget one that has stopped"
         key = command["key"]
         if command["do"] == "start": self._start(key, command["plan"])
+        if command["do"] == "forget":
+            self.drained.pop(key, None)
+            self.failed.pop(key, None)
         version = self.versions.get(key)
         if not version: return
         if command["do"] == "scale": version.scale(command["workers"])

@@ -5,7 +5,7 @@
 # %% ../../../nbs/serving/ray/08_models.ipynb #imports
 from __future__ import annotations
 
-import json, uuid, warnings
+import json, shutil, uuid, warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -129,7 +129,14 @@ class Loading(Models):
         here = {} if self.cluster else {"home": str(self.folder), "folder": str(folder)}
         plan = make_plan(mar, self.settings, **here)
         archive = str(mar.path) if self.cluster else ""
-        self.command("start", plan=asdict(plan), archive=archive)
+        try: self.command("start", plan=asdict(plan), archive=archive)
+        except BaseException:
+            self._remove_files(mar.name, mar.version)
+            raise
+
+    def _remove_files(self, name: str, version: str):
+        folder = self._unpacked.pop((name, version), None)
+        if folder: shutil.rmtree(folder, ignore_errors=True)
 
     def switch(self, name: str, version: str):
         "Send new requests to a version"
@@ -139,6 +146,7 @@ class Loading(Models):
     def retire(self, name: str, version: str, timeout: float):
         "End a version once its requests are finished, or after `timeout` seconds"
         is_drained = self.command("retire", name=name, version=version, timeout=timeout)
+        self._remove_files(name, version)
         self.changes += 1
         if is_drained: return
         problem = f"{name} version {version} still worked after {timeout:.0f} s"

@@ -100,6 +100,7 @@ limits: {cpu: "1", memory: 256Mi}
 {{- $names := list }}{{ range $v.models }}{{ $names = append $names .name }}{{ end }}
 {{- if and (ne $v.server.kind "torchserve") (ne (len $names) (len (uniq $names))) }}{{ fail (printf "models: %s serves one version of a model in a pod; a release for each, or server.kind=torchserve" $v.server.kind) }}{{ end }}
 {{- if and $v.server.memory (eq $v.server.kind "torchserve") }}{{ fail "server.memory: torchserve loads all models at the start; server.kind mosec or ray loads them on demand" }}{{ end }}
+{{- if and $v.server.memory (not $v.models) }}{{ fail "server.memory: no models to load on demand" }}{{ end }}
 {{- if and $v.auth.enabled (not $v.auth.existingSecret) }}{{ fail "auth.existingSecret: name the Secret whose key `tokens` holds one token a line (kubectl create secret generic NAME --from-file=tokens), or set auth.enabled=false behind a gateway that authenticates" }}{{ end }}
 {{- if and $v.tls.enabled (not $v.tls.existingSecret) (not $v.tls.certManager.enabled) }}{{ fail "tls.enabled: give tls.existingSecret, or tls.certManager.enabled with an issuer" }}{{ end }}
 {{- if and (has (toString $v.strategy.maxUnavailable) (list "0" "0%")) (has (toString $v.strategy.maxSurge) (list "0" "0%")) }}{{ fail "strategy: maxUnavailable and maxSurge are both 0, so no pod could ever be replaced" }}{{ end }}
