@@ -4,16 +4,22 @@ from __future__ import annotations
 import random, re, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx, numpy as np, pytest, tritonclient.grpc as grpcclient, tritonclient.http as httpclient
 
 from conftest import missing
 from support.pods import Pod, wait_until
 from support.scale import copy, SCALE
+from zztoolkit.archive.mar import open_mar
 from zztoolkit.archive.packing import pack
 from zztoolkit.archive.signing import new_key, sign
 from zztoolkit.deploy.pod_config import PodConfig
+from zztoolkit.deploy.values import check_sizes
 from zztoolkit.errors import ToolkitError
+from zztoolkit.gateway import ModelRepository
+from zztoolkit.gateway.repository.archives import VerifiedArchives
+from zztoolkit.serving.server import make_server
 
 TOKEN = "the-token-of-the-shop"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -22,20 +28,21 @@ NAMES = [f"m{i}" for i in range(8)]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
-    "Eight signed archives of 40 MB, and one whose handler does not start; the key lies above"
+    "Eight signed archives of 40 MB, and what breaks; the key lies above"
     if not Path("/usr/sbin/haproxy").exists(): missing("no haproxy: apt install haproxy")
     home = tmp_path_factory.mktemp("on_demand")
     (home / "scale.py").write_text(SCALE)
     scale = pack("scale", home / "scale.py", store=home, example="1").path
     key = new_key(home / "release")[0]
     (home / "store").mkdir()
-    for name in (*NAMES, "slow", "broken"):
+    for name in (*NAMES, "broken"):
         copy(scale, home / "store", name)
         sign(home / "store" / f"{name}.mar", key)
     return home / "store"
 
 def start(store: Path, folder: Path, *args) -> Pod:
     "A pod with memory for three or four of the models"
+    folder.mkdir(exist_ok=True)
     (folder / "tokens").write_text(TOKEN)
     given = "--server", "mosec", "--memory", "150MB", "--keys", store.parent / "release.pub"
     return Pod(folder / "log", store, *given, "--tokens", folder / "tokens", "--endpoint-wait", "1", *args)
@@ -56,10 +63,12 @@ def count(pod: Pod, metric: str, port: int = 3) -> float:
 
 def test_nothing_is_loaded_before_a_request(pod):
     "The pod is ready all the same; who has no token loads nothing either"
-    assert pod.ready and pod.workers() == []
+    assert pod.ready and pod.workers() == [] and pod.get("/livez").status_code == 200
+    assert count(pod, "zz_ready", 4) == 1 and count(pod, "zz_ready_workers", 4) == 0
+    assert pod.http.get(pod.url(0, "/v2/health/ready"), headers=BEARER).status_code == 200
     assert [ask(pod, "m0", token).status_code for token in ("", "another-token-of-the-shop")] == [401] * 2
     assert ask(pod, "absent").status_code == 404 and pod.workers() == []
-    assert count(pod, "zz_model_info", 4) == len(NAMES) + 2
+    assert count(pod, "zz_model_info", 4) == len(NAMES) + 1
 
 def test_all_models_respond_in_memory_for_some(pod):
     "In random order, by four clients; the pod is ready meanwhile"
@@ -75,6 +84,8 @@ def test_all_models_respond_in_memory_for_some(pod):
     assert [x for x in responses if x[:2] != (200, {"model": x[2]})] == []
     assert count(pod, "zz_model_unloads_total") > 0 and 0 < count(pod, "zz_ready_workers", 4) <= 4
     wait_until(lambda: count(pod, "zz_model_memory_bytes") <= count(pod, "zz_memory_budget_bytes"))
+    unpacked = [*pod.tmp.glob("zztoolkit-*/zztoolkit-*/tmp/models/*")]
+    assert 0 < len(unpacked) <= 4 and "ended: exit code" not in pod.said()      # those of unloaded models are gone
     served = re.findall(r'zz_request_seconds_count{model_name="(m\d)"}', pod.get("/metrics").text)
     assert sorted(served) == NAMES
 
@@ -91,7 +102,9 @@ def test_a_model_that_does_not_load_fails_alone(pod):
 def test_standard_clients_load_models(pod):
     "tritonclient, over HTTP and over gRPC"
     client = httpclient.InferenceServerClient(f"{pod.host}:{pod.ports[0]}", network_timeout=60)
+    for name in NAMES[:4]: ask(pod, name)       # the others are on disk then
     assert client.is_model_ready("m6", headers=dict(BEARER))
+    loads = count(pod, "zz_model_load_seconds_count")
     body = httpclient.InferInput("request", [1], "BYTES")
     body.set_data_from_numpy(np.array([b"1"], object))
     assert b"m6" in client.infer("m6", [body], headers=dict(BEARER)).as_numpy("response")[0]
@@ -100,7 +113,23 @@ def test_standard_clients_load_models(pod):
         body.set_data_from_numpy(np.array([b"1"], object))
         headers = {k.lower(): v for k, v in BEARER.items()}
         assert b"m7" in rpc.infer("m7", [body], headers=headers).as_numpy("response")[0]
+    assert count(pod, "zz_model_load_seconds_count") == loads + 2
 
+
+def test_nothing_else_is_loaded(store, pod):
+    "Neither an archive that comes into the pod's own store, nor other bytes under a verified one's name"
+    [own] = pod.tmp.glob("zztoolkit-*/store")
+    assert ask(pod, "m2").status_code == 200
+    (own / "other.mar").write_bytes((store / "m0.mar").read_bytes())
+    assert ask(pod, "other").status_code == 404
+    for name in NAMES[3:]: ask(pod, name)       # m2 is unloaded for them
+    given = (own / "m2.mar").read_bytes()
+    for file, bytes_ in (("m2.mar", (store / "broken.mar").read_bytes()), ("m2.mar.sha256", (store / "broken.mar.sha256").read_bytes())):
+        (own / file).write_bytes(bytes_)
+    r = ask(pod, "m2")
+    (own / "m2.mar").write_bytes(given)
+    assert r.status_code == 503 and "m2.mar" in r.text, r.text
+    assert ask(pod, "m3").status_code == 200
 
 @pytest.mark.slow
 def test_a_pod_drains_while_models_are_loaded(store, tmp_path):
@@ -117,13 +146,43 @@ def test_a_pod_drains_while_models_are_loaded(store, tmp_path):
             family = pod.family()
             pod.process.terminate()
             wait_until(lambda: pod.get("/readyz").status_code == 503, 2)
-            standard = pod.http.get(pod.url(0, "/v2/models/m0/ready"), headers=dict(BEARER))
+            standard = [pod.http.get(pod.url(0, path), headers=BEARER).status_code for path in ("/v2/models/m0/ready", "/v2/health/ready")]
             time.sleep(0.5)     # the endpoints look away
             over.set()
             for r in runs: r.result()
         assert {*statuses} == {200} and pod.process.wait(40) == 0
-        assert standard.status_code != 200 and "every request was answered" in pod.said()
+        assert standard == [503, 503] and "every request was answered" in pod.said()
         assert [p for p in family if p.is_running()] == [] and not [*pod.tmp.glob("zztoolkit-*")]
+
+@pytest.mark.slow
+def test_a_pod_without_requests_drains(store, tmp_path):
+    "Nothing is loaded, and it is not ready all the same"
+    with start(store, tmp_path, "--endpoint-wait", "3") as pod:
+        pod.wait_ready().process.terminate()
+        wait_until(lambda: pod.get("/readyz").status_code == 503, 2)
+        assert pod.http.get(pod.url(0, "/v2/health/ready"), headers=BEARER).status_code == 503
+        assert pod.process.wait(30) == 0
+
+@pytest.mark.slow
+def test_a_model_that_did_not_load_is_tried_again(tmp_path_factory):
+    "After a while, since the file of a pod's archive never changes; meanwhile its requests fail at once"
+    folder = tmp_path_factory.mktemp("again")
+    (folder / "again.py").write_text(SCALE.replace('if self.name == "broken"', f'from pathlib import Path; gone = Path({str(folder)!r}, "gone")\n        if gone.exists()'))
+    mar = pack("again", folder / "again.py", store=folder, example="1")
+    with make_server("mosec") as server, ModelRepository(server, VerifiedArchives([mar]), "1GB", retry=2) as repository:
+        (folder / "gone").touch()
+        with pytest.raises(ToolkitError, match="again"): repository.predict("again", "1")
+        (folder / "gone").unlink()
+        with pytest.raises(ToolkitError): repository.predict("again", "1")
+        time.sleep(2)
+        assert repository.predict("again", "1") == {"model": "again"}
+
+def test_an_archive_that_is_too_large(store):
+    "By its files alone, so that it can be told before anything is loaded"
+    mars = [open_mar(store / f"{name}.mar") for name in NAMES[:2]]
+    check_sizes(mars, "1MB")
+    with pytest.raises(ToolkitError, match="a model is larger than the memory for all models\\nm0, 3000 MB; 2GB for all"):
+        check_sizes([SimpleNamespace(name="m0", unpacked_size=3e9), *mars], "2GB")
 
 def test_an_archive_that_nobody_signed_is_rejected(store, tmp_path):
     "At the start, whether or not a request would ever ask for it"

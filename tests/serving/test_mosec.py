@@ -1,5 +1,5 @@
 "What mosec has and other servers do not: a supervisor, a front and guards. The rest is in test_conformance.py"
-import os, signal, threading
+import json, os, signal, threading, time
 
 import httpx, psutil, pytest
 
@@ -83,3 +83,38 @@ def test_a_supervisor_that_ends_meanwhile_is_an_error_at_once(tmp_path):
     with MosecServer() as server:
         threading.Timer(2, server.process.kill).start()
         with pytest.raises(ToolkitError, match="mosec has ended"): deploy(server, slow)
+
+SLOW_START = """
+import time
+from pathlib import Path
+from zztoolkit import Handler
+class Slow(Handler):
+    def initialize(self, context):
+        super().initialize(context)
+        if Path(FOLDER, "slow").exists(): time.sleep(60)
+    def preprocess(self, xs): return list(xs)
+    def inference(self, xs): return xs
+"""
+
+@pytest.mark.slow
+def test_scaling_ends_with_the_server(tmp_path):
+    "A supervisor that is killed while a worker starts: whoever waits for the worker learns it at once"
+    (tmp_path / "slow.py").write_text(SLOW_START.replace("FOLDER", repr(str(tmp_path))))
+    with MosecServer() as server:
+        deploy(server, pack("slow", tmp_path / "slow.py", store=tmp_path, example="hi"))
+        (tmp_path / "slow").touch()
+        threading.Timer(1, server.process.kill).start()
+        begin = time.monotonic()
+        with pytest.raises(ToolkitError, match="mosec has ended"): server.scale("slow", 2)
+        assert time.monotonic() - begin < 10
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_version(words):
+    "Its files, and what the supervisor noted of it"
+    with MosecServer() as server:
+        for _ in range(3):
+            deploy(server, words)
+            server.retire("words", words.version, 5)
+        assert [*(server.folder / "tmp" / "models").iterdir()] == [] and [*(server.folder / "versions").iterdir()] == []
+        empty = lambda: json.loads((server.folder / "state.json").read_text()) == {"versions": {}, "drained": {}, "failed": {}}
+        assert wait_until(empty, 5)
