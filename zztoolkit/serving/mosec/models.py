@@ -83,7 +83,7 @@ class SupervisorClient:
         has_ended = lambda: v.key in self._state()["drained"] or not self.running
         wait_until(has_ended, seconds + 10, every=0.01)
         is_drained = self._state()["drained"].get(v.key, False)
-        self.command("forget", v.key)
+        with suppress(ToolkitError): self.command("forget", v.key)
         shutil.rmtree(v.plan["model"], ignore_errors=True)
         return is_drained
 
