@@ -94,6 +94,7 @@ def test_a_model_that_does_not_load_fails_alone(pod):
     r = ask(pod, "broken")
     assert r.status_code == 503 and "no module named nowhere" in r.text
     assert ask(pod, "broken").status_code == 503 and ask(pod, "m1").status_code == 200
+    assert 'zz_model_load_failures_total{model_name="broken"} 1.0' in pod.get("/metrics", 3).text     # of an alert
     wait_until(lambda: "broken does not load" in pod.said())
     time.sleep(1)
     assert pod.said().count("broken does not load") == 1 and pod.ready
