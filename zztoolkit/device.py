@@ -32,13 +32,14 @@ class Device:
 
 # %% ../nbs/05_device.ipynb #parse-device
 def parse_device(
-    word: Any,                  # "cpu", "cuda", "cuda:1" or a `Device`
+    word: Any,                  # "cpu", "cuda", "cuda:1", a `Device` or a torch.device
     gpu_id: int | None = None,  # the GPU that the server gave this worker; a number in `word` goes first
 ) -> Device:
     "Read the name of a device. Raise `ToolkitError` for anything else"
     if isinstance(word, Device): return word
-    match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", word) if isinstance(word, str) else None
-    if not match or word.startswith("cpu:"):
+    name = str(word)
+    match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", name)
+    if not match or name.startswith("cpu:"):
         raise ToolkitError(
             "no such device",
             found=repr(word),

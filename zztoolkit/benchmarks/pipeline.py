@@ -84,6 +84,7 @@ def compare_answers(sides: Sequence[Any], work: Workload) -> dict[str, float]: #
 
 # %% ../../nbs/benchmarks/13_pipeline.ipynb #main
 CLIENTS = 8
+GENERATED = ", generated load"
 Say = Callable[[str], None]
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Turn:
     run: Callable[[Any, Sequence[bytes], int, float], list[float]]
 
     def __str__(self) -> str:
-        return self.side.name + (", generated load" if self.run is run_generator else "")
+        return self.side.name + (GENERATED if self.run is run_generator else "")
 
 def measure(
     turns: Sequence[Turn],
@@ -159,7 +160,7 @@ def main(server: str = "torchserve", say: Say = lambda s: print(s, flush=True)):
 PAIRS = {
     "services": ("pipeline", "separate services"),
     "separate": ("pipeline", "separate models"),
-    "triton": ("pipeline, generated load", "Triton, generated load")}
+    "triton": ("pipeline" + GENERATED, "Triton" + GENERATED)}
 
 def summarize(rates: Mapping[str, Sequence[float]]) -> str:
     "Return the medians of the rounds' ratios in a line"

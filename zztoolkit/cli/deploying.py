@@ -27,6 +27,13 @@ deploy_command = functools.partial(command, on=deploying)
 Folder = Annotated[Path, typer.Argument(help="that zz deploy render wrote")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n")]
 
+# %% ../../nbs/cli/08_deploying.ipynb #check-cluster
+def _check_cluster(llm: str, memory: str):
+    "Raise `ToolkitError` for what a Ray cluster of KubeRay's does not do"
+    do = "render a release without --kuberay for it"
+    if llm: raise ToolkitError("a Ray cluster serves no language model", "--kuberay with --llm", do)
+    if memory: raise ToolkitError("a Ray cluster loads all its models", "--kuberay with --memory", do)
+
 # %% ../../nbs/cli/08_deploying.ipynb #render
 @deploy_command
 def render(
@@ -67,29 +74,23 @@ def render(
         help=f"that runs the models, in pods and in their image: {name_servers()}",
     )] = "torchserve",
     memory: Annotated[str, typer.Option(
-        help="memory for the workers of all models of a pod, such as 2GB: a model is loaded when a "
-             "request asks for it; with --server mosec or ray [default: all are loaded at the start]",
+        help="memory for all workers of a pod, such as 2GB: a model is loaded when a request asks "
+             "for it; with --server mosec or ray [default: all are loaded at the start]",
     )] = "",
     llm: Annotated[str, typer.Option(
         help="NAME=FOLDER, or NAME=FILE.gguf, of a language model: its digest is computed",
     )] = "",
     kuberay: Annotated[bool, typer.Option(
         "--kuberay",
-        help="write a RayService too: a Ray cluster of several pods, which KubeRay runs",
-    )] = False,
+        help="write a RayService too: a Ray cluster of several pods, which KubeRay runs")] = False,
 ):
     "Write a container build and a Helm chart for archives"
     from zztoolkit.deploy.rendering import render as write
-    if kuberay and llm:
-        do = "a separate release for the language model"
-        raise ToolkitError("a Ray cluster serves no language model", "--kuberay with --llm", do)
-    if kuberay and memory:
-        do = "a release without --kuberay for models that are loaded on demand"
-        raise ToolkitError("a Ray cluster loads all its models", "--kuberay with --memory", do)
+    if kuberay: _check_cluster(llm, memory)
     pairs = parse_pairs(example or [], "an example", "NAME=FILE")
-    examples = {model: Path(file) for model, file in pairs.items()}
+    files = {model: Path(file) for model, file in pairs.items()}
     release = write(
-        archives or [], to, name, image, values, examples, build, package or [], models_image, keys,
+        archives or [], to, name, image, values, files, build, package or [], models_image, keys,
         lambda step: typer.echo(f"{step} …", err=True), "ray" if kuberay else server, llm, memory,
     )
     _report(release, to, kuberay)

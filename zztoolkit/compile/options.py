@@ -69,7 +69,7 @@ def _read_precisions(precision: Any, has_inputs: bool) -> tuple[str, ...]:
 
 # %% ../../nbs/compile/14_options.ipynb #read-device
 def _read_device(device: Any) -> str:
-    name = str(parse_device(str(device)))       # a torch.device, too
+    name = str(parse_device(device))
     no_gpu = no_cuda() if name != "cpu" else ""
     if no_gpu:
         raise ToolkitError(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/deploy/04a_gateway.ipynb #pod-gateway
+# %% ../../nbs/deploy/04a_gateway.ipynb #pod-gate
 def _unready(model: ModelDescription) -> ModelDescription:
     "Return a model as one that has workers, of which none is ready"
     return replace(model, ready=False, workers=max(1, model.workers))
@@ -41,6 +41,7 @@ class PodGate(PipeGate):
         self.is_draining = True
         self.repository.announce()
 
+# %% ../../nbs/deploy/04a_gateway.ipynb #pod-gateway
 class PodGateway:
     "Gateway of a pod; the proxy in front of it checks callers"
     def __init__(self, pod: PodConfig, llm: LanguageModel | None = None):

@@ -54,5 +54,5 @@ def enter_lane(service: Any):
     handler = handler_of(service)
     if not isinstance(handler, Handler): return
     limit_threads(service.context, handler.threads)
-    of_session = parse_device(str(getattr(handler.session, "device", "cpu")))
+    of_session = parse_device(getattr(handler.session, "device", "cpu"))
     use_device(handler._device if handler._device.is_cuda else of_session)

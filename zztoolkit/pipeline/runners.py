@@ -104,7 +104,7 @@ def open_model(pipeline: Pipeline, stage: Stage, folder: Path, context: Any) -> 
     "Load the model of a stage: an artifact, its folder or a model file, by the archive's name of it"
     session = _open_model(pipeline, stage, folder, context)
     if not stage.device: return session
-    is_cuda, wanted = parse_device(str(session.device)).is_cuda, parse_device(stage.device).is_cuda
+    is_cuda, wanted = parse_device(session.device).is_cuda, parse_device(stage.device).is_cuda
     if is_cuda == wanted: return session
     raise ToolkitError(
         f"stage {stage.name} cannot run its model on {stage.device}",

@@ -49,7 +49,7 @@ def load_options(
     threads: int = 1,
 ) -> LoadOptions:
     "Choose how a file is run on a device: the GPU's number, and the batch sizes to capture"
-    name = str(numbered(parse_device(str(device))))
+    name = str(numbered(parse_device(device)))
     sizes = graph_sizes(dims, outputs, name) if dims else ()
     return LoadOptions(threads, name, precision, sizes)
 

@@ -99,13 +99,11 @@ class ModelRepository(Called):
         scaling: Scaling = Scaling(),
         at_once: int = 4,                   # models that are loaded at the same time
         measure: Measure = model_memory,    # returns the bytes of a model; default: main memory
-        retry: float = inf,     # seconds after which a model that did not load is tried again; default:
-                                # only when its file has changed
+        retry: float = inf,     # seconds until a failed model is tried again; default: a change of its file
     ):
         budget = memory if isinstance(memory, int) else int(parse_memory(memory) * 2**20)
         if not isinstance(folder, ArchiveFolder): folder = ArchiveFolder(Path(folder))
-        super().__init__(
-            server, folder, budget, workers, load_timeout, at_once, measure, scaling)
+        super().__init__(server, folder, budget, workers, load_timeout, at_once, measure, scaling)
         self.retry = retry
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
